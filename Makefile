@@ -1,0 +1,36 @@
+# The commands of this repository. Cargo always builds in release mode: the dependencies are compiled once for the
+# program, the tests and the demo, and voxel work without optimisation is too slow to wait for.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build setup
+
+help: ## Show the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 12
+
+demo: build ## Build, screen a small synthetic cohort and query the result
+	@scripts/demo.sh
+
+test: setup ## Run all tests
+	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && export NEUROSIEVE_PYTHON && cargo test --release --locked
+
+check: setup ## Check format, lints, docs and dependencies
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --lib
+	scripts/one_copy.sh
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --locked check licenses bans sources; \
+	else \
+		echo 'cargo-deny is not installed: licences are not checked'; \
+	fi
+
+build: setup ## Build the program, target/release/neurosieve
+	cargo build --release --locked
+
+setup: ## Fetch libtorch into the cache folder, once
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.95 or newer with rustup' >&2; exit 1; }
+	@echo '#include <string>' | $${CXX:-c++} -x c++ -std=c++17 -fsyntax-only - || { echo 'A C++ compiler is needed for' \
+		'the libtorch bindings: install one (Debian, Ubuntu: apt install g++), or name it in CXX' >&2; exit 1; }
+	@scripts/libtorch.sh

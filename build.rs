@@ -1,0 +1,28 @@
+//! Tells the linker where the built programs will look for libtorch at run time.
+//!
+//! Two places, in this order: `../lib/neurosieve` beside the program's own folder, where a package puts the library,
+//! and the folder that this build used. Programs, tests, benches and examples then start with no `LD_LIBRARY_PATH`.
+//! The libraries that libtorch itself needs are found through the `$ORIGIN` in libtorch's own run path.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::exit;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+        println!(
+            "cargo::error=LIBTORCH is not set. Run scripts/libtorch.sh once: it fetches libtorch and tells cargo."
+        );
+        exit(1);
+    };
+    let lib = libtorch.join("lib");
+    if !lib.join("libtorch_cpu.so").exists() {
+        let lib = lib.display();
+        println!("cargo::error=LIBTORCH is set, but {lib} has no libtorch_cpu.so. Run scripts/libtorch.sh.");
+        exit(1);
+    }
+    println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/neurosieve");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
