@@ -1,0 +1,206 @@
+//! One error type for the whole crate: what went wrong, and what a caller should do about it.
+//!
+//! An error says its [`Domain`] (whose fault) and its [`Retry`] (what may help). A scan's failure
+//! additionally knows its [`Stage`]; together they become one row in the `failures` table.
+
+use std::fmt;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The scan itself is unusable: wrong magic, truncated gzip, no brain. Permanent until its
+    /// content changes. `kind` is a short stable word for grouping (`truncated`, `not_nifti`).
+    #[error("{message}")]
+    Input {
+        /// Short stable word for grouping, snake_case.
+        kind: &'static str,
+        /// What a human should know, with what to do next.
+        message: String,
+    },
+    /// An object store did not do as asked.
+    #[error("{context}: {source}")]
+    Storage {
+        /// What was being attempted.
+        context: String,
+        /// The store's own words.
+        #[source]
+        source: object_store::Error,
+    },
+    /// A Delta table could not be read or written.
+    #[error("{context}: {source}")]
+    Table {
+        /// What was being attempted.
+        context: String,
+        /// The table library's own words.
+        #[source]
+        source: Box<deltalake_core::DeltaTableError>,
+    },
+    /// The query engine refused or failed.
+    #[error("{0}")]
+    Query(#[from] datafusion::error::DataFusionError),
+    /// libtorch failed on a device.
+    #[error("{message}")]
+    Device {
+        /// What happened.
+        message: String,
+        /// True where a smaller batch may pass (out of device memory).
+        smaller: bool,
+    },
+    /// A bundle is missing, damaged or does not fit this program.
+    #[error("{0}")]
+    Model(String),
+    /// The user's configuration or command line is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// A local file could not be read or written.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being attempted.
+        context: String,
+        /// The system's own words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A defect in this program.
+    #[error("internal error: {0} (please report this)")]
+    Bug(String),
+}
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    /// The scan.
+    Input,
+    /// Object storage, tables, local files.
+    Storage,
+    /// CPU or GPU.
+    Device,
+    /// The model bundle.
+    Model,
+    /// The user's settings.
+    Config,
+    /// This program.
+    Bug,
+}
+
+/// What may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Nothing: the same call fails again.
+    Never,
+    /// The same call later.
+    Backoff,
+    /// The same call with less data at once.
+    Smaller,
+}
+
+impl Error {
+    /// An unusable scan. `kind` is a stable snake_case word for grouping.
+    pub fn input(kind: &'static str, message: impl Into<String>) -> Self {
+        Self::Input { kind, message: message.into() }
+    }
+
+    /// Wraps an object store's error with what was being attempted.
+    pub fn storage(context: impl Into<String>, source: object_store::Error) -> Self {
+        Self::Storage { context: context.into(), source }
+    }
+
+    /// Wraps a Delta table's error with what was being attempted.
+    pub fn table(context: impl Into<String>, source: deltalake_core::DeltaTableError) -> Self {
+        Self::Table { context: context.into(), source: Box::new(source) }
+    }
+
+    /// Wraps a local I/O error with what was being attempted.
+    pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Io { context: context.into(), source }
+    }
+
+    /// Whose fault it is.
+    pub fn domain(&self) -> Domain {
+        match self {
+            Self::Input { .. } => Domain::Input,
+            Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
+            Self::Device { .. } => Domain::Device,
+            Self::Model(_) => Domain::Model,
+            Self::Config(_) => Domain::Config,
+            Self::Bug(_) => Domain::Bug,
+        }
+    }
+
+    /// What may help.
+    pub fn retry(&self) -> Retry {
+        use object_store::Error as S;
+        match self {
+            Self::Device { smaller: true, .. } => Retry::Smaller,
+            Self::Storage { source, .. } => match source {
+                S::NotFound { .. }
+                | S::InvalidPath { .. }
+                | S::NotSupported { .. }
+                | S::PermissionDenied { .. }
+                | S::Unauthenticated { .. }
+                | S::UnknownConfigurationKey { .. } => Retry::Never,
+                _ => Retry::Backoff,
+            },
+            Self::Device { .. } | Self::Table { .. } | Self::Io { .. } => Retry::Backoff,
+            _ => Retry::Never,
+        }
+    }
+
+    /// A short stable word for grouping failures, snake_case.
+    pub fn kind(&self) -> &'static str {
+        use object_store::Error as S;
+        match self {
+            Self::Input { kind, .. } => kind,
+            Self::Storage { source: S::NotFound { .. }, .. } => "not_found",
+            Self::Storage { source: S::PermissionDenied { .. } | S::Unauthenticated { .. }, .. } => "permission",
+            Self::Storage { source: S::Precondition { .. }, .. } => "changed_while_reading",
+            Self::Storage { .. } => "storage",
+            Self::Table { .. } => "table",
+            Self::Query(_) => "query",
+            Self::Device { smaller: true, .. } => "out_of_device_memory",
+            Self::Device { .. } => "device",
+            Self::Model(_) => "model",
+            Self::Config(_) => "config",
+            Self::Io { .. } => "io",
+            Self::Bug(_) => "bug",
+        }
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        let message = e.to_string();
+        // The C++ stack trace that libtorch appends helps nobody who screens a cohort.
+        let message = message.split("\nException raised from").next().unwrap_or_default().to_owned();
+        let smaller = message.contains("out of memory");
+        Self::Device { message, smaller }
+    }
+}
+
+/// Where in a scan's way it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the object.
+    Fetch,
+    /// NIfTI bytes to voxels.
+    Decode,
+    /// Voxels to the model's grid.
+    Preprocess,
+    /// Tokens, restoration, anomaly map.
+    Score,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fetch => "fetch",
+            Self::Decode => "decode",
+            Self::Preprocess => "preprocess",
+            Self::Score => "score",
+        })
+    }
+}
