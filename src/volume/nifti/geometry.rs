@@ -1,0 +1,162 @@
+//! Where a NIfTI header says its voxels lie, and the quaternion that says it.
+//!
+//! The three methods and their order are the standard's (nifti1.h, "3D IMAGE (VOLUME) ORIENTATION
+//! AND LOCATION IN SPACE"), with nibabel's reading of the doubtful cases.
+
+use nifti::{NiftiHeader, Unit};
+
+use crate::error::{Error, Result};
+use crate::volume::Affine;
+
+/// How far |b, c, d| may exceed 1, or fall short of it, and still mean a half turn: nibabel's bound.
+const HALF_TURN: f64 = 3.0 * f32::EPSILON as f64;
+
+/// Voxel index to world mm (RAS+): sform, else qform, else voxel sizes alone.
+pub(super) fn affine(header: &NiftiHeader, shape: [usize; 3]) -> Result<Affine> {
+    let rows = if header.sform_code > 0 {
+        [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from))
+    } else if header.qform_code > 0 {
+        qform(header)?
+    } else {
+        centred(spacing(header)?, shape)
+    };
+    let mm = match header.xyzt_to_space() {
+        Ok(Unit::Meter) => 1000.0,
+        Ok(Unit::Micron) => 0.001,
+        _ => 1.0,
+    };
+    let affine = Affine(rows.map(|row| row.map(|v| v * mm)));
+    if affine.spacing().iter().any(|&s| !s.is_finite() || s <= 0.0) {
+        return Err(bad_spacing(affine.spacing()));
+    }
+    if affine.inverse().is_none() {
+        return Err(bad_affine("the affine is singular or not finite"));
+    }
+    Ok(affine)
+}
+
+/// Voxel sizes in the header's unit. Only asked for where the sform does not already tell them.
+fn spacing(header: &NiftiHeader) -> Result<[f64; 3]> {
+    let spacing = [1, 2, 3].map(|i| f64::from(header.pixdim[i]));
+    if spacing.iter().all(|&s| s.is_finite() && s > 0.0) { Ok(spacing) } else { Err(bad_spacing(spacing)) }
+}
+
+/// Rotation by a unit quaternion, voxel sizes, and a mirrored third axis where `pixdim[0]` is -1.
+fn qform(header: &NiftiHeader) -> Result<[[f64; 4]; 3]> {
+    let [sx, sy, sz] = spacing(header)?;
+    let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
+    let a_squared = 1.0 - (b * b + c * c + d * d);
+    let a = if a_squared.abs() < HALF_TURN { 0.0 } else { a_squared.sqrt() };
+    if !a.is_finite() {
+        return Err(bad_affine("the qform's quaternion is longer than 1"));
+    }
+    let rotation = rotation([a, b, c, d]);
+    let qfac = if header.pixdim[0] == -1.0 { -1.0 } else { 1.0 };
+    let scale = [sx, sy, sz * qfac];
+    let offset = [header.quatern_x, header.quatern_y, header.quatern_z];
+    Ok(std::array::from_fn(|r| {
+        std::array::from_fn(|col| if col < 3 { rotation[r][col] * scale[col] } else { f64::from(offset[r]) })
+    }))
+}
+
+/// No orientation given: the world's origin in the middle and x mirrored, which is nibabel's reading
+/// of the ANALYZE habit of storing images left-handed.
+fn centred(spacing: [f64; 3], shape: [usize; 3]) -> [[f64; 4]; 3] {
+    let mut rows = [[0.0; 4]; 3];
+    for (axis, row) in rows.iter_mut().enumerate() {
+        row[axis] = if axis == 0 { -spacing[axis] } else { spacing[axis] };
+        row[3] = -row[axis] * (shape[axis] as f64 - 1.0) / 2.0;
+    }
+    rows
+}
+
+/// The rotation of a quaternion (a, b, c, d) of any length but 0.
+fn rotation(q: [f64; 4]) -> [[f64; 3]; 3] {
+    let s = 2.0 / q.iter().map(|v| v * v).sum::<f64>();
+    let [a, b, c, d] = q;
+    [
+        [1.0 - s * (c * c + d * d), s * (b * c - a * d), s * (b * d + a * c)],
+        [s * (b * c + a * d), 1.0 - s * (b * b + d * d), s * (c * d - a * b)],
+        [s * (b * d - a * c), s * (c * d + a * b), 1.0 - s * (b * b + c * c)],
+    ]
+}
+
+/// A quaternion's b, c, d and the sign of the third axis (`pixdim[0]`) for `affine`, or `None` where
+/// its columns are not at right angles, which a qform cannot say.
+pub(super) fn quaternion(affine: &Affine) -> Option<([f64; 3], f64)> {
+    let spacing = affine.spacing();
+    let qfac = if affine.determinant3() < 0.0 { -1.0 } else { 1.0 };
+    let scale = [spacing[0], spacing[1], spacing[2] * qfac];
+    let r: [[f64; 3]; 3] = affine.0.map(|row| std::array::from_fn(|c| row[c] / scale[c]));
+    let dot = |i: usize, j: usize| r.iter().map(|row| row[i] * row[j]).sum::<f64>();
+    // f32 rows, as files hold them, leave about 1e-7 per element. NaN fails the comparison.
+    if ![dot(0, 1), dot(0, 2), dot(1, 2)].iter().all(|d| d.abs() < 1e-5) {
+        return None;
+    }
+    // 4 q q^T in terms of the rotation; the row with the largest diagonal is the stablest
+    // (Shepperd 1978).
+    let products = [
+        [1.0 + r[0][0] + r[1][1] + r[2][2], r[2][1] - r[1][2], r[0][2] - r[2][0], r[1][0] - r[0][1]],
+        [r[2][1] - r[1][2], 1.0 + r[0][0] - r[1][1] - r[2][2], r[1][0] + r[0][1], r[0][2] + r[2][0]],
+        [r[0][2] - r[2][0], r[1][0] + r[0][1], 1.0 - r[0][0] + r[1][1] - r[2][2], r[2][1] + r[1][2]],
+        [r[1][0] - r[0][1], r[0][2] + r[2][0], r[2][1] + r[1][2], 1.0 - r[0][0] - r[1][1] + r[2][2]],
+    ];
+    let mut best = 0;
+    for i in 1..4 {
+        if products[i][i] > products[best][best] {
+            best = i;
+        }
+    }
+    let length = 2.0 * products[best][best].sqrt();
+    let q = products[best].map(|v| v / length);
+    // a is not stored and taken as positive.
+    let sign = if q[0] < 0.0 { -1.0 } else { 1.0 };
+    Some(([q[1], q[2], q[3]].map(|v| v * sign), qfac))
+}
+
+fn bad_spacing(spacing: [f64; 3]) -> Error {
+    Error::input(
+        "spacing",
+        format!("the voxel size {spacing:?} is not three positive lengths; convert the scan again from its source"),
+    )
+}
+
+fn bad_affine(why: &str) -> Error {
+    Error::input(
+        "affine",
+        format!("{why}, so the voxels have no place in space; convert the scan again from its source"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quaternions_survive_every_kind_of_turn() {
+        // Identity, half turns about each axis (where a = 0), and a general rotation.
+        let turns = [
+            [1.0, 0.0, 0.0, 0.0],
+            [0.0, 1.0, 0.0, 0.0],
+            [0.0, 0.0, 1.0, 0.0],
+            [0.0, 0.0, 0.0, 1.0],
+            [0.8, -0.3, 0.5, 0.14],
+        ];
+        for (turn, qfac) in turns.iter().flat_map(|t| [(*t, 1.0), (*t, -1.0)]) {
+            let r = rotation(turn);
+            let affine = Affine(r.map(|row| [row[0] * 2.0, row[1] * 3.0, row[2] * 4.0 * qfac, 5.0]));
+            let ([b, c, d], got_qfac) = quaternion(&affine).expect("right angles");
+            assert_eq!(got_qfac, qfac);
+            let a = (1.0 - b * b - c * c - d * d).max(0.0).sqrt();
+            let back = rotation([a, b, c, d]);
+            let error = back.as_flattened().iter().zip(r.as_flattened()).map(|(x, y)| (x - y).abs());
+            assert!(error.fold(0.0, f64::max) < 1e-7, "{turn:?}");
+        }
+    }
+
+    #[test]
+    fn a_sheared_affine_has_no_quaternion() {
+        let sheared = Affine([[1.0, 0.1, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]);
+        assert!(quaternion(&sheared).is_none());
+    }
+}
