@@ -1,0 +1,118 @@
+//! Voxels to another grid: the 2 mm working grid of skull stripping and the model's grid in MNI space.
+//!
+//! Takes a volume in native space and gives it on a world-aligned 2 mm lattice by one trilinear interpolation.
+//! Voxels finer than the target are averaged in whole blocks first, so that 1 mm and 0.5 mm scans arrive with the
+//! sharpness and the noise of a 2 mm acquisition instead of with aliases.
+
+use rayon::prelude::*;
+
+use crate::volume::resample::{nearest, trilinear};
+use crate::volume::{Affine, Grid, Volume};
+
+/// Voxel size of the working grid and of the model's grid, in mm.
+pub const SPACING_MM: f64 = 2.0;
+
+/// The grid that every model sees: 96 x 112 x 96 voxels of 2 mm, RAS, in MNI space.
+///
+/// Voxel centres run from (-95, -128, -90) to (95, 94, 100) mm. The ICBM 2009a brain spans -72..72, -107..73 and
+/// -72..82 mm, so it lies in the middle with at least 18 mm to every side for larger heads.
+pub fn model_grid() -> Grid {
+    Grid { shape: [96, 112, 96], affine: lattice([-95.0, -128.0, -90.0]) }
+}
+
+/// Index to world of a world-aligned 2 mm lattice whose first voxel centre is `origin`.
+fn lattice(origin: [f64; 3]) -> Affine {
+    let [x, y, z] = origin;
+    Affine::from_rows([[SPACING_MM, 0.0, 0.0, x], [0.0, SPACING_MM, 0.0, y], [0.0, 0.0, SPACING_MM, z]])
+}
+
+/// The smallest and largest world coordinates of the voxel centres of `grid`, in mm.
+pub(super) fn world_box(grid: &Grid) -> [[f64; 2]; 3] {
+    let mut bounds = [[f64::INFINITY, f64::NEG_INFINITY]; 3];
+    for corner in 0..8 {
+        let index = [0, 1, 2].map(|a| if corner >> a & 1 == 1 { grid.shape[a] as f64 - 1.0 } else { 0.0 });
+        for (bound, w) in bounds.iter_mut().zip(grid.affine.apply(index)) {
+            *bound = [bound[0].min(w), bound[1].max(w)];
+        }
+    }
+    bounds
+}
+
+/// `native` on a world-aligned 2 mm RAS lattice that covers its whole field of view.
+pub(super) fn working_volume(native: &Volume) -> Volume {
+    let coarse = coarsened(native);
+    // Starting on a voxel centre keeps world-aligned 2 mm and 1 mm scans free of the blur of interpolation.
+    let bounds = world_box(&coarse.grid);
+    let shape = bounds.map(|[low, high]| ((high - low) / SPACING_MM + 1e-6).floor() as usize + 1);
+    let grid = Grid { shape, affine: lattice(bounds.map(|[low, _]| low)) };
+    trilinear(&coarse, &grid, &Affine::identity())
+}
+
+/// `native` and its `brain` mask (any grid in the same world) on the model's grid. `to_mni` takes native world mm to
+/// MNI mm. `None` where `to_mni` cannot be inverted.
+pub(super) fn to_model_grid(native: &Volume, brain: &Volume<u8>, to_mni: &Affine) -> Option<(Volume, Volume<u8>)> {
+    let from_mni = to_mni.inverse()?;
+    let grid = model_grid();
+    Some((trilinear(&coarsened(native), &grid, &from_mni), nearest(brain, &grid, &from_mni)))
+}
+
+/// Means of whole blocks of voxels, as many along each axis as fit into 2 mm; unchanged where none fit twice.
+fn coarsened(volume: &Volume) -> std::borrow::Cow<'_, Volume> {
+    use std::borrow::Cow;
+    let spacing = volume.grid.spacing();
+    let [fx, fy, fz] = spacing.map(|s| ((SPACING_MM / s + 1e-3).floor() as usize).max(1));
+    let [nx, ny, nz] = volume.grid.shape;
+    let shape @ [mx, my, mz] = [nx / fx, ny / fy, nz / fz];
+    if [fx, fy, fz] == [1, 1, 1] || [mx, my, mz].contains(&0) {
+        return Cow::Borrowed(volume);
+    }
+    let centre = [fx, fy, fz].map(|f| (f as f64 - 1.0) / 2.0);
+    let block = Affine::from_rows([
+        [fx as f64, 0.0, 0.0, centre[0]],
+        [0.0, fy as f64, 0.0, centre[1]],
+        [0.0, 0.0, fz as f64, centre[2]],
+    ]);
+    let grid = Grid { shape, affine: block.then(&volume.grid.affine) };
+    let scale = 1.0 / (fx * fy * fz) as f32;
+    let mut out = Volume::<f32>::zeros(grid);
+    out.data.par_chunks_mut(mx * my).enumerate().for_each(|(z, slab)| {
+        for dz in 0..fz {
+            for (y, row) in slab.chunks_mut(mx).enumerate() {
+                for dy in 0..fy {
+                    let start = volume.index(0, y * fy + dy, z * fz + dz);
+                    for (voxel, block) in row.iter_mut().zip(volume.data[start..start + nx].chunks_exact(fx)) {
+                        *voxel += block.iter().sum::<f32>();
+                    }
+                }
+            }
+        }
+        slab.iter_mut().for_each(|v| *v *= scale);
+    });
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_millimetre_voxels_keep_their_world_position_when_averaged() {
+        // A ramp in world x, on a flipped 1 mm grid: block means of a ramp are the ramp at the block's centre.
+        let affine = Affine::from_rows([[-1.0, 0.0, 0.0, 40.0], [0.0, 1.0, 0.0, -10.0], [0.0, 0.0, 1.0, 5.0]]);
+        let grid = Grid { shape: [80, 20, 20], affine };
+        let data = (0..grid.len()).map(|i| 40.0 - (i % 80) as f32).collect();
+        let volume = working_volume(&Volume::new(grid, data));
+        assert_eq!(volume.grid.orientation(), "RAS");
+        let [nx, ny, nz] = volume.grid.shape;
+        for x in 1..nx - 1 {
+            let world = volume.grid.affine.apply([x as f64, 0.0, 0.0])[0];
+            assert!((volume.at(x, ny / 2, nz / 2) as f64 - world).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn the_model_grid_holds_the_template_brain_with_room() {
+        let [x, y, z] = world_box(&model_grid());
+        assert_eq!([x, y, z], [[-95.0, 95.0], [-128.0, 94.0], [-90.0, 100.0]]);
+    }
+}

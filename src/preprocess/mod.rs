@@ -1,0 +1,337 @@
+//! From a scan as it came off the scanner to what the model sees.
+//!
+//! Takes one T1-weighted volume in any orientation, spacing and intensity unit, with or without skull, and gives
+//! [`Prepared`]: the brain on the model's grid ([`model_grid`]: 96 x 112 x 96 voxels of 2 mm, RAS, MNI space),
+//! intensities 0..1, 0 outside the brain, with its mask and the map from native world to MNI space.
+//!
+//! ```text
+//! native ─► 2 mm working grid ─► bare brain? ─► skull strip ─► register ─► model grid ─► normalize ─► qc
+//!           (conform)            (stripped)     (skull_strip)  (register)  (conform)     (normalize)  (qc)
+//! ```
+//!
+//! Every step is a pure function of its input and its part of [`PreprocessConfig`]. Refused as
+//! [`Error::Input`](crate::error::Error::Input), by kind: `constant` (nothing in it), `too_coarse` (voxels above
+//! 6 mm), `field_of_view` (too small for a brain, or no head at all), `no_brain` (no brain of plausible volume).
+
+mod conform;
+mod morphology;
+mod normalize;
+mod qc;
+mod register;
+mod skull_strip;
+mod stripped;
+mod surface;
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use conform::{SPACING_MM, model_grid};
+pub use normalize::NormalizeConfig;
+pub use qc::{Qc, QcConfig};
+pub use skull_strip::SkullStripConfig;
+pub use stripped::StrippedConfig;
+
+use crate::error::{Error, Result};
+use crate::volume::{Affine, Grid, Volume};
+
+/// Counted up when the same scan and settings would give another result.
+pub const VERSION: u32 = 1;
+
+/// All parameters of preprocessing; part of the recipe's fingerprint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PreprocessConfig {
+    /// Largest voxel side in mm that is still accepted.
+    pub spacing_max_mm: f64,
+    /// Smallest and largest field of view in mm along every axis that is still accepted.
+    pub field_of_view_mm: [f64; 2],
+    /// Smallest and largest volume in ml that is accepted as a brain.
+    pub brain_volume_ml: [f64; 2],
+    /// How a bare brain is recognised.
+    pub stripped: StrippedConfig,
+    /// How the brain is found in a head.
+    pub skull_strip: SkullStripConfig,
+    /// How intensities are scaled.
+    pub normalize: NormalizeConfig,
+    /// When quality flags are raised.
+    pub qc: QcConfig,
+}
+
+impl Default for PreprocessConfig {
+    fn default() -> Self {
+        Self {
+            spacing_max_mm: 6.0,
+            field_of_view_mm: [100.0, 800.0],
+            brain_volume_ml: [400.0, 2600.0],
+            stripped: StrippedConfig::default(),
+            skull_strip: SkullStripConfig::default(),
+            normalize: NormalizeConfig::default(),
+            qc: QcConfig::default(),
+        }
+    }
+}
+
+/// A scan ready for the model.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The brain on the model's grid: 0..1, 0 outside the brain.
+    pub image: Volume<f32>,
+    /// The brain mask on the model's grid: 0 or 1.
+    pub brain: Volume<u8>,
+    /// Native world mm to MNI mm.
+    pub to_mni: Affine,
+    /// The scan's own grid.
+    pub native: Grid,
+    /// Volume of the brain in ml, in native space.
+    pub brain_volume_ml: f64,
+    /// True where the skull had been removed before.
+    pub stripped_input: bool,
+    /// Quality measures and flags.
+    pub qc: Qc,
+    /// Milliseconds spent in each step, in order.
+    pub timings: Vec<(&'static str, f32)>,
+}
+
+/// The brain of one scan, in the scan's own world.
+#[derive(Debug, Clone)]
+pub struct Brain {
+    /// 1 in the brain, 0 elsewhere, on a world-aligned 2 mm RAS grid that covers the field of view.
+    pub mask: Volume<u8>,
+    /// True where the skull had been removed before.
+    pub stripped_input: bool,
+    /// True where skull stripping had to fall back on thresholds, which find less of the brain.
+    pub fallback: bool,
+}
+
+/// Finds the brain and goes no further: the first half of [`prepare`].
+///
+/// # Errors
+/// As [`prepare`].
+pub fn find_brain(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Brain> {
+    check(native, cfg)?;
+    let scan = finite(native);
+    let working = conform::working_volume(&scan);
+    locate(&scan, &working, cfg)
+}
+
+/// Preprocesses one scan. Same input and settings, same result, bit for bit.
+///
+/// # Errors
+/// [`Error::Input`](crate::error::Error::Input) where the scan is refused; see the module's first lines for the kinds.
+pub fn prepare(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Prepared> {
+    let mut timer = Timer::start();
+    check(native, cfg)?;
+    let scan = finite(native);
+    let working = conform::working_volume(&scan);
+    timer.lap("conform");
+    let found = locate(&scan, &working, cfg)?;
+    let brain_volume_ml = morphology::count(&found.mask) as f64 * found.mask.grid.voxel_ml();
+    timer.lap("skull_strip");
+    let to_mni = register::register(&found.mask);
+    timer.lap("register");
+    let (mut image, brain) = conform::to_model_grid(&scan, &found.mask, &to_mni)
+        .ok_or_else(|| Error::Bug("registration gave a singular map".into()))?;
+    timer.lap("resample");
+    let background = percentile(&mut working.data.clone(), 0.02);
+    if !normalize::normalize(&mut image, &brain, background, &cfg.normalize) {
+        return Err(Error::input(
+            "no_brain",
+            "the brain is not brighter than the background: check the scan's intensities (a mask, an inverted image?)",
+        ));
+    }
+    timer.lap("normalize");
+    let kept = morphology::count(&brain) as f64 * brain.grid.voxel_ml() * to_mni.determinant3().abs() / brain_volume_ml;
+    let qc = qc::judge(&native.grid, &working, &found, kept, &cfg.qc);
+    timer.lap("qc");
+    Ok(Prepared {
+        image,
+        brain,
+        to_mni,
+        native: native.grid,
+        brain_volume_ml,
+        stripped_input: found.stripped_input,
+        qc,
+        timings: timer.laps,
+    })
+}
+
+/// Recognises a bare brain or strips the skull, and refuses what has no brain's volume.
+fn locate(scan: &Volume, working: &Volume, cfg: &PreprocessConfig) -> Result<Brain> {
+    let stripped = stripped::stripped_brain(scan, &cfg.stripped);
+    let stripped_input = stripped.is_some();
+    let (mask, complete) = match stripped {
+        Some(mask) => (mask, true),
+        None => skull_strip::skull_strip(working, &cfg.skull_strip),
+    };
+    let ml = morphology::count(&mask) as f64 * mask.grid.voxel_ml();
+    let [least, most] = cfg.brain_volume_ml;
+    if !(least..=most).contains(&ml) {
+        return Err(Error::input(
+            "no_brain",
+            format!(
+                "found {ml:.0} ml that look like a brain, expected {least} to {most} ml: check that this is a \
+                 T1-weighted head, or strip the skull beforehand"
+            ),
+        ));
+    }
+    Ok(Brain { mask, stripped_input, fallback: !complete })
+}
+
+/// Refuses what cannot hold a brain.
+fn check(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<()> {
+    let spacing = native.grid.spacing();
+    if native.grid.is_empty() || native.grid.affine.inverse().is_none() {
+        return Err(Error::input("field_of_view", "the volume has no extent: check its shape and affine"));
+    }
+    if spacing.iter().any(|&s| s > cfg.spacing_max_mm) {
+        return Err(Error::input(
+            "too_coarse",
+            format!(
+                "voxels of {:.1} x {:.1} x {:.1} mm are coarser than {} mm: a localiser or a thick-slice scan; \
+                 leave it out, or resample it from a finer one",
+                spacing[0], spacing[1], spacing[2], cfg.spacing_max_mm
+            ),
+        ));
+    }
+    let [least, most] = cfg.field_of_view_mm;
+    let extent = [0, 1, 2].map(|a| spacing[a] * native.grid.shape[a] as f64);
+    if extent.iter().any(|e| !(least..=most).contains(e)) {
+        return Err(Error::input(
+            "field_of_view",
+            format!(
+                "a field of view of {:.0} x {:.0} x {:.0} mm is not that of a head ({least} to {most} mm): check the \
+                 voxel size in the header",
+                extent[0], extent[1], extent[2]
+            ),
+        ));
+    }
+    let first = native.data[0];
+    if native.data.iter().all(|v| *v == first || !v.is_finite()) {
+        return Err(Error::input("constant", "all voxels are the same: the scan is empty, fetch it again"));
+    }
+    Ok(())
+}
+
+/// The scan with NaN and infinite voxels set to 0.
+fn finite(native: &Volume<f32>) -> Cow<'_, Volume<f32>> {
+    if native.data.iter().all(|v| v.is_finite()) {
+        return Cow::Borrowed(native);
+    }
+    let mut clean = native.clone();
+    clean.data.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
+    Cow::Owned(clean)
+}
+
+/// The value below which the fraction `q` of `values` lies; 0 for none. Reorders `values`.
+fn percentile(values: &mut [f32], q: f64) -> f32 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    let k = ((values.len() - 1) as f64 * q).round() as usize;
+    *values.select_nth_unstable_by(k, f32::total_cmp).1
+}
+
+/// Milliseconds per step.
+struct Timer {
+    last: Instant,
+    laps: Vec<(&'static str, f32)>,
+}
+
+impl Timer {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, step: &'static str) {
+        self.laps.push((step, self.last.elapsed().as_secs_f32() * 1000.0));
+        self.last = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ellipsoid brain of 1483 ml with exact zeros around it, 1 mm voxels, axes running left, posterior, superior.
+    fn bare_brain() -> Volume {
+        let affine = Affine::from_rows([[-1.0, 0.0, 0.0, 100.0], [0.0, -1.0, 0.0, 120.0], [0.0, 0.0, 1.0, -60.0]]);
+        let grid = Grid { shape: [200, 220, 180], affine };
+        let data = (0..grid.len()).map(|i| {
+            let [x, y, z] = affine.apply([i % 200, i / 200 % 220, i / 44_000].map(|c| c as f64));
+            let r = (((x - 4.0) / 68.0).powi(2) + ((y - 10.0) / 84.0).powi(2) + ((z - 25.0) / 62.0).powi(2)).sqrt();
+            if r < 0.8 {
+                900.0
+            } else if r < 1.0 {
+                600.0
+            } else {
+                0.0
+            }
+        });
+        Volume::new(grid, data.collect())
+    }
+
+    fn kind(volume: &Volume) -> &'static str {
+        prepare(volume, &PreprocessConfig::default()).expect_err("refused").kind()
+    }
+
+    #[test]
+    fn a_bare_brain_arrives_centred_on_the_model_grid_with_its_volume() {
+        let scan = bare_brain();
+        let prepared = prepare(&scan, &PreprocessConfig::default()).expect("a brain");
+        assert!(prepared.stripped_input);
+        assert_eq!(prepared.image.grid, model_grid());
+        assert_eq!(prepared.brain.grid, model_grid());
+        assert_eq!(prepared.native, scan.grid);
+        let ellipsoid_ml = 4.0 / 3.0 * std::f64::consts::PI * 6.8 * 8.4 * 6.2;
+        assert!((prepared.brain_volume_ml / ellipsoid_ml - 1.0).abs() < 0.02, "{} ml", prepared.brain_volume_ml);
+        let centre = prepared.to_mni.apply([4.0, 10.0, 25.0]);
+        assert!([0.0, -17.0, 8.0].iter().zip(centre).all(|(want, got)| (want - got).abs() < 1.5), "{centre:?}");
+        assert!(prepared.image.data.iter().all(|v| (0.0..=1.0).contains(v)));
+        let outside = prepared.image.data.iter().zip(&prepared.brain.data).filter(|&(_, &b)| b == 0);
+        assert!(outside.map(|(v, _)| v).all(|&v| v == 0.0));
+        assert_eq!(prepared.qc.flags, Vec::<&str>::new());
+        assert!(find_brain(&scan, &PreprocessConfig::default()).expect("a brain").stripped_input);
+    }
+
+    #[test]
+    fn storage_order_and_missing_values_do_not_change_the_result() {
+        let mut scan = bare_brain();
+        let cfg = PreprocessConfig::default();
+        let first = prepare(&scan, &cfg).expect("a brain");
+        let flipped = prepare(&scan.reoriented_ras(), &cfg).expect("a brain");
+        assert!(first.brain == flipped.brain, "flipping the storage order changed the brain");
+        scan.data[0] = f32::NAN;
+        scan.data[1] = f32::INFINITY;
+        assert!(prepare(&scan, &cfg).expect("a brain").image == first.image, "missing values in air changed the image");
+    }
+
+    #[test]
+    fn what_cannot_hold_a_brain_is_refused_by_kind() {
+        let scan = bare_brain();
+        let rescaled = |factor: f64| {
+            let mut grid = scan.grid;
+            grid.affine.0.iter_mut().for_each(|row| row[..3].iter_mut().for_each(|v| *v *= factor));
+            Volume::new(grid, scan.data.clone())
+        };
+        assert_eq!(kind(&Volume::zeros(scan.grid)), "constant");
+        assert_eq!(kind(&Volume::new(scan.grid, vec![f32::NAN; scan.grid.len()])), "constant");
+        assert_eq!(kind(&rescaled(7.0)), "too_coarse");
+        assert_eq!(kind(&rescaled(0.3)), "field_of_view");
+        assert_eq!(kind(&rescaled(5.0)), "field_of_view");
+        assert_eq!(kind(&rescaled(0.6)), "no_brain");
+        let mut flat = scan.clone();
+        flat.grid.affine.0[2] = [0.0; 4];
+        assert_eq!(kind(&flat), "field_of_view");
+    }
+
+    #[test]
+    fn settings_survive_toml_and_unknown_keys_are_refused() {
+        let cfg = PreprocessConfig::default();
+        let text = toml::to_string(&cfg).expect("TOML");
+        assert_eq!(toml::from_str::<PreprocessConfig>(&text).expect("settings"), cfg);
+        assert_eq!(toml::from_str::<PreprocessConfig>("").expect("settings"), cfg);
+        assert!(toml::from_str::<PreprocessConfig>("[skull_strip]\nfractional = 0.5").is_err());
+    }
+}

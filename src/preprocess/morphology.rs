@@ -1,0 +1,188 @@
+//! Binary morphology on masks: the few operations that the other steps share.
+//!
+//! A mask is a [`Volume<u8>`] of 0 and 1. Neighbours are the six that share a face; one step of erosion or
+//! dilation therefore moves the border by one voxel along the axes. Outside the grid counts as background.
+
+use rayon::prelude::*;
+
+use crate::volume::Volume;
+
+/// Calls `visit` with the index of every face neighbour of voxel `i`.
+fn for_neighbours(shape: [usize; 3], i: usize, mut visit: impl FnMut(usize)) {
+    let [nx, ny, nz] = shape;
+    let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
+    if x > 0 {
+        visit(i - 1);
+    }
+    if x + 1 < nx {
+        visit(i + 1);
+    }
+    if y > 0 {
+        visit(i - nx);
+    }
+    if y + 1 < ny {
+        visit(i + nx);
+    }
+    if z > 0 {
+        visit(i - nx * ny);
+    }
+    if z + 1 < nz {
+        visit(i + nx * ny);
+    }
+}
+
+/// Dilates by `steps` voxels.
+pub(super) fn dilate(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
+    let mut out = mask.clone();
+    for _ in 0..steps {
+        out = dilate_once(&out);
+    }
+    out
+}
+
+/// One step, a row of voxels at a time: the union with the four neighbouring rows and with itself shifted by one.
+fn dilate_once(mask: &Volume<u8>) -> Volume<u8> {
+    let [nx, ny, nz] = mask.grid.shape;
+    let row = |y: usize, z: usize| &mask.data[nx * (y + ny * z)..nx * (y + ny * z + 1)];
+    let mut out = mask.clone();
+    out.data.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
+        for (y, target) in slab.chunks_mut(nx).enumerate() {
+            let mut unite = |source: &[u8]| target.iter_mut().zip(source).for_each(|(t, s)| *t |= s);
+            let own = row(y, z);
+            unite(&own[1..]);
+            if y > 0 {
+                unite(row(y - 1, z));
+            }
+            if y + 1 < ny {
+                unite(row(y + 1, z));
+            }
+            if z > 0 {
+                unite(row(y, z - 1));
+            }
+            if z + 1 < nz {
+                unite(row(y, z + 1));
+            }
+            target[1..].iter_mut().zip(own).for_each(|(t, s)| *t |= s);
+        }
+    });
+    out
+}
+
+/// Erodes by `steps` voxels. Mask voxels at the border of the grid are not eroded from outside.
+pub(super) fn erode(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
+    let mut inverse = mask.clone();
+    inverse.data.iter_mut().for_each(|v| *v ^= 1);
+    let mut out = dilate(&inverse, steps);
+    out.data.iter_mut().for_each(|v| *v ^= 1);
+    out
+}
+
+/// Erosion then dilation: removes what is thinner than `2 * steps` voxels.
+pub(super) fn open(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
+    dilate(&erode(mask, steps), steps)
+}
+
+/// Dilation then erosion: closes gaps thinner than `2 * steps` voxels.
+pub(super) fn close(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
+    erode(&dilate(mask, steps), steps)
+}
+
+/// Keeps the largest face-connected component; empty stays empty.
+pub(super) fn largest_component(mask: &Volume<u8>) -> Volume<u8> {
+    let shape = mask.grid.shape;
+    let mut label = vec![0u32; mask.data.len()];
+    let (mut best, mut best_size, mut current) = (0u32, 0usize, 0u32);
+    let mut stack = Vec::new();
+    for start in 0..label.len() {
+        if mask.data[start] == 0 || label[start] != 0 {
+            continue;
+        }
+        current += 1;
+        let mut size = 0;
+        label[start] = current;
+        stack.push(start);
+        while let Some(i) = stack.pop() {
+            size += 1;
+            for_neighbours(shape, i, |j| {
+                if mask.data[j] != 0 && label[j] == 0 {
+                    label[j] = current;
+                    stack.push(j);
+                }
+            });
+        }
+        if size > best_size {
+            (best, best_size) = (current, size);
+        }
+    }
+    Volume { grid: mask.grid, data: label.iter().map(|&l| u8::from(l != 0 && l == best)).collect() }
+}
+
+/// Fills background that has no face-connected way to the border of the grid.
+pub(super) fn fill_holes(mask: &Volume<u8>) -> Volume<u8> {
+    let shape @ [nx, ny, nz] = mask.grid.shape;
+    let mut outside = vec![false; mask.data.len()];
+    let mut stack: Vec<usize> = Vec::new();
+    for (i, seen) in outside.iter_mut().enumerate() {
+        let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
+        let border = x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz;
+        if border && mask.data[i] == 0 {
+            *seen = true;
+            stack.push(i);
+        }
+    }
+    while let Some(i) = stack.pop() {
+        for_neighbours(shape, i, |j| {
+            if mask.data[j] == 0 && !outside[j] {
+                outside[j] = true;
+                stack.push(j);
+            }
+        });
+    }
+    Volume { grid: mask.grid, data: outside.iter().map(|&o| u8::from(!o)).collect() }
+}
+
+/// Voxels of the mask.
+pub(super) fn count(mask: &Volume<u8>) -> usize {
+    mask.data.iter().filter(|&&v| v != 0).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::{Affine, Grid};
+
+    fn mask(shape: [usize; 3], inside: impl Fn([i32; 3]) -> bool) -> Volume<u8> {
+        let mut m = Volume::zeros(Grid { shape, affine: Affine::identity() });
+        for (i, v) in m.data.iter_mut().enumerate() {
+            let p = [i % shape[0], i / shape[0] % shape[1], i / (shape[0] * shape[1])].map(|c| c as i32);
+            *v = u8::from(inside(p));
+        }
+        m
+    }
+
+    #[test]
+    fn one_step_of_dilation_makes_a_voxel_an_octahedron_and_erosion_undoes_it() {
+        let dot = mask([9, 9, 9], |p| p == [4, 4, 4]);
+        // 1 + 6 + 18 lattice points lie within L1 distance 2 of the centre.
+        assert_eq!(count(&dilate(&dot, 1)), 7);
+        assert_eq!(count(&dilate(&dot, 2)), 25);
+        assert_eq!(erode(&dilate(&dot, 2), 2), dot);
+    }
+
+    #[test]
+    fn the_largest_component_wins_and_its_cavity_is_filled() {
+        let shell = |p: [i32; 3]| p.iter().all(|&c| (1..=7).contains(&c)) && !p.iter().all(|&c| (3..=5).contains(&c));
+        let m = mask([12, 12, 12], |p| shell(p) || p == [10, 10, 10]);
+        let kept = fill_holes(&largest_component(&m));
+        assert_eq!(kept, mask([12, 12, 12], |p| p.iter().all(|&c| (1..=7).contains(&c))));
+    }
+
+    #[test]
+    fn opening_removes_a_thin_bridge() {
+        let m = mask([20, 8, 8], |[x, y, z]| {
+            let in_box = (1..=6).contains(&y) && (1..=6).contains(&z);
+            in_box && !(8..12).contains(&x) || y == 3 && z == 3
+        });
+        assert!(count(&largest_component(&open(&m, 1))) < count(&m) / 2 + 10);
+    }
+}

@@ -1,0 +1,85 @@
+//! Preprocessing of real scans: whole heads with a reference mask, and brains without skull.
+//!
+//! The scans are those of the folder that `NEUROSIEVE_SHARED` names (`../shared` beside the checkout by default);
+//! without it the tests print a line and pass. Dice values are against the masks that come with the data.
+
+use std::path::{Path, PathBuf};
+
+use neurosieve::preprocess::{PreprocessConfig, find_brain, model_grid, prepare};
+use neurosieve::volume::resample::nearest;
+use neurosieve::volume::{Affine, Volume, nifti};
+
+/// The data folder, or a printed line.
+fn data(what: &str) -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let shared = std::env::var_os("NEUROSIEVE_SHARED").map_or_else(beside, PathBuf::from);
+    let folder = shared.join("data").join(what);
+    if !folder.is_dir() {
+        println!("skipped: no data/{what} in NEUROSIEVE_SHARED");
+        return None;
+    }
+    Some(folder)
+}
+
+fn read(path: &Path) -> Volume {
+    let bytes = std::fs::read(path).expect("the data folder is complete");
+    nifti::decode(&bytes, 1 << 30).expect("a readable scan").volume
+}
+
+fn scan(folder: &Path, subject: &str) -> Volume {
+    read(&folder.join(subject).join("anat").join(format!("{subject}_T1w.nii.gz")))
+}
+
+fn dice(a: &Volume<u8>, b: &Volume) -> f64 {
+    let both = a.data.iter().zip(&b.data).filter(|&(&a, &b)| a != 0 && b > 0.0).count();
+    let sum = a.data.iter().filter(|&&v| v != 0).count() + b.data.iter().filter(|&&v| v > 0.0).count();
+    2.0 * both as f64 / sum as f64
+}
+
+#[test]
+fn the_brain_of_whole_heads_agrees_with_the_reference_masks() {
+    let Some(folder) = data("healthy-t1") else { return };
+    let cfg = PreprocessConfig::default();
+    let mut sum = 0.0;
+    let subjects = ["sub-ixi014", "sub-ixi148", "sub-ixi334", "sub-ixi439"];
+    for subject in subjects {
+        let native = scan(&folder, subject);
+        let mask = folder.join("derivatives/brainmask").join(subject).join("anat");
+        let mask = read(&mask.join(format!("{subject}_space-orig_desc-brain_mask.nii.gz")));
+        let found = find_brain(&native, &cfg).expect("a head holds a brain");
+        assert!(!found.stripped_input, "{subject} has its skull");
+        let dice = dice(&nearest(&found.mask, &mask.grid, &Affine::identity()), &mask);
+        assert!(dice > 0.93, "{subject}: Dice {dice:.3}");
+        sum += dice;
+    }
+    let mean = sum / subjects.len() as f64;
+    assert!(mean > 0.955, "mean Dice {mean:.3}");
+}
+
+#[test]
+fn brains_without_skull_are_taken_as_they_are() {
+    let cfg = PreprocessConfig::default();
+    let healthy = data("healthy-t1").map(|f| (f, ["sub-ds02", "sub-ds03", "sub-ds30", "sub-ds72"].as_slice()));
+    let lesioned = data("ms26").map(|f| (f, ["sub-ms26"].as_slice()));
+    for (folder, subjects) in healthy.into_iter().chain(lesioned) {
+        for subject in subjects {
+            let prepared = prepare(&scan(&folder, subject), &cfg).expect("a brain");
+            assert!(prepared.stripped_input, "{subject} has no skull");
+            assert_eq!(prepared.image.grid, model_grid());
+            assert_eq!(prepared.qc.flags, Vec::<&str>::new(), "{subject}");
+        }
+    }
+}
+
+#[test]
+fn a_head_whose_air_was_set_to_zero_still_is_a_head() {
+    let Some(folder) = data("healthy-t1") else { return };
+    let mut native = scan(&folder, "sub-ixi014");
+    let mut sorted = native.data.clone();
+    sorted.sort_by(f32::total_cmp);
+    let level = 0.1 * sorted[sorted.len() * 98 / 100];
+    native.data.iter_mut().filter(|v| **v < level).for_each(|v| *v = 0.0);
+    let prepared = prepare(&native, &PreprocessConfig::default()).expect("a brain");
+    assert!(!prepared.stripped_input);
+    assert_eq!(prepared.qc.snr, None, "cleaned air tells nothing about noise");
+}
