@@ -1,0 +1,150 @@
+//! `neurosieve cohort`: shows what a cohort holds, before anything is screened.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+
+use crate::cohort::{self, Selection, report};
+use crate::error::{Error, Result};
+
+/// Show which scans of a cohort would be screened, which not, and why
+///
+/// Lists names and sizes only; no image is read and nothing is written. Use it to find the right selection, then
+/// put the same settings into the pipeline file.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:
+  neurosieve cohort s3://bucket/ukb                         T1w scans of a BIDS dataset
+  neurosieve cohort ./ixi --where split=val --where split=test
+  neurosieve cohort gs://bucket/old --include 'site-3/**' --json | jq .n_selected
+
+Credentials come from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_SKIP_SIGNATURE=true for
+a public bucket), GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
+AWS_ENDPOINT_URL points s3:// at MinIO, Ceph and the like.")]
+pub struct CohortArgs {
+    /// Where the scans are: s3://, gs://, az://, https:// (WebDAV), file:// or a folder
+    pub url: String,
+
+    /// The cohort's name, the first part of every scan id [default: the last part of the address]
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// A BIDS suffix to take; repeat for more
+    #[arg(long, value_name = "SUFFIX", default_value = "T1w")]
+    pub suffix: Vec<String>,
+
+    /// Take images of every suffix
+    #[arg(long, conflicts_with = "suffix")]
+    pub any_suffix: bool,
+
+    /// A subject to take, `01` or `sub-01`; repeat for more
+    #[arg(long, value_name = "LABEL")]
+    pub subject: Vec<String>,
+
+    /// A session to take, `a` or `ses-a`; repeat for more
+    #[arg(long, value_name = "LABEL")]
+    pub session: Vec<String>,
+
+    /// Take only paths below the root that match this glob; repeat for more
+    ///
+    /// `*` stays inside a folder, `**` does not: `sub-1*/**`. A pattern without `/` looks at file names alone:
+    /// `*_acq-mprage_*`. Quote it, or the shell expands it.
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+
+    /// Leave out paths that match this glob; repeat for more. It wins over --include
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+
+    /// Take only subjects with this value in a column of participants.tsv
+    ///
+    /// Repeat it for more values of a column (any of them fits) or for more columns (all of them must fit). `n/a`
+    /// stands for an unknown value.
+    #[arg(long = "where", value_name = "COLUMN=VALUE", value_parser = column_value)]
+    pub participants: Vec<(String, String)>,
+
+    /// Also take images below derivatives/, which pipelines made
+    #[arg(long)]
+    pub derivatives: bool,
+
+    /// Take at most so many scans, the first by path
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+
+    /// How many selected scans to show
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "json")]
+    pub rows: usize,
+
+    /// Print everything as JSON, every scan and every image left out
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CohortArgs {
+    /// Lists the cohort and prints what it holds.
+    pub async fn run(self) -> Result<()> {
+        let location = cohort::open(&self.url)?;
+        let mut participants = BTreeMap::<String, Vec<String>>::new();
+        for (column, value) in self.participants {
+            participants.entry(column).or_default().push(value);
+        }
+        let selection = Selection {
+            suffixes: if self.any_suffix { Vec::new() } else { self.suffix },
+            subjects: self.subject,
+            sessions: self.session,
+            include: self.include,
+            exclude: self.exclude,
+            participants,
+            derivatives: self.derivatives,
+            limit: self.limit,
+        };
+        let name = self.name.as_deref().unwrap_or(location.name());
+        let listing = cohort::list(&location, name, &selection).await?;
+        let text = if self.json {
+            format!("{:#}\n", report::to_json(&listing))
+        } else {
+            report::describe(&listing, self.rows)
+        };
+        match std::io::stdout().write_all(text.as_bytes()) {
+            // The reader has seen enough: `| head`.
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(|e| Error::io("cannot print the cohort", e)),
+        }
+    }
+}
+
+fn column_value(given: &str) -> Result<(String, String), String> {
+    let pair = given.split_once('=').filter(|(column, _)| !column.is_empty());
+    pair.map(|(column, value)| (column.to_owned(), value.to_owned()))
+        .ok_or_else(|| "write it as COLUMN=VALUE, such as split=val".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CohortArgs,
+    }
+
+    fn parse(line: &[&str]) -> Result<CohortArgs, clap::Error> {
+        Line::try_parse_from([&["cohort"], line].concat()).map(|line| line.args)
+    }
+
+    #[test]
+    fn t1w_unless_told_otherwise() {
+        assert_eq!(parse(&["ukb"]).unwrap().suffix, ["T1w"]);
+        assert_eq!(parse(&["ukb", "--suffix", "FLAIR", "--suffix", "T2w"]).unwrap().suffix, ["FLAIR", "T2w"]);
+        assert!(parse(&["ukb", "--any-suffix"]).unwrap().any_suffix);
+        assert!(parse(&["ukb", "--any-suffix", "--suffix", "T2w"]).is_err());
+    }
+
+    #[test]
+    fn a_filter_is_a_column_and_a_value() {
+        let args = parse(&["ukb", "--where", "split=val", "--where", "note=a=b"]).unwrap();
+        assert_eq!(args.participants, [("split".into(), "val".into()), ("note".into(), "a=b".into())]);
+        assert!(parse(&["ukb", "--where", "split"]).is_err());
+    }
+}

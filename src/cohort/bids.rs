@@ -1,0 +1,161 @@
+//! What a path says about a scan, by the Brain Imaging Data Structure (BIDS).
+//!
+//! Takes a path relative to a dataset's root, `/` separated; gives [`Entities`]: subject, session, suffix and so
+//! on. Pure text, no file is opened, and every text is accepted: a name that follows no rule has no entities.
+//! Rules: <https://bids-specification.readthedocs.io/en/stable/common-principles.html#filenames>.
+
+/// The entities that a path carries. Labels are as written, without their key: `sub-01` gives `01`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entities {
+    /// `sub-`, from the file name, else from a folder.
+    pub subject: Option<String>,
+    /// `ses-`, from the file name, else from a folder.
+    pub session: Option<String>,
+    /// `acq-`: how the image was acquired.
+    pub acquisition: Option<String>,
+    /// `ce-`: the contrast agent.
+    pub contrast: Option<String>,
+    /// `rec-`: the reconstruction.
+    pub reconstruction: Option<String>,
+    /// `run-`: the repetition.
+    pub run: Option<String>,
+    /// The kind of image: `T1w`, `FLAIR`. Only a name that starts with `sub-` has one.
+    pub suffix: Option<String>,
+    /// The folder that holds the file: `anat`, `dwi`.
+    pub datatype: Option<String>,
+    /// True below a folder `derivatives`: made by a pipeline, not by a scanner.
+    pub derivative: bool,
+    /// True below a folder `sourcedata`: kept by the dataset, not part of it.
+    pub source_data: bool,
+}
+
+/// The folders that the specification calls data types.
+const DATATYPES: [&str; 11] = ["anat", "beh", "dwi", "eeg", "fmap", "func", "ieeg", "meg", "micr", "perf", "pet"];
+
+/// Reads the entities of a path that is relative to the dataset's root.
+pub fn entities(uri: &str) -> Entities {
+    let (folders, file) = uri.rsplit_once('/').unwrap_or(("", uri));
+    let folders: Vec<&str> = folders.split('/').collect();
+    let name = Name::parse(stem(file));
+    let folder = |key: &str| folders.iter().rev().find_map(|f| f.strip_prefix(key)?.strip_prefix('-'));
+    let label = |key: &str| name.label(key).map(str::to_owned);
+    Entities {
+        subject: label("sub").or_else(|| folder("sub").map(str::to_owned)),
+        session: label("ses").or_else(|| folder("ses").map(str::to_owned)),
+        acquisition: label("acq"),
+        contrast: label("ce"),
+        reconstruction: label("rec"),
+        run: label("run"),
+        suffix: name.label("sub").and(name.suffix).map(str::to_owned),
+        datatype: folders.last().filter(|f| DATATYPES.contains(f)).map(|f| (*f).to_owned()),
+        derivative: folders.contains(&"derivatives"),
+        source_data: folders.contains(&"sourcedata"),
+    }
+}
+
+/// A path or file name without `.nii`, `.nii.gz` or `.json`, whatever their case.
+pub fn stem(name: &str) -> &str {
+    without_extension(name, ".nii.gz")
+        .or_else(|| without_extension(name, ".nii"))
+        .or_else(|| without_extension(name, ".json"))
+        .unwrap_or(name)
+}
+
+/// True for `.nii` and `.nii.gz`, whatever their case.
+pub fn is_image(name: &str) -> bool {
+    without_extension(name, ".nii.gz").or_else(|| without_extension(name, ".nii")).is_some()
+}
+
+/// `name` without `extension` (ASCII, lower case), or `None` where it ends otherwise.
+pub fn without_extension<'a>(name: &'a str, extension: &str) -> Option<&'a str> {
+    let at = name.len().checked_sub(extension.len())?;
+    name.get(at..).filter(|end| end.eq_ignore_ascii_case(extension)).map(|_| &name[..at])
+}
+
+/// A file name taken apart: `key-label` pairs between `_`, then a suffix.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Name<'a> {
+    pairs: Vec<(&'a str, &'a str)>,
+    suffix: Option<&'a str>,
+}
+
+impl<'a> Name<'a> {
+    /// Takes a file name without its extension apart. A part that is no pair and not last is passed over.
+    pub(super) fn parse(stem: &'a str) -> Self {
+        let pair = |part: &'a str| part.split_once('-').filter(|(key, label)| !key.is_empty() && !label.is_empty());
+        let suffix = stem.rsplit('_').next().filter(|last| !last.is_empty() && !last.contains('-'));
+        Self { pairs: stem.split('_').filter_map(pair).collect(), suffix }
+    }
+
+    /// The label of an entity: `01` for `sub`.
+    pub(super) fn label(&self, key: &str) -> Option<&'a str> {
+        self.pairs.iter().find(|(k, _)| *k == key).map(|(_, label)| *label)
+    }
+
+    /// True where metadata under this name holds for `image` by the inheritance principle: the same suffix, and
+    /// no entity that the image lacks.
+    pub(super) fn applies_to(&self, image: &Name<'_>) -> bool {
+        self.suffix.is_some() && self.suffix == image.suffix && self.pairs.iter().all(|pair| image.pairs.contains(pair))
+    }
+
+    /// How many entities the name has: of two that apply, more is nearer.
+    pub(super) fn n_entities(&self) -> usize {
+        self.pairs.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    /// File names of the specification's chapters on common principles, MRI and derivatives.
+    #[test]
+    fn examples_of_the_specification() {
+        let e = entities("sub-control01/anat/sub-control01_T1w.nii.gz");
+        assert_eq!((e.subject, e.suffix, e.datatype), (some("control01"), some("T1w"), some("anat")));
+        let e = entities("sub-01/ses-test/anat/sub-01_ses-test_acq-highres_ce-gad_rec-norm_run-2_T1w.nii.gz");
+        assert_eq!(
+            e,
+            Entities {
+                subject: some("01"),
+                session: some("test"),
+                acquisition: some("highres"),
+                contrast: some("gad"),
+                reconstruction: some("norm"),
+                run: some("2"),
+                suffix: some("T1w"),
+                datatype: some("anat"),
+                derivative: false,
+                source_data: false,
+            }
+        );
+        let e = entities("sub-01/func/sub-01_task-rest_run-01_bold.nii.gz");
+        assert_eq!((e.run, e.suffix, e.datatype), (some("01"), some("bold"), some("func")));
+        let e = entities("derivatives/fmriprep/sub-001/anat/sub-001_space-MNI305_T1w.nii.gz");
+        assert!(e.derivative);
+        assert_eq!((e.subject, e.suffix), (some("001"), some("T1w")));
+        assert!(entities("sourcedata/sub-01/anat/sub-01_T1w.nii.gz").source_data);
+    }
+
+    #[test]
+    fn names_outside_the_rules_have_no_suffix() {
+        for uri in ["IXI002-Guys-0828-T1.nii.gz", "avg152T1_LR_nifti.nii.gz", "T1w.nii.gz", "sub-01.nii.gz", "ä/é.nii"]
+        {
+            assert_eq!(entities(uri).suffix, None, "{uri}");
+        }
+        assert_eq!(entities("sub-01/ses-b/anat/scan.nii.gz").subject, some("01"));
+        assert_eq!(entities("sub-01/ses-b/anat/scan.nii.gz").session, some("b"));
+        assert!(!entities("derivatives_of_mine/x.nii").derivative);
+    }
+
+    #[test]
+    fn extensions_of_any_case_and_names_shorter_than_one() {
+        assert!(is_image("A.NII.GZ") && is_image("a.nii") && is_image("ä.nii"));
+        assert!(!is_image("a.nii.bz2") && !is_image("ü") && !is_image("") && !is_image("a.img"));
+        assert_eq!(stem("sub-01_desc-1.5mm_T1w.nii.gz"), "sub-01_desc-1.5mm_T1w");
+    }
+}

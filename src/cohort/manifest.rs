@@ -1,0 +1,216 @@
+//! The manifest: the list of scans to screen as one Arrow record batch, the leaf of every screening plan.
+//!
+//! | column | type | meaning |
+//! |---|---|---|
+//! | `scan_id` | Utf8 | the scan's name in every table, unique in the cohort |
+//! | `uri` | Utf8 | path below the cohort's root, `/` separated |
+//! | `content_id` | Utf8 | changes when the object does: see [`content_id`] |
+//! | `size_bytes` | Int64 | size of the object |
+//! | `etag` | Utf8? | the store's version tag |
+//! | `last_modified` | Timestamp(us, UTC) | when the object was last written |
+//! | `cohort` | Utf8 | the cohort's name |
+//! | `subject`, `session`, `acquisition`, `run`, `suffix` | Utf8? | BIDS entities, without their key |
+//! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
+//!
+//! Refuses a batch that lacks a column, has another type in it, or a null where none may be.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use chrono::{DateTime, SubsecRound, Utc};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// One scan of a cohort: one row of the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanEntry {
+    /// The scan's name in every table, unique in the cohort: `{cohort}/{file stem}` where the file is named by
+    /// the BIDS rules, else `{cohort}/{path without extension}`.
+    pub scan_id: String,
+    /// Path below the cohort's root, `/` separated.
+    pub uri: String,
+    /// Changes when the object does: see [`content_id`].
+    pub content_id: String,
+    /// Size of the object in bytes.
+    pub size_bytes: i64,
+    /// The store's version tag.
+    pub etag: Option<String>,
+    /// When the object was last written, to the microsecond.
+    pub last_modified: DateTime<Utc>,
+    /// The cohort's name.
+    pub cohort: String,
+    /// BIDS `sub-`.
+    pub subject: Option<String>,
+    /// BIDS `ses-`.
+    pub session: Option<String>,
+    /// BIDS `acq-`.
+    pub acquisition: Option<String>,
+    /// BIDS `run-`.
+    pub run: Option<String>,
+    /// BIDS suffix.
+    pub suffix: Option<String>,
+    /// The JSON file that describes the image, below the root.
+    pub sidecar_uri: Option<String>,
+}
+
+/// The manifest's schema.
+pub fn schema() -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    let maybe = |name: &str| Field::new(name, DataType::Utf8, true);
+    let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    Arc::new(Schema::new(vec![
+        text("scan_id"),
+        text("uri"),
+        text("content_id"),
+        Field::new("size_bytes", DataType::Int64, false),
+        maybe("etag"),
+        Field::new("last_modified", time, false),
+        text("cohort"),
+        maybe("subject"),
+        maybe("session"),
+        maybe("acquisition"),
+        maybe("run"),
+        maybe("suffix"),
+        maybe("sidecar_uri"),
+    ]))
+}
+
+/// Scans to a record batch of [`schema`], in the same order.
+pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
+    let text =
+        |of: fn(&ScanEntry) -> &String| -> ArrayRef { Arc::new(StringArray::from_iter_values(scans.iter().map(of))) };
+    let maybe = |of: fn(&ScanEntry) -> &Option<String>| -> ArrayRef {
+        Arc::new(scans.iter().map(|scan| of(scan).as_deref()).collect::<StringArray>())
+    };
+    let times = TimestampMicrosecondArray::from_iter_values(scans.iter().map(|s| s.last_modified.timestamp_micros()));
+    let columns: Vec<ArrayRef> = vec![
+        text(|s| &s.scan_id),
+        text(|s| &s.uri),
+        text(|s| &s.content_id),
+        Arc::new(Int64Array::from_iter_values(scans.iter().map(|s| s.size_bytes))),
+        maybe(|s| &s.etag),
+        Arc::new(times.with_timezone("UTC")),
+        text(|s| &s.cohort),
+        maybe(|s| &s.subject),
+        maybe(|s| &s.session),
+        maybe(|s| &s.acquisition),
+        maybe(|s| &s.run),
+        maybe(|s| &s.suffix),
+        maybe(|s| &s.sidecar_uri),
+    ];
+    RecordBatch::try_new(schema(), columns)
+        .map_err(|e| Error::Bug(format!("the manifest does not fit its schema: {e}")))
+}
+
+/// A record batch with the columns of [`schema`], in any order, back to scans.
+pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
+    let (scan_id, uri, content_id) =
+        (required(batch, "scan_id")?, required(batch, "uri")?, required(batch, "content_id")?);
+    let size_bytes: &Int64Array = column(batch, "size_bytes", false)?;
+    let last_modified: &TimestampMicrosecondArray = column(batch, "last_modified", false)?;
+    let (etag, cohort) = (optional(batch, "etag")?, required(batch, "cohort")?);
+    let (subject, session) = (optional(batch, "subject")?, optional(batch, "session")?);
+    let (acquisition, run) = (optional(batch, "acquisition")?, optional(batch, "run")?);
+    let (suffix, sidecar_uri) = (optional(batch, "suffix")?, optional(batch, "sidecar_uri")?);
+    let maybe = |array: &StringArray, i: usize| array.is_valid(i).then(|| array.value(i).to_owned());
+    (0..batch.num_rows())
+        .map(|i| {
+            Ok(ScanEntry {
+                scan_id: scan_id.value(i).to_owned(),
+                uri: uri.value(i).to_owned(),
+                content_id: content_id.value(i).to_owned(),
+                size_bytes: size_bytes.value(i),
+                etag: maybe(etag, i),
+                last_modified: DateTime::from_timestamp_micros(last_modified.value(i))
+                    .ok_or_else(|| Error::Bug(format!("manifest row {i}: last_modified is no date")))?,
+                cohort: cohort.value(i).to_owned(),
+                subject: maybe(subject, i),
+                session: maybe(session, i),
+                acquisition: maybe(acquisition, i),
+                run: maybe(run, i),
+                suffix: maybe(suffix, i),
+                sidecar_uri: maybe(sidecar_uri, i),
+            })
+        })
+        .collect()
+}
+
+/// What tells one content of an object from another without reading it: the first 32 hexadecimal digits of the
+/// SHA-256 of `etag NUL size`, or of `modified NUL size` (microseconds since 1970) where the store has no ETag.
+pub fn content_id(etag: Option<&str>, last_modified: DateTime<Utc>, size_bytes: i64) -> String {
+    let version = etag.map_or_else(|| last_modified.timestamp_micros().to_string(), str::to_owned);
+    let digest = Sha256::digest(format!("{version}\0{size_bytes}"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Cuts a time to the microseconds that the manifest keeps.
+pub(super) fn to_micros(time: DateTime<Utc>) -> DateTime<Utc> {
+    time.trunc_subsecs(6)
+}
+
+fn required<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
+    column(batch, name, false)
+}
+
+fn optional<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
+    column(batch, name, true)
+}
+
+fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str, nullable: bool) -> Result<&'a A> {
+    let array = batch.column_by_name(name).ok_or_else(|| Error::Bug(format!("the manifest has no column `{name}`")))?;
+    if !nullable && array.null_count() > 0 {
+        return Err(Error::Bug(format!("the manifest's column `{name}` has nulls")));
+    }
+    let kind = array.data_type();
+    array.as_any().downcast_ref().ok_or_else(|| Error::Bug(format!("the manifest's column `{name}` has type {kind}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(uri: &str, session: Option<&str>) -> ScanEntry {
+        let last_modified = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
+        ScanEntry {
+            scan_id: format!("c/{uri}"),
+            uri: uri.to_owned(),
+            content_id: content_id(Some("\"abc\""), last_modified, 42),
+            size_bytes: 42,
+            etag: Some("\"abc\"".to_owned()),
+            last_modified,
+            cohort: "c".to_owned(),
+            subject: Some("01".to_owned()),
+            session: session.map(str::to_owned),
+            acquisition: None,
+            run: None,
+            suffix: Some("T1w".to_owned()),
+            sidecar_uri: None,
+        }
+    }
+
+    #[test]
+    fn scans_survive_the_way_through_arrow() {
+        let scans = [scan("a.nii", None), scan("ü b.nii.gz", Some("02"))];
+        assert_eq!(from_batch(&to_batch(&scans).unwrap()).unwrap(), scans);
+        assert_eq!(from_batch(&to_batch(&[]).unwrap()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_batch_of_another_shape_is_refused() {
+        let batch = to_batch(&[scan("a.nii", None)]).unwrap();
+        let names: Vec<usize> = (1..batch.num_columns()).collect();
+        assert!(from_batch(&batch.project(&names).unwrap()).unwrap_err().to_string().contains("scan_id"));
+        let wrong = RecordBatch::try_from_iter([("scan_id", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
+        assert!(from_batch(&wrong).unwrap_err().to_string().contains("Int64"));
+    }
+
+    /// Golden digests from `printf '"abc"\0%d' 42 | sha256sum` and `printf '1700000000123456\0%d' 42 | sha256sum`.
+    #[test]
+    fn content_ids_are_sha256_of_tag_and_size() {
+        let time = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
+        assert_eq!(content_id(Some("\"abc\""), time, 42), "08948ef3df2aff17d682da646474edfc");
+        assert_eq!(content_id(None, time, 42), "6a907f16c1506257f3648db0d1a11b77");
+    }
+}
