@@ -1,0 +1,309 @@
+//! A bundle: everything a trained model needs, in one folder.
+//!
+//! ```text
+//! bundle.toml              architecture, the preprocessing it expects, calibration, training data
+//!                          and licences, metrics, SHA-256 of each weight file
+//! tokenizer.safetensors    weights in f16
+//! detector.safetensors
+//! inpainter.safetensors
+//! MODEL_CARD.md            for humans
+//! ```
+//! The built-in bundle is compiled into the program; `[model] bundle = "<folder>"` names another.
+//! Weights whose checksum differs from `bundle.toml` are refused.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+use super::{Detector, Inpainter, Tokenizer, TokenizerConfig, TransformerConfig};
+use crate::error::{Error, Result};
+use crate::preprocess::PreprocessConfig;
+
+/// The layout of `bundle.toml` that this program reads and writes.
+const FORMAT: u32 = 1;
+
+/// Names of the networks; each has a weight file `<name>.safetensors`.
+pub const NETWORKS: [&str; 3] = ["tokenizer", "detector", "inpainter"];
+
+/// What `bundle.toml` holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleInfo {
+    /// Layout version of this file.
+    pub format: u32,
+    /// Short name, e.g. `t1w-2mm`.
+    pub name: String,
+    /// Version of the weights.
+    pub version: String,
+    /// BIDS suffix the model was trained on, e.g. `T1w`.
+    pub modality: String,
+    /// Tokens of a slice: rows (along y) and columns (along x).
+    pub tokens: [i64; 2],
+    /// Tokenizer sizes.
+    pub tokenizer: TokenizerConfig,
+    /// Detector sizes.
+    pub detector: TransformerConfig,
+    /// Inpainter sizes.
+    pub inpainter: TransformerConfig,
+    /// The preprocessing the weights were trained behind.
+    pub preprocess: PreprocessConfig,
+    /// Thresholds fixed on healthy scans.
+    pub calibration: Calibration,
+    /// Where the training data came from.
+    pub training: Training,
+    /// Held-out figures by name.
+    pub metrics: BTreeMap<String, f64>,
+    /// SHA-256 of each weight file, by network.
+    pub weights: BTreeMap<String, String>,
+}
+
+/// Thresholds fixed on healthy validation scans.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Tokens with `p_anomalous` above this are in-painted (lambda).
+    pub token_threshold: f64,
+    /// Voxels whose anomaly score is above this are in the mask.
+    pub mask_threshold: f64,
+    /// Share of healthy brain voxels that lie below `mask_threshold`.
+    pub healthy_quantile: f64,
+    /// Healthy scans the thresholds were fixed on.
+    pub scans: usize,
+}
+
+/// How the weights came to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Scans fitted on.
+    pub train_scans: usize,
+    /// Scans held out for choosing and calibrating.
+    pub val_scans: usize,
+    /// Version of the program that trained.
+    pub program: String,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Data sets with their licences.
+    #[serde(default)]
+    pub data: Vec<DataSource>,
+}
+
+/// A data set that weights were trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSource {
+    /// Name of the data set.
+    pub name: String,
+    /// Its licence.
+    pub licence: String,
+    /// Where it is published.
+    pub source: String,
+}
+
+/// A bundle in memory: description and weight files, checked against each other.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// What `bundle.toml` holds.
+    pub info: BundleInfo,
+    /// SHA-256 over `bundle.toml` (which holds the weights' sums), hex.
+    pub digest: String,
+    weights: [Cow<'static, [u8]>; 3],
+}
+
+/// The three networks on a device, ready for inference.
+#[derive(Debug)]
+pub struct Networks {
+    /// Image to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Which tokens are anomalous.
+    pub detector: Detector,
+    /// What a healthy slice would hold instead.
+    pub inpainter: Inpainter,
+    /// Where the weights lie.
+    pub device: Device,
+}
+
+impl Bundle {
+    /// The bundle compiled into the program.
+    pub fn built_in() -> Result<Self> {
+        Self::from_parts(
+            include_str!("../../models/t1w-2mm/bundle.toml"),
+            [
+                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/tokenizer.safetensors")),
+                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/detector.safetensors")),
+                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/inpainter.safetensors")),
+            ],
+        )
+    }
+
+    /// `built-in`, or a folder.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where a file is missing, damaged or of another layout.
+    pub fn open(name: &str) -> Result<Self> {
+        if name == "built-in" {
+            return Self::built_in();
+        }
+        let folder = Path::new(name);
+        let read = |file: &str| {
+            std::fs::read(folder.join(file)).map_err(|e| {
+                Error::Model(format!(
+                    "cannot read {file} of bundle `{name}`: {e}. A bundle is a folder written by `neurosieve train`; \
+                     `built-in` names the one inside this program."
+                ))
+            })
+        };
+        let toml = String::from_utf8(read("bundle.toml")?)
+            .map_err(|_| Error::Model(format!("bundle.toml of bundle `{name}` is not text")))?;
+        let mut weights = [const { Cow::Borrowed(&[] as &[u8]) }; 3];
+        for (slot, network) in weights.iter_mut().zip(NETWORKS) {
+            *slot = Cow::Owned(read(&format!("{network}.safetensors"))?);
+        }
+        Self::from_parts(&toml, weights)
+    }
+
+    fn from_parts(toml: &str, weights: [Cow<'static, [u8]>; 3]) -> Result<Self> {
+        let info: BundleInfo =
+            toml::from_str(toml).map_err(|e| Error::Model(format!("bundle.toml cannot be read: {}", e.message())))?;
+        if info.format != FORMAT {
+            return Err(Error::Model(format!(
+                "bundle `{}` has layout {}, this program reads layout {FORMAT}; train it again or use a program of its time",
+                info.name, info.format
+            )));
+        }
+        for (network, bytes) in NETWORKS.iter().zip(&weights) {
+            let found = sha256(bytes);
+            if info.weights.get(*network) != Some(&found) {
+                return Err(Error::Model(format!(
+                    "{network}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, bundle.toml says {}; copy the bundle again",
+                    info.name,
+                    info.weights.get(*network).map_or("nothing", String::as_str)
+                )));
+            }
+        }
+        Ok(Self { info, digest: sha256(toml.as_bytes()), weights })
+    }
+
+    /// `name` and `version` as one word for tables and logs.
+    pub fn label(&self) -> String {
+        format!("{}@{}", self.info.name, self.info.version)
+    }
+
+    /// Builds the networks on `device` with weights in f32.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
+    pub fn networks(&self, device: Device) -> Result<Networks> {
+        let info = &self.info;
+        let codes = info.tokenizer.codes();
+        let store = || VarStore::new(device);
+        let fill = |mut store: VarStore, index: usize| {
+            load_weights(&mut store, NETWORKS[index], &self.weights[index])?;
+            store.freeze();
+            Ok::<_, Error>(())
+        };
+        let stores = [store(), store(), store()];
+        let [root_t, root_d, root_i] = [stores[0].root(), stores[1].root(), stores[2].root()];
+        let tokenizer = Tokenizer::new(root_t, &info.tokenizer);
+        let detector = Detector::new(root_d, &info.detector, codes, info.tokens);
+        let inpainter = Inpainter::new(root_i, &info.inpainter, codes, info.tokens);
+        // The networks share their tensors with the stores, so filling a store fills its network.
+        for (index, store) in stores.into_iter().enumerate() {
+            fill(store, index)?;
+        }
+        Ok(Networks { tokenizer, detector, inpainter, device })
+    }
+}
+
+/// Writes a bundle folder; the weights' sums in `info` are filled in.
+pub fn write(folder: &Path, mut info: BundleInfo, stores: [&VarStore; 3], card: &str) -> Result<()> {
+    let save = |file: String, bytes: &[u8]| {
+        std::fs::write(folder.join(&file), bytes)
+            .map_err(|e| Error::io(format!("cannot write {file} of the bundle"), e))
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
+    info.format = FORMAT;
+    for (network, store) in NETWORKS.iter().zip(stores) {
+        let bytes = weights_f16(store)?;
+        info.weights.insert((*network).to_owned(), sha256(&bytes));
+        save(format!("{network}.safetensors"), &bytes)?;
+    }
+    let toml = toml::to_string_pretty(&info).map_err(|e| Error::Bug(format!("bundle.toml: {e}")))?;
+    save("MODEL_CARD.md".into(), card.as_bytes())?;
+    save("bundle.toml".into(), toml.as_bytes())
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// All weights of a store as a safetensors file in f16.
+fn weights_f16(store: &VarStore) -> Result<Vec<u8>> {
+    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = store
+        .variables()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let shape = tensor.size().iter().map(|&d| d as usize).collect();
+            let half: Vec<half::f16> =
+                Vec::try_from(tensor.detach().to_device(Device::Cpu).to_kind(Kind::Half).view(-1))?;
+            Ok((name, (shape, half.iter().flat_map(|v| v.to_le_bytes()).collect())))
+        })
+        .collect::<Result<_>>()?;
+    let views = tensors
+        .iter()
+        .map(|(name, (shape, data))| Ok((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), data)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+    views
+        .and_then(|views| safetensors::serialize(views, &None))
+        .map_err(|e| Error::Bug(format!("weights cannot be serialized: {e}")))
+}
+
+/// Fills a store from a safetensors file; every variable must be there with its shape.
+fn load_weights(store: &mut VarStore, network: &str, bytes: &[u8]) -> Result<()> {
+    let misfit = |what: String| Error::Model(format!("{network}.safetensors does not fit bundle.toml: {what}"));
+    let file = SafeTensors::deserialize(bytes).map_err(|e| misfit(e.to_string()))?;
+    for (name, mut variable) in store.variables() {
+        let view = file.tensor(&name).map_err(|_| misfit(format!("`{name}` is missing")))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
+        if shape != variable.size() || view.dtype() != Dtype::F16 {
+            return Err(misfit(format!(
+                "`{name}` is {:?} {shape:?}, expected F16 {:?}",
+                view.dtype(),
+                variable.size()
+            )));
+        }
+        let weights = Tensor::f_from_data_size(view.data(), &shape, Kind::Half)?;
+        tch::no_grad(|| variable.f_copy_(&weights))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_bundle_loads_and_fits() {
+        let bundle = Bundle::built_in().unwrap();
+        let networks = bundle.networks(Device::Cpu).unwrap();
+        let size: usize = bundle.weights.iter().map(|w| w.len()).sum();
+        assert!(size <= 20_000_000, "weights take {size} bytes");
+        assert_eq!(networks.tokenizer.config().codes(), bundle.info.tokenizer.codes());
+    }
+
+    #[test]
+    fn damaged_weights_are_refused() {
+        let bundle = Bundle::built_in().unwrap();
+        let toml = toml::to_string_pretty(&bundle.info).unwrap();
+        let mut weights = bundle.weights.clone();
+        weights[1].to_mut()[1000] ^= 1;
+        let error = Bundle::from_parts(&toml, weights).unwrap_err();
+        assert!(error.to_string().contains("detector.safetensors") && error.to_string().contains("damaged"), "{error}");
+    }
+}

@@ -1,0 +1,114 @@
+//! The inpainter: what a healthy slice would hold where tokens are masked.
+//!
+//! Takes codes `[B, h, w]` in which masked tokens carry [`Inpainter::mask_code`], and slice heights
+//! `[B]` (MNI z, mm); gives logits over the vocabulary `[B, h, w, codes]`, f32. It is the second of
+//! the two transformers of MIM-OOD (arXiv 2307.14701), trained by masked image modelling and
+//! decoded in a few steps, surest tokens first, as in MaskGIT (Chang et al., arXiv 2202.04200).
+
+use tch::nn::Path;
+use tch::{Kind, Tensor};
+
+use super::layers::Linear;
+use super::transformer::{TransformerConfig, Trunk};
+
+/// Masked-token model.
+#[derive(Debug)]
+pub struct Inpainter {
+    trunk: Trunk,
+    head: Linear,
+    codes: i64,
+}
+
+impl Inpainter {
+    /// `codes`: the tokenizer's vocabulary; `tokens`: rows and columns of a slice.
+    pub fn new(p: Path, config: &TransformerConfig, codes: i64, tokens: [i64; 2]) -> Self {
+        Self {
+            trunk: Trunk::new(&p / "trunk", config, codes + 1, tokens),
+            head: Linear::new(&p / "head", config.width, codes, 0.02),
+            codes,
+        }
+    }
+
+    /// The code that stands for "masked".
+    pub fn mask_code(&self) -> i64 {
+        self.codes
+    }
+
+    /// Logits `[B, h, w, codes]`, computed in `kind`.
+    pub fn forward(&self, codes: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
+        let (batch, rows, columns) = codes.size3().expect("codes are [B, rows, columns]");
+        self.head
+            .forward(&self.trunk.forward(codes, z_mm, kind))
+            .to_kind(Kind::Float)
+            .view([batch, rows, columns, self.codes])
+    }
+
+    /// Replaces the tokens where `mask` (`[B, h, w]`, bool) is set by what is likely in a healthy
+    /// slice, in `steps` passes.
+    ///
+    /// `noise` (`[B, h, w, codes]`, uniform in 0..1) makes the draw: the code with the highest
+    /// `logit / temperature + Gumbel(noise)` is taken, so the same noise gives the same tokens.
+    /// Returns the new codes and, for the masked tokens, the negative log-likelihood (nats) of the
+    /// code they had, given all that was not masked; zero elsewhere.
+    pub fn restore(
+        &self,
+        codes: &Tensor,
+        mask: &Tensor,
+        z_mm: &Tensor,
+        steps: i64,
+        temperature: f64,
+        noise: &Tensor,
+        kind: Kind,
+    ) -> (Tensor, Tensor) {
+        let gumbel = -(-noise.clamp(1e-9, 1. - 1e-7).log()).log();
+        let n_masked = mask.sum_dim_intlist([1i64, 2].as_slice(), true, Kind::Float);
+        let mut open = mask.shallow_clone();
+        let mut current = codes.masked_fill(&open, self.codes);
+        let mut nll = mask.zeros_like().to_kind(Kind::Float);
+        for step in 0..steps {
+            let logits = self.forward(&current, z_mm, kind);
+            let log_p = logits.log_softmax(-1, Kind::Float);
+            if step == 0 {
+                nll = -log_p.gather(3, &codes.unsqueeze(3), false).squeeze_dim(3) * mask.to_kind(Kind::Float);
+            }
+            let drawn = (&logits / temperature + &gumbel).argmax(-1, false);
+            let sure = log_p.gather(3, &drawn.unsqueeze(3), false).squeeze_dim(3);
+            // MaskGIT's cosine schedule: how many of the masked tokens stay open after this step.
+            let left = (std::f64::consts::FRAC_PI_2 * (step + 1) as f64 / steps as f64).cos();
+            let keep_open = if step + 1 == steps { n_masked.zeros_like() } else { (&n_masked * left).floor() };
+            let sure = sure.masked_fill(&open.logical_not(), f64::INFINITY).flatten(1, 2);
+            let rank = sure.argsort(1, false).argsort(1, false).view_as(&open);
+            let still_open = open.logical_and(&rank.lt_tensor(&keep_open));
+            let fixed_now = open.logical_and(&still_open.logical_not());
+            current = drawn.where_self(&fixed_now, &current);
+            open = still_open;
+        }
+        (current, nll)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+    use tch::nn::VarStore;
+
+    #[test]
+    fn restoring_changes_masked_tokens_only_and_repeats() {
+        tch::manual_seed(1);
+        let vs = VarStore::new(Device::Cpu);
+        let config = TransformerConfig { width: 16, heads: 2, layers: 1 };
+        let inpainter = Inpainter::new(vs.root(), &config, 40, [6, 5]);
+        let codes = Tensor::randint(40, [3, 6, 5], (Kind::Int64, Device::Cpu));
+        let mask = Tensor::rand([3, 6, 5], (Kind::Float, Device::Cpu)).lt(0.3);
+        let z = Tensor::from_slice(&[-10f32, 0., 30.]);
+        let noise = Tensor::rand([3, 6, 5, 40], (Kind::Float, Device::Cpu));
+        let (restored, nll) = inpainter.restore(&codes, &mask, &z, 4, 1., &noise, Kind::Float);
+        let outside = mask.logical_not();
+        assert_eq!(restored.masked_select(&outside), codes.masked_select(&outside));
+        assert!(i64::try_from(restored.max()).unwrap() < 40, "no token is left masked");
+        assert!(f64::try_from(nll.masked_select(&mask).min()).unwrap() > 0.);
+        let again = inpainter.restore(&codes, &mask, &z, 4, 1., &noise, Kind::Float).0;
+        assert_eq!(restored, again);
+    }
+}

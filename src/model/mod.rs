@@ -1,0 +1,19 @@
+//! The networks of MIM-OOD (arXiv 2307.14701) and the bundle that carries them.
+//!
+//! [`Tokenizer`] turns a slice into tokens and back, [`Detector`] says which tokens are anomalous,
+//! [`Inpainter`] replaces those by what a healthy brain would hold. Tensors are `[B, C, H, W]`
+//! with H along y (back to front) and W along x (left to right); intensities are in 0..1.
+
+mod bundle;
+mod detector;
+pub mod device;
+mod inpainter;
+mod layers;
+mod tokenizer;
+mod transformer;
+
+pub use bundle::{Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, Training, write as write_bundle};
+pub use detector::Detector;
+pub use inpainter::Inpainter;
+pub use tokenizer::{DOWNSAMPLING, Tokenizer, TokenizerConfig};
+pub use transformer::TransformerConfig;
