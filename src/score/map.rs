@@ -1,0 +1,233 @@
+//! From the networks' words to a score per voxel, a mask and figures per scan.
+
+use rayon::prelude::*;
+
+use super::findings::{Finding, components};
+use super::{Inference, Settings};
+use crate::model::DOWNSAMPLING;
+use crate::volume::Volume;
+
+/// Residual (of the 0..1 intensity range) at which an in-painted voxel counts in full.
+const FULL_RESIDUAL: f32 = 0.15;
+
+/// The volume whose mean score is a scan's score, in millilitres.
+const SCAN_SCORE_ML: f64 = 2.;
+
+const CELL: usize = DOWNSAMPLING as usize;
+
+/// What is said of one scan.
+#[derive(Debug, Clone)]
+pub struct Assessment {
+    /// Score per voxel on the model's grid, 0..1, 0 outside the brain.
+    pub score: Volume<f32>,
+    /// 1 where the score is above the threshold and the component large enough.
+    pub mask: Volume<u8>,
+    /// Connected components of the mask, largest first.
+    pub findings: Vec<Finding>,
+    /// Mean |image - restoration| of each token's brain pixels, like [`Inference::codes`].
+    pub token_residual: Vec<f32>,
+    /// Share of each token's cell that is brain, like [`Inference::codes`].
+    pub token_brain: Vec<f32>,
+    /// Mean score of the highest-scoring 2 ml of the brain.
+    pub anomaly_score: f32,
+    /// Volume of the mask in millilitres.
+    pub anomaly_volume_ml: f64,
+}
+
+/// Turns an inference into maps and findings. `image` and `brain` are what was inferred from.
+pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Assessment {
+    let score = score_map(inference, image, brain, settings.config.smooth_mm);
+    let above: Vec<u8> = score.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
+    let above = Volume { grid: score.grid, data: above };
+    let (mask, findings) = components(&above, &score, settings.config.min_finding_ml);
+    let voxels = mask.data.iter().filter(|&&v| v > 0).count();
+    Assessment {
+        anomaly_score: scan_score(&score),
+        anomaly_volume_ml: voxels as f64 * score.grid.voxel_ml(),
+        token_residual: token_residual(inference, image, brain),
+        token_brain: token_brain_fraction(brain, &inference.slices),
+        score,
+        mask,
+        findings,
+    }
+}
+
+/// Score per voxel: the token's probability, interpolated and smoothed, halved where the
+/// restoration agrees with the image.
+pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, smooth_mm: f64) -> Volume<f32> {
+    let [nx, ny, nz] = image.grid.shape;
+    let plane = nx * ny;
+    let [rows, columns] = inference.tokens;
+    let mut probability = vec![0f32; plane * nz];
+    let mut residual = vec![0f32; plane * nz];
+    for (s, &z) in inference.slices.iter().enumerate() {
+        let p = &inference.p_anomalous[s * rows * columns..(s + 1) * rows * columns];
+        let restored = &inference.restored[s * plane..(s + 1) * plane];
+        for y in 0..ny {
+            for x in 0..nx {
+                let i = z * plane + y * nx + x;
+                probability[i] = bilinear(p, rows, columns, x, y);
+                residual[i] = (image.data[i] - restored[y * nx + x]).abs();
+            }
+        }
+    }
+    let spacing = image.grid.spacing();
+    let sigma = spacing.map(|mm| (smooth_mm / mm) as f32);
+    let (probability, residual) =
+        rayon::join(|| smooth(&probability, image.grid.shape, sigma), || smooth(&residual, image.grid.shape, sigma));
+    let data = (0..plane * nz)
+        .map(|i| {
+            if brain.data[i] == 0 {
+                return 0.;
+            }
+            (probability[i] * (0.5 + 0.5 * (residual[i] / FULL_RESIDUAL).min(1.))).clamp(0., 1.)
+        })
+        .collect();
+    Volume { grid: image.grid, data }
+}
+
+/// Token plane read at a pixel, linear between the centres of the cells.
+fn bilinear(plane: &[f32], rows: usize, columns: usize, x: usize, y: usize) -> f32 {
+    let place = |i: usize, n: usize| {
+        let t = ((i as f32 + 0.5) / CELL as f32 - 0.5).clamp(0., (n - 1) as f32);
+        let low = (t as usize).min(n.saturating_sub(2));
+        (low, (low + 1).min(n - 1), t - low as f32)
+    };
+    let (x0, x1, fx) = place(x, columns);
+    let (y0, y1, fy) = place(y, rows);
+    let row = |y: usize| plane[y * columns + x0] * (1. - fx) + plane[y * columns + x1] * fx;
+    row(y0) * (1. - fy) + row(y1) * fy
+}
+
+/// Separable Gaussian, sigma in voxels along x, y, z; zero outside the grid.
+fn smooth(data: &[f32], shape: [usize; 3], sigma: [f32; 3]) -> Vec<f32> {
+    let strides = [1, shape[0], shape[0] * shape[1]];
+    let mut now = data.to_vec();
+    for axis in 0..3 {
+        if sigma[axis] < 0.1 {
+            continue;
+        }
+        let radius = (2.5 * sigma[axis]).ceil() as usize;
+        let kernel: Vec<f32> =
+            (0..=2 * radius).map(|k| (-((k as f32 - radius as f32) / sigma[axis]).powi(2) / 2.).exp()).collect();
+        let total: f32 = kernel.iter().sum();
+        let (n, stride) = (shape[axis], strides[axis]);
+        let from = now;
+        now = vec![0f32; from.len()];
+        now.par_chunks_mut(strides[2]).enumerate().for_each(|(z, out)| {
+            for (j, value) in out.iter_mut().enumerate() {
+                let i = z * strides[2] + j;
+                let place = i / stride % n;
+                let mut sum = 0.;
+                for (k, weight) in kernel.iter().enumerate() {
+                    let Some(there) = (place + k).checked_sub(radius).filter(|&t| t < n) else { continue };
+                    sum += weight * from[i + there * stride - place * stride];
+                }
+                *value = sum / total;
+            }
+        });
+    }
+    now
+}
+
+/// Mean score of the highest-scoring 2 ml.
+pub fn scan_score(score: &Volume<f32>) -> f32 {
+    let top = ((SCAN_SCORE_ML / score.grid.voxel_ml()).round() as usize).clamp(1, score.data.len());
+    let mut values = score.data.clone();
+    let (_, _, _) = values.select_nth_unstable_by(top - 1, |a, b| b.total_cmp(a));
+    values[..top].sort_by(f32::total_cmp);
+    values[..top].iter().sum::<f32>() / top as f32
+}
+
+/// Share of each token's cell that is brain, for the given slices; `S * rows * columns`.
+pub fn token_brain_fraction(brain: &Volume<u8>, slices: &[usize]) -> Vec<f32> {
+    per_cell(brain.grid.shape, slices, |i| (f32::from(brain.data[i]), 1.))
+}
+
+/// Mean |image - restoration| over each token's brain pixels.
+fn token_residual(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>) -> Vec<f32> {
+    let plane = image.grid.shape[0] * image.grid.shape[1];
+    let mut slot = vec![usize::MAX; image.grid.shape[2]];
+    inference.slices.iter().enumerate().for_each(|(s, &z)| slot[z] = s);
+    per_cell(image.grid.shape, &inference.slices, |i| {
+        let inside = f32::from(brain.data[i]);
+        let restored = inference.restored[slot[i / plane] * plane + i % plane];
+        (inside * (image.data[i] - restored).abs(), inside)
+    })
+}
+
+/// Ratio of two sums over each token's cell; 0 where the second is 0.
+fn per_cell(shape: [usize; 3], slices: &[usize], voxel: impl Fn(usize) -> (f32, f32)) -> Vec<f32> {
+    let [nx, ny, _] = shape;
+    let mut ratio = Vec::with_capacity(slices.len() * nx * ny / (CELL * CELL));
+    for &z in slices {
+        for (row, column) in (0..ny / CELL).flat_map(|r| (0..nx / CELL).map(move |c| (r, c))) {
+            let (mut above, mut below) = (0., 0.);
+            for (y, x) in (0..CELL).flat_map(|y| (0..CELL).map(move |x| (y, x))) {
+                let (a, b) = voxel((z * ny + row * CELL + y) * nx + column * CELL + x);
+                above += a;
+                below += b;
+            }
+            ratio.push(if below > 0. { above / below } else { 0. });
+        }
+    }
+    ratio
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::{Affine, Grid};
+
+    fn grid(shape: [usize; 3]) -> Grid {
+        Grid { shape, affine: Affine([[2., 0., 0., 0.], [0., 2., 0., 0.], [0., 0., 2., 0.]]) }
+    }
+
+    #[test]
+    fn an_anomalous_token_lights_its_own_cell_and_nothing_outside_the_brain() {
+        let grid = grid([16, 16, 3]);
+        let image = Volume { grid, data: vec![0.5; 768] };
+        let mut brain = Volume { grid, data: vec![1u8; 768] };
+        brain.data[..256].fill(0);
+        let mut p = vec![0.; 2 * 16];
+        p[5] = 1.; // slice 1, row 1, column 1: pixels 4..8 x 4..8
+        let inference = Inference {
+            slices: vec![1, 2],
+            tokens: [4, 4],
+            codes: vec![0; 32],
+            p_anomalous: p,
+            nll: vec![f32::NAN; 32],
+            n_inpainted: 1,
+            restored: vec![0.2; 512],
+        };
+        let score = score_map(&inference, &image, &brain, 0.);
+        let peak = score.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+        let (x, y, z) = (peak % 16, peak / 16 % 16, peak / 256);
+        assert!((4..8).contains(&x) && (4..8).contains(&y) && z == 1, "peak at {x} {y} {z}");
+        assert!(score.data[..256].iter().all(|&s| s == 0.));
+        // The residual is 0.3 everywhere, twice what counts in full.
+        let residual = token_residual(&inference, &image, &brain);
+        assert!(residual.iter().all(|r| (r - 0.3).abs() < 1e-6));
+    }
+
+    #[test]
+    fn smoothing_keeps_the_sum_and_matches_the_gaussian() {
+        let shape = [21, 21, 21];
+        let mut data = vec![0f32; 9261];
+        data[10 + 21 * (10 + 21 * 10)] = 1.;
+        let out = smooth(&data, shape, [1.; 3]);
+        assert!((out.iter().sum::<f32>() - 1.).abs() < 1e-4);
+        // exp(-1/2) between neighbours of a unit Gaussian.
+        let ratio = out[11 + 21 * (10 + 21 * 10)] / out[10 + 21 * (10 + 21 * 10)];
+        assert!((ratio - (-0.5f32).exp()).abs() < 1e-4, "{ratio}");
+    }
+
+    #[test]
+    fn the_scan_score_is_the_mean_of_the_top_two_millilitres() {
+        let grid = grid([10, 10, 10]);
+        // 8 mm3 voxels: 2 ml are 250 voxels.
+        let data: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.).collect();
+        let score = scan_score(&Volume { grid, data });
+        assert!((score - (0.75 + 0.999) / 2.).abs() < 1e-5, "{score}");
+    }
+}
