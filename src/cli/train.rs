@@ -1,0 +1,36 @@
+//! `neurosieve train`: a bundle from a healthy cohort.
+
+use std::path::PathBuf;
+
+use crate::config::{self, TrainPipeline};
+use crate::error::Result;
+use crate::train;
+
+/// Train a bundle on a healthy cohort
+///
+/// Trains tokenizer, detector and inpainter on the subjects whose `split` in participants.tsv is `train`, fixes the
+/// thresholds on those with `val`, and writes a bundle with its model card. Killed and started again, it continues.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Example:
+  neurosieve train pipelines/train.toml --cohort ./healthy --set train.out=my-bundle --set train.device=cuda
+  neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --set model.bundle=my-bundle")]
+pub struct TrainArgs {
+    /// The pipeline file (TOML), such as pipelines/train.toml
+    pub pipeline: PathBuf,
+    /// Where the healthy scans are [pipeline: cohort.url]
+    #[arg(long, value_name = "URL")]
+    pub cohort: Option<String>,
+    /// Override any key of the pipeline file; repeat for more
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl TrainArgs {
+    /// Runs the training.
+    pub async fn run(self) -> Result<()> {
+        let mut overrides = self.set;
+        overrides.extend(self.cohort.map(|url| format!("cohort.url={}", toml::Value::String(url))));
+        let pipeline: TrainPipeline = config::load(Some(&self.pipeline), &overrides)?;
+        train::train(&pipeline).await
+    }
+}

@@ -1,0 +1,79 @@
+//! The model card that goes with a bundle (after Mitchell et al., arXiv 1810.03993).
+
+use std::fmt::Write;
+
+use crate::config::TrainConfig;
+use crate::model::BundleInfo;
+
+/// Markdown: what the model is, what it was trained on, how well it does, where it must not be used.
+pub(super) fn model_card(info: &BundleInfo, config: &TrainConfig) -> String {
+    let mut text = String::new();
+    let data: Vec<String> =
+        info.training.data.iter().map(|d| format!("| {} | {} | {} |", d.name, d.licence, d.source)).collect();
+    let metrics: Vec<String> = info.metrics.iter().map(|(name, value)| format!("| {name} | {value:.4} |")).collect();
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "# Model card: {name} {version}
+
+Research software. Not a medical device: no output may be used for diagnosis or treatment.
+
+## What it is
+The networks of masked-image-modelling anomaly screening (the idea of MIM-OOD, arXiv 2307.14701, with settings of our
+own) for {modality} brain MRI at 2 mm: a tokenizer (VQ-GAN generator with finite scalar quantization, {codes} codes),
+a detector of anomalous tokens and an inpainter of masked tokens. Input: a brain stripped, placed in MNI space and
+scaled by the preprocessing named in `bundle.toml`. Output: a probability per token and a healthy restoration.
+
+## Intended use
+Ranking scans of large research cohorts for a human to look at, and statistics of anomaly scores over cohorts.
+
+## Training data
+{n_train} healthy scans were fitted on, {n_val} other subjects held out for choosing and for the thresholds. The split is
+by subject.
+
+| data | licence | source |
+|---|---|---|
+{data}
+
+Anomalies were synthetic: shapes with textures of their own put into healthy slices, and swapped tokens. No lesion of
+a patient was used.
+
+## Figures on the held-out healthy scans
+| figure | value |
+|---|---|
+{metrics}
+
+`tokenizer_val_l1` is of the 0-1 intensity range inside the brain. Detector figures are on synthetic anomalies and
+say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({quantile:.1} % of healthy brain voxels lie below).
+
+## Limits
+- Trained on few scans of few scanners; another scanner or sequence gives more false positives.
+- Small or faint lesions are missed; what healthy ageing changes may be called anomalous.
+- Other contrasts than {modality}, children, and brains after surgery were not seen in training.
+
+## How it was made
+{program}, seed {seed}; {t} tokenizer, {d} detector and {i} inpainter updates of {tb}, {db} and {ib} slices.
+`neurosieve train` with the pipeline file makes it again.
+",
+        name = info.name,
+        version = info.version,
+        modality = info.modality,
+        codes = info.tokenizer.codes(),
+        n_train = info.training.train_scans,
+        n_val = info.training.val_scans,
+        data = data.join("\n"),
+        metrics = metrics.join("\n"),
+        token = info.calibration.token_threshold,
+        mask = info.calibration.mask_threshold,
+        quantile = 100. * info.calibration.healthy_quantile,
+        program = info.training.program,
+        seed = info.training.seed,
+        t = config.tokenizer.steps,
+        d = config.detector.steps,
+        i = config.inpainter.steps,
+        tb = config.tokenizer.batch,
+        db = config.detector.batch,
+        ib = config.inpainter.batch,
+    );
+    text
+}

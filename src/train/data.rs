@@ -1,0 +1,265 @@
+//! Healthy slices to learn from.
+//!
+//! Scans of a cohort go through this program's own preprocessing once; the result is kept as u8 in
+//! a work folder (1 MB a scan), so that a training that is started again reads it back. A batch is
+//! drawn by an explicit generator: the same seed and step give the same batch.
+
+use std::path::{Path, PathBuf};
+
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::preprocess::{self, PreprocessConfig};
+use crate::volume::nifti;
+
+/// A slice is learnt from when at least this many of its pixels are brain (2 % of 96 x 112).
+const MIN_BRAIN_PIXELS: usize = 200;
+
+/// A scan of the training cohort must not be larger than this, compressed or not.
+pub(super) const MAX_SCAN_BYTES: u64 = 2 << 30;
+
+/// A preprocessed brain on the model's grid, x fastest.
+pub(super) struct Brain {
+    /// Intensities, 0..1 as 0..255.
+    pub(super) image: Vec<u8>,
+    /// 1 inside the brain.
+    pub(super) mask: Vec<u8>,
+}
+
+/// One slice: rows along y, columns along x.
+pub(super) struct Slice {
+    /// Intensities in 0..1, `height * width`.
+    pub(super) pixels: Vec<f32>,
+    /// Inside the brain.
+    pub(super) brain: Vec<bool>,
+    /// MNI height in millimetres.
+    pub(super) z_mm: f32,
+}
+
+/// All slices of a set of brains.
+pub(super) struct Slices {
+    brains: Vec<Brain>,
+    index: Vec<(usize, usize)>,
+    /// Columns, rows, slices of the model's grid.
+    pub(super) shape: [usize; 3],
+    z0_mm: f64,
+    dz_mm: f64,
+}
+
+impl Slices {
+    pub(super) fn new(brains: Vec<Brain>) -> Self {
+        let grid = preprocess::model_grid();
+        let plane = grid.shape[0] * grid.shape[1];
+        let index = brains
+            .iter()
+            .enumerate()
+            .flat_map(|(b, brain)| {
+                let counts = brain.mask.chunks(plane).map(|m| m.iter().filter(|&&v| v > 0).count());
+                counts.enumerate().filter(|&(_, n)| n >= MIN_BRAIN_PIXELS).map(move |(z, _)| (b, z)).collect::<Vec<_>>()
+            })
+            .collect();
+        let z0_mm = grid.affine.apply([0.; 3])[2];
+        let dz_mm = grid.affine.apply([0., 0., 1.])[2] - z0_mm;
+        Self { brains, index, shape: grid.shape, z0_mm, dz_mm }
+    }
+
+    pub(super) fn brains(&self) -> &[Brain] {
+        &self.brains
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The slice with this number, as it is.
+    pub(super) fn get(&self, number: usize) -> Slice {
+        let (brain, z) = self.index[number];
+        let plane = self.shape[0] * self.shape[1];
+        let range = z * plane..(z + 1) * plane;
+        Slice {
+            pixels: self.brains[brain].image[range.clone()].iter().map(|&v| f32::from(v) / 255.).collect(),
+            brain: self.brains[brain].mask[range].iter().map(|&v| v > 0).collect(),
+            z_mm: (self.z0_mm + self.dz_mm * z as f64) as f32,
+        }
+    }
+
+    /// A random slice seen through another scanner: mirrored, shifted, other contrast, bias, noise.
+    pub(super) fn draw(&self, rng: &mut impl Rng) -> Slice {
+        let slice = self.get(rng.random_range(0..self.len()));
+        augment(slice, self.shape[0], rng)
+    }
+
+    /// A random slice of about the height `z_mm`, from any brain.
+    pub(super) fn draw_near(&self, z_mm: f32, rng: &mut impl Rng) -> Slice {
+        let near: Vec<usize> = (0..16).map(|_| rng.random_range(0..self.len())).collect();
+        let height = |n: usize| (self.z0_mm + self.dz_mm * self.index[n].1 as f64) as f32;
+        let best = near.iter().copied().min_by(|&a, &b| (height(a) - z_mm).abs().total_cmp(&(height(b) - z_mm).abs()));
+        self.get(best.unwrap_or(0))
+    }
+}
+
+/// Changes that another scanner or another head could have made.
+fn augment(mut slice: Slice, width: usize, rng: &mut impl Rng) -> Slice {
+    let height = slice.pixels.len() / width;
+    if rng.random_bool(0.5) {
+        slice.pixels.chunks_mut(width).for_each(<[f32]>::reverse);
+        slice.brain.chunks_mut(width).for_each(<[bool]>::reverse);
+    }
+    let (dx, dy) = (rng.random_range(-3i64..=3), rng.random_range(-3i64..=3));
+    let moved = |x: i64, y: i64| {
+        let (x, y) = (x - dx, y - dy);
+        let inside = x >= 0 && y >= 0 && x < width as i64 && y < height as i64;
+        inside.then(|| (y * width as i64 + x) as usize)
+    };
+    let source: Vec<Option<usize>> =
+        (0..height as i64).flat_map(|y| (0..width as i64).map(move |x| (x, y))).map(|(x, y)| moved(x, y)).collect();
+    slice.pixels = source.iter().map(|s| s.map_or(0., |i| slice.pixels[i])).collect();
+    slice.brain = source.iter().map(|s| s.is_some_and(|i| slice.brain[i])).collect();
+
+    let gamma = if rng.random_bool(0.7) { rng.random_range(-0.35f32..0.35).exp() } else { 1. };
+    let gain = rng.random_range(0.9f32..1.1);
+    let bias = smooth_field(width, height, 3, rng);
+    let bias_size = if rng.random_bool(0.5) { rng.random_range(0f32..0.15) } else { 0. };
+    let noise = if rng.random_bool(0.5) { rng.random_range(0f32..0.03) } else { 0. };
+    if rng.random_bool(0.2) {
+        slice.pixels = blur(&slice.pixels, width, rng.random_range(0.4f32..0.9));
+    }
+    for (i, value) in slice.pixels.iter_mut().enumerate() {
+        let changed = value.powf(gamma) * gain * (1. + bias_size * bias[i]);
+        let jitter = noise * (rng.random::<f32>() + rng.random::<f32>() + rng.random::<f32>() - 1.5) * 2.;
+        *value = if slice.brain[i] { (changed + jitter).clamp(0., 1.) } else { 0. };
+    }
+    slice
+}
+
+/// A random field in about -1..1 that varies over `knots` waves: bilinear between random knots.
+pub(super) fn smooth_field(width: usize, height: usize, knots: usize, rng: &mut impl Rng) -> Vec<f32> {
+    let side = knots + 1;
+    let table: Vec<f32> = (0..side * side).map(|_| rng.random_range(-1f32..1.)).collect();
+    let step = |i: usize, n: usize| {
+        let t = i as f32 / n as f32 * knots as f32;
+        let k = (t as usize).min(knots - 1);
+        let f = t - k as f32;
+        // Smoothstep between knots: no visible lattice lines.
+        (k, f * f * (3. - 2. * f))
+    };
+    let columns: Vec<_> = (0..width).map(|x| step(x, width)).collect();
+    (0..height)
+        .flat_map(|y| {
+            let (ky, fy) = step(y, height);
+            let table = &table;
+            columns.iter().map(move |&(kx, fx)| {
+                let at = |x: usize, y: usize| table[y * side + x];
+                let top = at(kx, ky) * (1. - fx) + at(kx + 1, ky) * fx;
+                let low = at(kx, ky + 1) * (1. - fx) + at(kx + 1, ky + 1) * fx;
+                top * (1. - fy) + low * fy
+            })
+        })
+        .collect()
+}
+
+/// Separable Gaussian blur, `sigma` in pixels, zero outside.
+pub(super) fn blur(pixels: &[f32], width: usize, sigma: f32) -> Vec<f32> {
+    let height = pixels.len() / width;
+    let radius = (3. * sigma).ceil() as i64;
+    let mut kernel: Vec<f32> = (-radius..=radius).map(|i| (-((i * i) as f32) / (2. * sigma * sigma)).exp()).collect();
+    let sum: f32 = kernel.iter().sum();
+    kernel.iter_mut().for_each(|k| *k /= sum);
+    let pass = |from: &[f32], n: usize, lines: usize, stride: usize, line_stride: usize| {
+        let mut to = vec![0f32; from.len()];
+        for line in 0..lines {
+            for i in 0..n as i64 {
+                let mut sum = 0.;
+                for (k, weight) in (-radius..=radius).zip(&kernel) {
+                    let j = i + k;
+                    if j >= 0 && j < n as i64 {
+                        sum += weight * from[line * line_stride + j as usize * stride];
+                    }
+                }
+                to[line * line_stride + i as usize * stride] = sum;
+            }
+        }
+        to
+    };
+    let rows = pass(pixels, width, height, 1, width);
+    pass(&rows, height, width, width, 1)
+}
+
+/// Stacks slices to pixels `[B, 1, H, W]` in 0..1 and heights `[B]`.
+pub(super) fn stack(slices: &[Slice], width: usize, device: Device) -> (Tensor, Tensor) {
+    let height = slices.first().map_or(0, |s| s.pixels.len() / width);
+    let pixels: Vec<f32> = slices.iter().flat_map(|s| s.pixels.iter().copied()).collect();
+    let heights: Vec<f32> = slices.iter().map(|s| s.z_mm).collect();
+    let pixels = Tensor::from_slice(&pixels).view([slices.len() as i64, 1, height as i64, width as i64]);
+    (pixels.to_device(device), Tensor::from_slice(&heights).to_device(device))
+}
+
+/// Numbers of `n` slices spread evenly over a set, for held-out figures.
+pub(super) fn spread(slices: &Slices, n: usize) -> Vec<usize> {
+    let total = slices.len();
+    (0..n.min(total)).map(|i| i * total / n.min(total)).collect()
+}
+
+/// A scan to prepare: its id and a closure's worth of bytes.
+pub(super) struct Raw {
+    pub(super) scan_id: String,
+    pub(super) content_id: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Where the prepared brain of a scan is kept.
+pub(super) fn cache_path(work: &Path, scan_id: &str, content_id: &str, config: &PreprocessConfig) -> PathBuf {
+    let config = serde_json::to_string(config).unwrap_or_default();
+    let key = Sha256::digest(format!("{scan_id}\0{content_id}\0{config}\0{}", preprocess::VERSION));
+    let name: String = key.iter().take(12).map(|b| format!("{b:02x}")).collect();
+    work.join("prepared").join(format!("{name}.safetensors"))
+}
+
+/// Reads a prepared brain back, if it is there.
+pub(super) fn read_cached(path: &Path) -> Option<Brain> {
+    let tensors: std::collections::HashMap<_, _> = Tensor::read_safetensors(path).ok()?.into_iter().collect();
+    let bytes = |name: &str| Vec::<u8>::try_from(tensors.get(name)?).ok();
+    Some(Brain { image: bytes("image")?, mask: bytes("mask")? })
+}
+
+/// Decodes and preprocesses scans on all cores and keeps the results; failures come with their id.
+pub(super) fn prepare(raw: Vec<Raw>, work: &Path, config: &PreprocessConfig) -> Vec<(String, Result<Brain>)> {
+    raw.into_par_iter()
+        .map(|raw| {
+            let brain = prepare_one(&raw, &cache_path(work, &raw.scan_id, &raw.content_id, config), config);
+            (raw.scan_id, brain)
+        })
+        .collect()
+}
+
+fn prepare_one(raw: &Raw, path: &Path, config: &PreprocessConfig) -> Result<Brain> {
+    let decoded = nifti::decode(&raw.bytes, MAX_SCAN_BYTES)?;
+    let prepared = preprocess::prepare(&decoded.volume, config)?;
+    let image: Vec<u8> = prepared.image.data.iter().map(|v| (v * 255.).round().clamp(0., 255.) as u8).collect();
+    let mask = prepared.brain.data;
+    let partial = path.with_extension("partial");
+    Tensor::write_safetensors(&[("image", Tensor::from_slice(&image)), ("mask", Tensor::from_slice(&mask))], &partial)?;
+    std::fs::rename(&partial, path).map_err(|e| Error::io("cannot keep a prepared scan", e))?;
+    Ok(Brain { image, mask })
+}
+
+/// Fraction of each token's cell that is set, `[B, H/cell, W/cell]`, from per-pixel 0..1 planes.
+pub(super) fn cell_fraction(planes: &[Vec<f32>], width: usize, cell: i64, device: Device) -> Tensor {
+    let height = planes.first().map_or(0, |p| p.len() / width);
+    let flat: Vec<f32> = planes.iter().flatten().copied().collect();
+    Tensor::from_slice(&flat)
+        .view([planes.len() as i64, 1, height as i64, width as i64])
+        .to_device(device)
+        .avg_pool2d([cell, cell], [cell, cell], [0, 0], false, true, None)
+        .squeeze_dim(1)
+        .to_kind(Kind::Float)
+}
+
+/// One of a few sizes of token blocks, as in MAD-AD (arXiv 2502.16943).
+pub(super) fn block_side(rng: &mut impl Rng) -> i64 {
+    *[1, 1, 2, 2, 2, 4, 4, 4, 8, 8].choose(rng).unwrap_or(&2)
+}

@@ -1,0 +1,112 @@
+//! Training of the inpainter: guess masked tokens of healthy slices.
+//!
+//! The share of masked tokens follows MaskGIT's cosine (arXiv 2202.04200); half of the slices are
+//! masked in blocks instead, since anomalies are compact.
+
+use rand::Rng;
+use rayon::prelude::*;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use super::{Context, data, draw_rng, updates};
+use crate::error::Result;
+use crate::model::{DOWNSAMPLING, Inpainter, Tokenizer};
+
+/// A masked batch: codes and which are masked `[B, h, w]`, heights `[B]`.
+struct Batch {
+    codes: Tensor,
+    mask: Tensor,
+    z_mm: Tensor,
+}
+
+/// Trains, then measures on held-out slices.
+pub(super) fn train(
+    context: &Context<'_>,
+    store: &VarStore,
+    tokenizer: &Tokenizer,
+    inpainter: &Inpainter,
+) -> Result<Vec<(&'static str, f64)>> {
+    let stage = &context.pipeline.train.inpainter;
+    updates(context, "inpainter", store, (stage.steps, stage.learning_rate), |step| {
+        let batch = batch(context, tokenizer, &context.train, "inpainter", step, stage.batch);
+        let (loss, right) = masked_loss(inpainter, &batch, context.kind);
+        (loss.shallow_clone(), vec![("nll", loss), ("right", right)])
+    })?;
+    Ok(measure(context, tokenizer, inpainter))
+}
+
+/// Mean negative log-likelihood (nats) of the masked tokens, and the share guessed right.
+fn masked_loss(inpainter: &Inpainter, batch: &Batch, kind: Kind) -> (Tensor, Tensor) {
+    let hidden = batch.codes.masked_fill(&batch.mask, inpainter.mask_code());
+    let logits = inpainter.forward(&hidden, &batch.z_mm, kind);
+    let where_masked = batch.mask.view(-1).nonzero().squeeze_dim(1);
+    let logits = logits.flatten(0, 2).index_select(0, &where_masked);
+    let truth = batch.codes.view(-1).index_select(0, &where_masked);
+    let right = logits.argmax(-1, false).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float);
+    (logits.cross_entropy_for_logits(&truth), right)
+}
+
+fn batch(
+    context: &Context<'_>,
+    tokenizer: &Tokenizer,
+    from: &data::Slices,
+    stage: &str,
+    step: i64,
+    size: usize,
+) -> Batch {
+    let seed = context.pipeline.train.seed;
+    let (width, height) = (from.shape[0], from.shape[1]);
+    let (rows, columns) = (height as i64 / DOWNSAMPLING, width as i64 / DOWNSAMPLING);
+    let (slices, masks): (Vec<_>, Vec<Vec<bool>>) = (0..size)
+        .into_par_iter()
+        .map(|item| {
+            let mut rng = draw_rng(seed, stage, step, item);
+            let slice = from.draw(&mut rng);
+            (slice, mask(rows, columns, &mut rng))
+        })
+        .unzip();
+    let (image, z_mm) = data::stack(&slices, width, context.device);
+    let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
+    let brain: Vec<Vec<f32>> =
+        slices.iter().map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b))).collect()).collect();
+    let brain = data::cell_fraction(&brain, width, DOWNSAMPLING, context.device);
+    let flat: Vec<bool> = masks.concat();
+    let mask = Tensor::from_slice(&flat).view_as(&codes).to_device(context.device);
+    // Air is easy to guess: only the brain's tokens are asked for.
+    Batch { codes, mask: mask.logical_and(&brain.gt(0.1)), z_mm }
+}
+
+/// Which tokens of a slice are hidden.
+fn mask(rows: i64, columns: i64, rng: &mut impl Rng) -> Vec<bool> {
+    let n = (rows * columns) as usize;
+    if rng.random_bool(0.5) {
+        let share = (rng.random::<f64>() * std::f64::consts::FRAC_PI_2).cos();
+        return (0..n).map(|_| rng.random_bool(share)).collect();
+    }
+    let mut hidden = vec![false; n];
+    for _ in 0..rng.random_range(2..16) {
+        let (height, width) = (data::block_side(rng), data::block_side(rng));
+        let (top, left) = (rng.random_range(0..rows), rng.random_range(0..columns));
+        for y in top..(top + height).min(rows) {
+            for x in left..(left + width).min(columns) {
+                hidden[(y * columns + x) as usize] = true;
+            }
+        }
+    }
+    hidden
+}
+
+fn measure(context: &Context<'_>, tokenizer: &Tokenizer, inpainter: &Inpainter) -> Vec<(&'static str, f64)> {
+    let (mut nll, mut right) = (0., 0.);
+    let rounds = 12;
+    tch::no_grad(|| {
+        for step in 0..rounds {
+            let batch = batch(context, tokenizer, &context.val, "inpainter-val", step, 24);
+            let (loss, accuracy) = masked_loss(inpainter, &batch, Kind::Float);
+            nll += f64::try_from(loss).unwrap_or(f64::NAN) / rounds as f64;
+            right += f64::try_from(accuracy).unwrap_or(f64::NAN) / rounds as f64;
+        }
+    });
+    eprintln!("inpainter: held-out masked tokens, {nll:.3} nats each, {:.1} % guessed", 100. * right);
+    vec![("inpainter_val_nll_nats", nll), ("inpainter_val_accuracy", right)]
+}

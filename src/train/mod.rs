@@ -1,0 +1,220 @@
+//! Training of a bundle from a healthy cohort.
+//!
+//! ```text
+//! healthy cohort ─► preprocess (kept in `work`) ─► slices, seen through other scanners
+//!   1. tokenizer   L1 + gradient loss of the reconstruction
+//!   2. detector    tokens of slices with synthetic anomalies, and swapped blocks of tokens
+//!   3. inpainter   masked image modelling on healthy tokens
+//!   4. thresholds  fixed on healthy `val` scans
+//! ─► bundle folder
+//! ```
+//! Every stage keeps a checkpoint in the work folder and continues from it; a finished stage is not
+//! trained again. Batches are drawn from (seed, stage, step), so a continued training sees what an
+//! undisturbed one would have seen.
+
+mod adamw;
+mod anomaly;
+mod calibrate;
+mod card;
+mod data;
+mod detector;
+mod inpainter;
+mod tokenizer;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+use crate::cohort;
+use crate::config::TrainPipeline;
+use crate::error::{Error, Result};
+use crate::model::{self, BundleInfo, Detector, Inpainter, Tokenizer, Training, device};
+use crate::preprocess;
+use adamw::{AdamW, AdamWConfig};
+use data::{Brain, Slices};
+
+/// Scans read and preprocessed at once; bounds the bytes in memory.
+const PREPARE_AT_ONCE: usize = 16;
+
+/// A checkpoint is written this often.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+
+/// What the stages share.
+struct Context<'a> {
+    pipeline: &'a TrainPipeline,
+    device: Device,
+    /// Kind the networks compute in.
+    kind: Kind,
+    train: Slices,
+    val: Slices,
+}
+
+/// Trains all three networks and writes the bundle. Prints progress to standard error.
+///
+/// # Errors
+/// [`Error::Config`] where the cohort has no `train` or no `val` scan; storage and device errors.
+pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
+    let config = &pipeline.train;
+    let device = device::resolve(config.device)?;
+    std::fs::create_dir_all(config.work.join("prepared"))
+        .map_err(|e| Error::io(format!("cannot create the work folder `{}`", config.work.display()), e))?;
+    let (train, n_train) = brains(pipeline, "train").await?;
+    let (val, n_val) = brains(pipeline, "val").await?;
+    let kind = if config.bf16 { Kind::BFloat16 } else { Kind::Float };
+    let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val) };
+    eprintln!("{} slices to fit on, {} held out; {device:?}, {kind:?}", context.train.len(), context.val.len());
+
+    let grid = preprocess::model_grid();
+    let tokens = [grid.shape[1] as i64 / model::DOWNSAMPLING, grid.shape[0] as i64 / model::DOWNSAMPLING];
+    let codes = config.tokenizer.network.codes();
+    let stores = [VarStore::new(device), VarStore::new(device), VarStore::new(device)];
+    let tokenizer = Tokenizer::new(stores[0].root(), &config.tokenizer.network);
+    let detector = Detector::new(stores[1].root(), &config.detector.network, codes, tokens);
+    let inpainter = Inpainter::new(stores[2].root(), &config.inpainter.network, codes, tokens);
+
+    let mut metrics = tokenizer::train(&context, &stores[0], &tokenizer)?;
+    metrics.extend(detector::train(&context, &stores[1], &tokenizer, &detector)?);
+    metrics.extend(inpainter::train(&context, &stores[2], &tokenizer, &inpainter)?);
+    let networks = model::Networks { tokenizer, detector, inpainter, device };
+    let (calibration, more) = calibrate::thresholds(&context, &networks)?;
+    metrics.extend(more);
+
+    let info = BundleInfo {
+        format: 0,
+        name: config.name.clone(),
+        version: config.version.clone(),
+        modality: pipeline.cohort.select.suffixes.join("+"),
+        tokens,
+        tokenizer: config.tokenizer.network.clone(),
+        detector: config.detector.network.clone(),
+        inpainter: config.inpainter.network.clone(),
+        preprocess: pipeline.preprocess.clone(),
+        calibration,
+        training: Training {
+            train_scans: n_train,
+            val_scans: n_val,
+            program: format!("neurosieve {}", env!("CARGO_PKG_VERSION")),
+            seed: config.seed,
+            data: config.data.clone(),
+        },
+        metrics: metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        weights: Default::default(),
+    };
+    let card = card::model_card(&info, config);
+    model::write_bundle(&config.out, info, [&stores[0], &stores[1], &stores[2]], &card)?;
+    eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
+    Ok(())
+}
+
+/// Prepared brains of one split of the cohort.
+async fn brains(pipeline: &TrainPipeline, split: &str) -> Result<(Vec<Brain>, usize)> {
+    let config = &pipeline.train;
+    let location = cohort::open(&pipeline.cohort.url)?;
+    let mut selection = pipeline.cohort.select.clone();
+    selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
+    let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
+    let listing = cohort::list(&location, &name, &selection).await?;
+    if listing.selected.is_empty() {
+        return Err(Error::Config(format!(
+            "no scan of the cohort has `{split}` in column `{}` of participants.tsv; training needs `train` and `val` subjects",
+            config.split_column
+        )));
+    }
+    let mut brains = Vec::new();
+    let mut missing = Vec::new();
+    for entry in listing.selected {
+        let path = data::cache_path(&config.work, &entry.scan_id, &entry.content_id, &pipeline.preprocess);
+        match data::read_cached(&path) {
+            Some(brain) => brains.push((entry.scan_id, brain)),
+            None => missing.push(entry),
+        }
+    }
+    let total = brains.len() + missing.len();
+    for chunk in missing.chunks(PREPARE_AT_ONCE) {
+        let mut raw = Vec::new();
+        for entry in chunk {
+            let bytes =
+                cohort::read(&location, &entry.uri, entry.etag.as_deref(), data::MAX_SCAN_BYTES).await?.to_vec();
+            raw.push(data::Raw { scan_id: entry.scan_id.clone(), content_id: entry.content_id.clone(), bytes });
+        }
+        for (scan_id, result) in data::prepare(raw, &config.work, &pipeline.preprocess) {
+            match result {
+                Ok(brain) => brains.push((scan_id, brain)),
+                Err(error) => eprintln!("{scan_id} left out: {error}"),
+            }
+        }
+        eprintln!("prepared {} of {total} {split} scans", brains.len());
+    }
+    // Draws index into this list: its order must not depend on what was cached.
+    brains.sort_by(|a, b| a.0.cmp(&b.0));
+    let count = brains.len();
+    Ok((brains.into_iter().map(|(_, brain)| brain).collect(), count))
+}
+
+/// The generator of one draw.
+fn draw_rng(seed: u64, stage: &str, step: i64, item: usize) -> ChaCha8Rng {
+    let mut rng =
+        ChaCha8Rng::seed_from_u64(seed ^ stage.bytes().fold(0, |h: u64, b| h.wrapping_mul(131) + u64::from(b)));
+    rng.set_stream(step as u64 * 4096 + item as u64);
+    rng
+}
+
+/// Runs one network's updates from where its checkpoint stands; `loss` builds a step's loss and
+/// names figures for the progress line.
+fn updates(
+    context: &Context<'_>,
+    name: &str,
+    store: &VarStore,
+    schedule: (i64, f64),
+    mut loss: impl FnMut(i64) -> (Tensor, Vec<(&'static str, Tensor)>),
+) -> Result<()> {
+    let (steps, peak) = schedule;
+    let work: &Path = &context.pipeline.train.work;
+    let checkpoint = work.join(format!("{name}.checkpoint.safetensors"));
+    let mut optimizer =
+        AdamW::new(store, AdamWConfig { beta1: 0.9, beta2: 0.98, weight_decay: 0.05, clip: 1., ema: 0.998 });
+    if checkpoint.exists() {
+        optimizer.load(&checkpoint)?;
+        eprintln!("{name}: continues after step {}", optimizer.step_count());
+    }
+    let (started, first) = (Instant::now(), optimizer.step_count());
+    let (mut saved, mut told) = (Instant::now(), Instant::now());
+    while optimizer.step_count() < steps {
+        let step = optimizer.step_count();
+        let (value, figures) = loss(step);
+        optimizer.step(&value, learning_rate(step, steps, peak));
+        if told.elapsed() > Duration::from_secs(15) || step + 1 == steps {
+            told = Instant::now();
+            let rate = (step + 1 - first) as f64 / started.elapsed().as_secs_f64();
+            let figures: Vec<String> =
+                figures.iter().map(|(n, t)| format!("{n} {:.4}", f64::try_from(t).unwrap_or(f64::NAN))).collect();
+            eprintln!(
+                "{name}: step {}/{steps}, {}, {rate:.2} steps/s, {:.0} min left",
+                step + 1,
+                figures.join(", "),
+                (steps - step - 1) as f64 / rate / 60.
+            );
+        }
+        if saved.elapsed() > CHECKPOINT_EVERY {
+            optimizer.save(&checkpoint)?;
+            saved = Instant::now();
+        }
+    }
+    optimizer.save(&checkpoint)?;
+    optimizer.use_average();
+    Ok(())
+}
+
+/// Linear warm-up over 2 % of the steps, then a cosine down to a fiftieth.
+fn learning_rate(step: i64, steps: i64, peak: f64) -> f64 {
+    let warm = (steps / 50).max(1);
+    if step < warm {
+        return peak * (step + 1) as f64 / warm as f64;
+    }
+    let done = (step - warm) as f64 / (steps - warm).max(1) as f64;
+    peak * (0.02 + 0.98 * 0.5 * (1. + (std::f64::consts::PI * done).cos()))
+}
