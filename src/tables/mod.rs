@@ -1,0 +1,172 @@
+//! The result tables: their columns, the data files, the commits, and what is already done.
+//!
+//! One Delta table per folder `<root>/<table>`. Rows become visible by a commit to the table's log, a conditional
+//! write that the object store arbitrates; no lock service is needed. Nothing is ever updated in place: a newer row
+//! for the same scan is a new row, and the views of [`crate::query`] show the newest.
+//!
+//! ```text
+//! rows ─► DataFile ─► store ─► Receipt ─► Tables::commit ─► log      tokens, masks, findings, failures, then scans
+//! ```
+//! Refuses: to open a place that holds no tables (unless asked to create them), and to commit the same work twice.
+
+mod columns;
+mod commit;
+mod datafile;
+mod done;
+mod receipt;
+mod run;
+mod schema;
+
+use std::sync::Arc;
+
+use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::logstore::{StorageConfig, default_logstore};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use object_store::prefix::PrefixStore;
+use url::Url;
+
+pub use self::datafile::DataFile;
+pub use self::done::Done;
+pub use self::receipt::Receipt;
+pub use self::run::RunRow;
+pub use self::schema::{Column, Kind, Table, scan_rows, screen_row, screen_schema};
+
+use crate::cohort::store::{self, Location};
+use crate::error::{Error, Result};
+
+/// How long the log remembers which commits of a run were made. Longer than any run; shorter than forever, as each
+/// run adds an entry to every checkpoint.
+const TRANSACTION_RETENTION: &str = "interval 30 days";
+
+/// The six tables of one place, as of the last [`open`](Tables::open), [`refresh`](Tables::refresh) or commit.
+#[derive(Debug)]
+pub struct Tables {
+    location: Location,
+    /// In the order of [`Table::ALL`], which is the order of declaration.
+    delta: Vec<DeltaTable>,
+}
+
+impl Tables {
+    /// Opens tables that exist.
+    pub async fn open(url: &str) -> Result<Self> {
+        Self::open_at(store::open(url)?).await
+    }
+
+    /// Opens the tables, making those that do not exist.
+    pub async fn open_or_create(url: &str) -> Result<Self> {
+        Self::open_or_create_at(store::open_or_create(url)?).await
+    }
+
+    /// As [`open`](Tables::open), in a store that is already built.
+    pub async fn open_at(location: Location) -> Result<Self> {
+        let mut delta = Vec::with_capacity(Table::ALL.len());
+        for table in Table::ALL {
+            delta.push(load(&location, table).await?.ok_or_else(|| missing(&location, table))?);
+        }
+        Ok(Self { location, delta })
+    }
+
+    /// As [`open_or_create`](Tables::open_or_create), in a store that is already built.
+    pub async fn open_or_create_at(location: Location) -> Result<Self> {
+        let mut delta = Vec::with_capacity(Table::ALL.len());
+        for table in Table::ALL {
+            delta.push(match load(&location, table).await? {
+                Some(found) => found,
+                None => create(&location, table).await?,
+            });
+        }
+        Ok(Self { location, delta })
+    }
+
+    /// Loads what others have committed since.
+    pub async fn refresh(&mut self) -> Result<()> {
+        for (table, delta) in Table::ALL.into_iter().zip(&mut self.delta) {
+            delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))?;
+        }
+        Ok(())
+    }
+
+    /// Where the tables are.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// One table as the Delta library has it, for maintenance.
+    pub fn delta(&self, table: Table) -> &DeltaTable {
+        &self.delta[table as usize]
+    }
+
+    fn delta_mut(&mut self, table: Table) -> &mut DeltaTable {
+        &mut self.delta[table as usize]
+    }
+}
+
+/// A table over our own store, not loaded. The Delta library takes a table's URL apart into store and path, so the
+/// URL that it gets has the path inside the store, which for some Azure addresses is not the one that users write.
+fn handle(location: &Location, table: Table) -> Result<DeltaTable> {
+    let path = location.path_of(table.name())?;
+    let url = table_url(&location.url, path.as_ref())?;
+    let prefixed = Arc::new(PrefixStore::new(Arc::clone(&location.store), path));
+    let store = Arc::clone(&location.store);
+    Ok(DeltaTable::new(default_logstore(prefixed, store, &url, &StorageConfig::default())))
+}
+
+fn table_url(base: &Url, path: &str) -> Result<Url> {
+    let mut url = base.clone();
+    let unusable = |()| Error::Config(format!("{base} cannot hold tables: give a folder or a bucket"));
+    url.path_segments_mut().map_err(unusable)?.clear().extend(path.split('/')).push("");
+    Ok(url)
+}
+
+async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
+    let unreadable = |e| Error::table(format!("cannot read table {} at {location}", table.name()), e);
+    let mut delta = handle(location, table)?;
+    if !delta.verify_deltatable_existence().await.map_err(unreadable)? {
+        return Ok(None);
+    }
+    delta.load().await.map_err(unreadable)?;
+    Ok(Some(delta))
+}
+
+async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
+    let created = CreateBuilder::new()
+        .with_log_store(handle(location, table)?.log_store())
+        .with_table_name(table.name())
+        .with_comment(table.doc())
+        .with_columns(table.delta_fields()?)
+        .with_configuration_property(TableProperty::SetTransactionRetentionDuration, Some(TRANSACTION_RETENTION))
+        // With retries, whoever comes second would commit a second set of metadata over the first.
+        .with_commit_properties(CommitProperties::default().with_max_retries(0))
+        .await;
+    match created {
+        Ok(delta) => Ok(delta),
+        // Another process may have made it in the meantime, which is as good.
+        Err(error) => load(location, table).await?.ok_or_else(|| uncreated(location, table, error)),
+    }
+}
+
+fn uncreated(location: &Location, table: Table, error: DeltaTableError) -> Error {
+    Error::table(format!("cannot create table {} at {location}; check that you may write there", table.name()), error)
+}
+
+fn missing(location: &Location, table: Table) -> Error {
+    Error::Config(format!(
+        "there is no table {} at {location}: check the address, or screen a cohort into it first",
+        table.name()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_url_decodes_to_its_path_in_the_store() {
+        let base = Url::parse("https://account.blob.core.windows.net/container/out").unwrap();
+        let path = object_store::path::Path::parse("out/100% done/scans").unwrap();
+        let url = table_url(&base, path.as_ref()).unwrap();
+        assert_eq!(url.as_str(), "https://account.blob.core.windows.net/out/100%25%20done/scans/");
+        assert_eq!(object_store::path::Path::from_url_path(url.path()).unwrap(), path);
+    }
+}
