@@ -1,0 +1,15 @@
+-- What quality control noticed, and whether it goes along with higher scores: a flag whose scans score far above
+-- the median of all scans makes anomalies, it does not find them.
+WITH flagged AS (
+    SELECT unnest(qc_flags) AS flag, scan_id, anomaly_score, snr
+    FROM scans
+)
+SELECT
+    flag,
+    count(*) AS scans,
+    round(median(anomaly_score), 4) AS median_anomaly_score,
+    round((SELECT median(anomaly_score) FROM scans), 4) AS median_of_all_scans,
+    round(median(snr), 1) AS median_snr
+FROM flagged
+GROUP BY flag
+ORDER BY scans DESC, flag;

@@ -1,0 +1,11 @@
+-- Distribution of the detector's probability over all tokens, in ten equal bins.
+-- A sound model puts nearly everything into the lowest bin; a bulge in the middle means that the cohort is not
+-- what the model was trained on.
+SELECT
+    least(floor(p_anomalous * 10), 9) / 10 AS p_from,
+    count(*) AS tokens,
+    round(100.0 * count(*) / sum(count(*)) OVER (), 3) AS percent,
+    count(DISTINCT scan_id) AS scans
+FROM tokens
+GROUP BY least(floor(p_anomalous * 10), 9) / 10
+ORDER BY p_from;

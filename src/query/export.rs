@@ -1,0 +1,133 @@
+//! Statements from the command line: run them one after the other, give the rows as text or as a file.
+//!
+//! Rows are written as they come, so a result may be larger than memory; only `table` must see all rows to align
+//! them.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
+use arrow::util::pretty::pretty_format_batches_with_schema;
+use datafusion::dataframe::DataFrame;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::DFParser;
+use futures::StreamExt as _;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+use crate::error::{Error, Result};
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns, for people.
+    #[default]
+    Table,
+    /// Comma-separated values with a header; lists as text, binary as hexadecimal text.
+    Csv,
+    /// An array of objects; binary as hexadecimal text.
+    Json,
+    /// A Parquet file; needs an output file.
+    Parquet,
+}
+
+/// Runs the statements of `sql`. Their rows go to `output`, or to standard output; a file takes one result, so it
+/// takes one statement. Stops at the first error.
+pub async fn execute(context: &SessionContext, sql: &str, format: Format, output: Option<&Path>) -> Result<()> {
+    let statements = DFParser::parse_sql(sql)?;
+    if output.is_some() && statements.len() != 1 {
+        return Err(Error::Config(format!("--output takes the rows of one statement, not of {}", statements.len())));
+    }
+    if output.is_none() && format == Format::Parquet {
+        return Err(Error::Config("--format parquet needs a file: add --output FILE".into()));
+    }
+    for statement in statements {
+        let plan = context.state().statement_to_plan(statement).await?;
+        let rows = context.execute_logical_plan(plan).await?;
+        match output {
+            Some(path) => to_file(rows, format, path).await?,
+            None => write(rows.execute_stream().await?, format, &mut io::stdout()).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn to_file(rows: DataFrame, format: Format, path: &Path) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let stream = rows.execute_stream().await?;
+    let mut file = BufWriter::new(File::create(path).map_err(|e| Error::io(context(), e))?);
+    write(stream, format, &mut file).await?;
+    file.flush().map_err(|e| Error::io(context(), e))
+}
+
+/// Writes the rows. The writer is a local file or the terminal, and this is the command's only task, so blocking in
+/// it holds up nobody.
+async fn write(mut rows: SendableRecordBatchStream, format: Format, out: &mut (impl Write + Send)) -> Result<()> {
+    let schema = rows.schema();
+    match format {
+        Format::Table => {
+            let mut batches = Vec::new();
+            while let Some(batch) = rows.next().await {
+                batches.push(batch?);
+            }
+            // A statement such as CREATE VIEW has no columns and nothing to print.
+            if !schema.fields().is_empty() {
+                let text = pretty_format_batches_with_schema(schema, &batches).map_err(unwritten)?;
+                writeln!(out, "{text}").map_err(|e| unwritten(e.into()))?;
+            }
+        }
+        Format::Csv => {
+            let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(out);
+            writer.write(&flat(&RecordBatch::new_empty(schema))?).map_err(unwritten)?;
+            while let Some(batch) = rows.next().await {
+                writer.write(&flat(&batch?)?).map_err(unwritten)?;
+            }
+        }
+        Format::Json => {
+            let mut writer = arrow::json::WriterBuilder::new()
+                .with_explicit_nulls(true)
+                .build::<_, arrow::json::writer::JsonArray>(&mut *out);
+            while let Some(batch) = rows.next().await {
+                writer.write(&batch?).map_err(unwritten)?;
+            }
+            writer.finish().map_err(unwritten)?;
+            writeln!(out).map_err(|e| unwritten(e.into()))?;
+        }
+        Format::Parquet => {
+            let properties = WriterProperties::builder().set_compression(Compression::ZSTD(Default::default()));
+            let writer = ArrowWriter::try_new(out, schema, Some(properties.build()));
+            let mut writer = writer.map_err(|e| unwritten(e.into()))?;
+            while let Some(batch) = rows.next().await {
+                writer.write(&batch?).map_err(|e| unwritten(e.into()))?;
+            }
+            writer.close().map_err(|e| unwritten(e.into()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The batch with lists and structs as text, which is all that CSV can hold.
+fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
+    let mut fields = Vec::with_capacity(batch.num_columns());
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        let nested = field.data_type().is_nested();
+        let data_type = if nested { DataType::Utf8 } else { field.data_type().clone() };
+        columns.push(cast(column, &data_type).map_err(unwritten)?);
+        fields.push(Field::new(field.name(), data_type, true));
+    }
+    RecordBatch::try_new(Schema::new(fields).into(), columns).map_err(unwritten)
+}
+
+fn unwritten(error: ArrowError) -> Error {
+    match error {
+        ArrowError::IoError(_, source) => Error::io("cannot write the rows", source),
+        other => Error::Query(other.into()),
+    }
+}

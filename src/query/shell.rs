@@ -1,0 +1,34 @@
+//! The interactive shell: datafusion-cli's, over a session of ours.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use datafusion::prelude::SessionContext;
+use datafusion_cli::exec::exec_from_repl;
+use datafusion_cli::object_storage::instrumented::InstrumentedObjectStoreRegistry;
+use datafusion_cli::print_format::PrintFormat;
+use datafusion_cli::print_options::{MaxRows, PrintOptions};
+
+use super::views;
+use crate::error::{Error, Result};
+
+/// Rows of a result that the shell prints before it cuts.
+const SHOWN_ROWS: usize = 100;
+
+/// Reads statements until the end of input: `\d` lists tables, `\d NAME` columns, `\?` helps, `\q` leaves.
+pub async fn repl(context: &SessionContext) -> Result<()> {
+    println!("For research use only: scores are not a diagnosis.");
+    for view in views() {
+        println!("  {:<9} {}", view.name, view.doc);
+    }
+    println!("\\d lists tables, \\d NAME its columns, \\? helps, \\q leaves.");
+    let mut options = PrintOptions {
+        format: PrintFormat::Table,
+        quiet: false,
+        maxrows: MaxRows::Limited(SHOWN_ROWS),
+        color: std::io::stdout().is_terminal(),
+        instrumented_registry: Arc::new(InstrumentedObjectStoreRegistry::new()),
+    };
+    let ended = exec_from_repl(context, &mut options).await;
+    ended.map_err(|e| Error::io("the shell ended", std::io::Error::other(e)))
+}

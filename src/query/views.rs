@@ -1,0 +1,63 @@
+//! The public views. Each is one SQL statement over `raw`, with the reason why it is not simply the table.
+
+/// A view that every session has.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Its name.
+    pub name: &'static str,
+    /// What it shows.
+    pub doc: &'static str,
+    /// The query behind it.
+    pub sql: &'static str,
+}
+
+/// The views, in the order in which they must be made: the later ones use `scans`.
+pub fn views() -> [View; 6] {
+    [SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS]
+}
+
+const SCANS: View = View {
+    name: "scans",
+    doc: "the newest result of each scan; earlier ones stay in raw.scans",
+    sql: "SELECT * FROM raw.scans
+          QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY finished_at DESC, run_id DESC) = 1",
+};
+
+// A killed run leaves tokens without their row in `scans`; the semi join hides them, and with them the rows of
+// results that a newer one has replaced.
+const TOKENS: View = View {
+    name: "tokens",
+    doc: "the tokens of the scans in scans",
+    sql: "SELECT * FROM raw.tokens t
+          WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = t.run_id AND s.scan_id = t.scan_id)",
+};
+
+const MASKS: View = View {
+    name: "masks",
+    doc: "the masks of the scans in scans",
+    sql: "SELECT * FROM raw.masks m
+          WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = m.run_id AND s.scan_id = m.scan_id)",
+};
+
+const FINDINGS: View = View {
+    name: "findings",
+    doc: "the findings of the scans in scans",
+    sql: "SELECT * FROM raw.findings f
+          WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = f.run_id AND s.scan_id = f.scan_id)",
+};
+
+// A result that came later answers the failure, for whatever content it was.
+const FAILURES: View = View {
+    name: "failures",
+    doc: "the newest failure of each scan that has no later result",
+    sql: "SELECT * FROM raw.failures f
+          WHERE NOT EXISTS (SELECT 1 FROM scans s WHERE s.scan_id = f.scan_id AND s.finished_at >= f.failed_at)
+          QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY failed_at DESC, run_id DESC) = 1",
+};
+
+const RUNS: View = View {
+    name: "runs",
+    doc: "the newest state of each run",
+    sql: "SELECT * FROM raw.runs
+          QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY finished_at DESC NULLS LAST) = 1",
+};
