@@ -1,0 +1,88 @@
+//! The command line: one file per subcommand, none of which holds logic of its own.
+
+mod cohort;
+mod doctor;
+mod export;
+mod run;
+mod sql;
+mod synth;
+mod train;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Domain, Error, Result};
+
+/// Screens whole MRI cohorts for anomalies: from NIfTI in object storage to SQL tables.
+///
+/// A first run:
+///
+///   neurosieve synth demo/cohort
+///   neurosieve run pipelines/screen.toml --cohort demo/cohort --tables demo/tables
+///   neurosieve sql --tables demo/tables -c 'SELECT * FROM findings ORDER BY volume_ml DESC'
+///
+/// Research software. Not a medical device.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Sql(sql::SqlArgs),
+    Cohort(cohort::CohortArgs),
+    Export(export::ExportArgs),
+    Train(train::TrainArgs),
+    Synth(synth::SynthArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Exit codes of the program besides 0.
+const FAILED: u8 = 1;
+const BAD_SETTINGS: u8 = 2;
+const DONE_WITH_FAILURES: u8 = 3;
+const STOPPED: u8 = 4;
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().init();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return told(&Error::io("cannot start the asynchronous runtime", error)),
+    };
+    match runtime.block_on(dispatch(cli.command)) {
+        Ok(code) => code,
+        Err(error) => told(&error),
+    }
+}
+
+async fn dispatch(command: Command) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Run(args) => args.run().await,
+        Command::Sql(args) => sql::run(args).await.map(done),
+        Command::Cohort(args) => args.run().await.map(done),
+        Command::Export(args) => args.run().await.map(done),
+        Command::Train(args) => args.run().await.map(done),
+        Command::Synth(args) => args.run().map(done),
+        Command::Doctor(args) => args.run().await.map(done),
+    }
+}
+
+fn told(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
+}

@@ -1,0 +1,172 @@
+//! `neurosieve run`: screens a cohort, with progress and a closing summary.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::watch;
+
+use super::{DONE_WITH_FAILURES, STOPPED};
+use crate::config::{self, Pipeline};
+use crate::error::Result;
+use crate::flow::{Progress, Report, Run, STAGES, Snapshot};
+
+/// Screen the scans of a cohort that have no result yet
+///
+/// Reads a pipeline file, lists the cohort, leaves out what is done already with the same content and settings, and
+/// screens the rest into the tables. A scan that cannot be screened becomes a row in `failures`. Ctrl-C finishes and
+/// commits what is in flight; the same command again takes up the rest.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:
+  neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results
+  neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --limit 10 --device cpu
+  neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
+
+Exit codes: 0 all went through or nothing to do, 1 error, 2 wrong settings, 3 done with failures, 4 stopped early.
+NEUROSIEVE_LOG=info shows the log (debug: every scan).")]
+pub struct RunArgs {
+    /// The pipeline file (TOML); ready ones are in pipelines/
+    pub pipeline: PathBuf,
+    /// Where the scans are: s3://, gs://, az://, http(s)://, file:// or a folder [pipeline: cohort.url]
+    #[arg(long, value_name = "URL")]
+    pub cohort: Option<String>,
+    /// Where the tables are, made if missing [pipeline: tables.url]
+    #[arg(long, value_name = "URL")]
+    pub tables: Option<String>,
+    /// What computes: auto, cpu, cuda or cuda:N [pipeline: run.device]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// At most this many pending scans [pipeline: run.limit]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Override any key of the pipeline file; repeat for more
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the physical plan with times and counts per operator at the end
+    #[arg(long)]
+    pub explain: bool,
+}
+
+impl RunArgs {
+    /// Runs the pipeline.
+    pub async fn run(self) -> Result<ExitCode> {
+        let mut overrides = self.set.clone();
+        let quoted = |key: &str, value: &Option<String>| {
+            value.as_ref().map(|v| format!("{key}={}", toml::Value::String(v.clone())))
+        };
+        overrides.extend(quoted("cohort.url", &self.cohort));
+        overrides.extend(quoted("tables.url", &self.tables));
+        overrides.extend(quoted("run.device", &self.device));
+        overrides.extend(self.limit.map(|n| format!("run.limit={n}")));
+        let pipeline: Pipeline = config::load(Some(&self.pipeline), &overrides)?;
+        let tables = pipeline.tables.url.clone();
+
+        let run = Run::prepare(pipeline).await?;
+        let pending = run.pending() as u64;
+        let listing = run.listing();
+        eprintln!(
+            "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
+            listing.cohort,
+            listing.selected.len(),
+            listing.skipped.len(),
+            run.already_done(),
+            run.quarantined(),
+        );
+        if pending == 0 {
+            println!("Nothing to do: every selected scan has a result for its content and these settings.");
+            return Ok(ExitCode::SUCCESS);
+        }
+
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                eprintln!("stopping: finishing and committing what is in flight");
+                let _ = stop.send(true);
+                // Keeps the channel open: its end would mean that the driver is gone.
+                std::future::pending::<()>().await;
+            }
+        });
+        let shown = tokio::spawn(show(run.progress(), pending));
+        let report = run.execute(stopping).await;
+        shown.abort();
+        let report = report?;
+        if self.explain {
+            println!("{}", report.plan);
+        }
+        summary(&report, pending, &tables);
+        Ok(match report {
+            Report { stopped: true, .. } => ExitCode::from(STOPPED),
+            Report { failed: 1.., .. } => ExitCode::from(DONE_WITH_FAILURES),
+            _ => ExitCode::SUCCESS,
+        })
+    }
+}
+
+/// A bar on a terminal, a line every ten seconds elsewhere.
+async fn show(progress: Arc<Progress>, pending: u64) {
+    let started = Instant::now();
+    if std::io::stderr().is_terminal() {
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or(ProgressStyle::default_bar());
+        let bar = ProgressBar::new(pending).with_style(style);
+        loop {
+            let now = progress.snapshot();
+            bar.set_position(now.done + now.failed);
+            bar.set_message(line(&now, pending, started));
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let now = progress.snapshot();
+        eprintln!("{}/{pending} {}", now.done + now.failed, line(&now, pending, started));
+    }
+}
+
+fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
+    let finished = now.done + now.failed;
+    let rate = finished as f64 / started.elapsed().as_secs_f64();
+    let left = pending.saturating_sub(finished);
+    let eta = if finished == 0 { "unknown".to_owned() } else { duration(left as f64 / rate) };
+    let stages: Vec<String> = STAGES.iter().zip(now.mean_ms).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+    format!(
+        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; ms/scan: {}",
+        now.done,
+        now.failed,
+        now.in_flight,
+        rate * 60.,
+        stages.join(", ")
+    )
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+fn summary(report: &Report, pending: u64, tables: &str) {
+    let finished = report.done + report.failed;
+    println!(
+        "{} scans done, {} failed in {} ({:.1} scans/min). Run {}.",
+        report.done,
+        report.failed,
+        duration(report.elapsed.as_secs_f64()),
+        finished as f64 / report.elapsed.as_secs_f64() * 60.,
+        report.run_id,
+    );
+    if report.stopped {
+        println!("Stopped with {} scans left: the same command takes them up.", pending.saturating_sub(finished));
+    }
+    println!("Tables: {tables}");
+    println!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
+    if report.failed > 0 {
+        println!("        neurosieve sql --tables {tables} -f sql/failures_by_reason.sql");
+    }
+    println!("Research use only; not a medical device.");
+}

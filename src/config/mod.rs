@@ -1,0 +1,349 @@
+//! A pipeline file (TOML) as types.
+//!
+//! Every key has a default, a type and a place; an unknown key is refused with the nearest known
+//! one. `--set section.key=value` overrides the file, the file overrides the defaults.
+
+mod recipe;
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cohort::Selection;
+use crate::error::{Error, Result};
+use crate::model::device::DeviceChoice;
+use crate::model::{DataSource, TokenizerConfig, TransformerConfig};
+use crate::preprocess::PreprocessConfig;
+
+pub use recipe::recipe_id;
+
+/// What `neurosieve run` does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pipeline {
+    /// Where scans come from and which are taken.
+    pub cohort: CohortConfig,
+    /// Where results go.
+    pub tables: TablesConfig,
+    /// Preprocessing; left out, it is what the bundle was trained behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<PreprocessConfig>,
+    /// Which model scores.
+    pub model: ModelConfig,
+    /// How it scores.
+    pub score: ScoreConfig,
+    /// How the machine is used.
+    pub run: RunConfig,
+}
+
+/// Where scans come from and which are taken.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CohortConfig {
+    /// `s3://`, `gs://`, `az://`, `http(s)://`, `file://` URL, or a plain path.
+    pub url: String,
+    /// Name of the cohort in the tables; left out, the last part of the URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Which scans are taken.
+    pub select: Selection,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TablesConfig {
+    /// Folder of the tables: any URL that `cohort.url` may be.
+    pub url: String,
+    /// Scans per data file and commit.
+    pub commit_scans: usize,
+    /// Seconds after which finished scans are committed, however few.
+    pub commit_seconds: u64,
+}
+
+impl Default for TablesConfig {
+    fn default() -> Self {
+        Self { url: String::new(), commit_scans: 64, commit_seconds: 60 }
+    }
+}
+
+/// Which model scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `built-in`, or the folder of a bundle.
+    pub bundle: String,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { bundle: "built-in".into() }
+    }
+}
+
+/// How scans are scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScoreConfig {
+    /// Tokens with `p_anomalous` above this are in-painted; left out, the bundle's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_threshold: Option<f64>,
+    /// Voxels with a score above this are in the mask; left out, the bundle's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_threshold: Option<f64>,
+    /// Passes of the inpainter.
+    pub steps: i64,
+    /// Sharpness of the inpainter's draw; below 1 it prefers likely tokens more.
+    pub temperature: f64,
+    /// Standard deviation in millimetres of the smoothing of the anomaly map.
+    pub smooth_mm: f64,
+    /// Connected components smaller than this many millilitres are no findings, nor in the mask.
+    pub min_finding_ml: f64,
+    /// Slices that pass through a network at once.
+    pub batch_slices: usize,
+    /// Seed of the inpainter's draw, combined with the scan's id.
+    pub seed: u64,
+}
+
+impl Default for ScoreConfig {
+    fn default() -> Self {
+        Self {
+            token_threshold: None,
+            mask_threshold: None,
+            steps: 6,
+            temperature: 0.7,
+            smooth_mm: 2.0,
+            min_finding_ml: 0.2,
+            batch_slices: 16,
+            seed: 0,
+        }
+    }
+}
+
+/// How the machine is used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: DeviceChoice,
+    /// Scans worked on at the same time; 0: one per core, at most one per GiB of free memory.
+    pub scans_in_flight: usize,
+    /// At most this many pending scans, in the order of their names; 0: all.
+    pub limit: usize,
+    /// Largest decompressed scan in MiB.
+    pub max_scan_mib: u64,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { device: DeviceChoice::default(), scans_in_flight: 0, limit: 0, max_scan_mib: 2048 }
+    }
+}
+
+/// What `neurosieve train` does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainPipeline {
+    /// The healthy cohort; `participants.tsv` tells which subjects are fitted on.
+    pub cohort: CohortConfig,
+    /// Preprocessing in front of the model.
+    pub preprocess: PreprocessConfig,
+    /// What is trained, and where it goes.
+    pub train: TrainConfig,
+    /// Scoring used when thresholds are fixed on healthy scans.
+    pub score: ScoreConfig,
+}
+
+/// What is trained, and where it goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name of the bundle.
+    pub name: String,
+    /// Version of the weights.
+    pub version: String,
+    /// Folder the bundle is written to.
+    pub out: PathBuf,
+    /// Folder for prepared scans and checkpoints; a training started again continues from it.
+    pub work: PathBuf,
+    /// Column of `participants.tsv` that holds `train` or `val`.
+    pub split_column: String,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: DeviceChoice,
+    /// Compute in bfloat16 (weights stay in f32).
+    pub bf16: bool,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Share of healthy brain voxels below the mask's threshold.
+    pub healthy_quantile: f64,
+    /// Share of healthy brain tokens that are not in-painted.
+    pub token_quantile: f64,
+    /// The tokenizer's sizes and training.
+    pub tokenizer: Stage<TokenizerConfig>,
+    /// The detector's sizes and training.
+    pub detector: Stage<TransformerConfig>,
+    /// The inpainter's sizes and training.
+    pub inpainter: Stage<TransformerConfig>,
+    /// Data sets with their licences, for the bundle and its model card.
+    pub data: Vec<DataSource>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            name: "custom".into(),
+            version: "1".into(),
+            out: "bundle".into(),
+            work: "train-work".into(),
+            split_column: "split".into(),
+            device: DeviceChoice::default(),
+            bf16: true,
+            seed: 1,
+            healthy_quantile: 0.998,
+            token_quantile: 0.97,
+            tokenizer: Stage { network: TokenizerConfig::default(), steps: 3000, batch: 24, learning_rate: 1e-3 },
+            detector: Stage {
+                network: TransformerConfig { width: 128, heads: 4, layers: 4 },
+                steps: 3000,
+                batch: 24,
+                learning_rate: 1e-3,
+            },
+            inpainter: Stage {
+                network: TransformerConfig { width: 160, heads: 5, layers: 4 },
+                steps: 2000,
+                batch: 24,
+                learning_rate: 1e-3,
+            },
+            data: Vec::new(),
+        }
+    }
+}
+
+/// One network's sizes and training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage<N> {
+    /// Sizes.
+    pub network: N,
+    /// Updates of the weights.
+    pub steps: i64,
+    /// Slices per update.
+    pub batch: usize,
+    /// Peak learning rate of a cosine schedule with warm-up.
+    pub learning_rate: f64,
+}
+
+/// Reads a pipeline file; `overrides` are `section.key=value` with TOML values (a bare word is
+/// taken as text).
+///
+/// # Errors
+/// [`Error::Config`] naming the file, the key and the nearest known one.
+pub fn load<T: DeserializeOwned>(path: Option<&Path>, overrides: &[String]) -> Result<T> {
+    let name = path.map_or_else(|| "the command line".into(), |p| p.display().to_string());
+    let mut table = match path {
+        None => toml::Table::new(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|e| {
+                Error::Config(format!("cannot read pipeline file `{name}`: {e}; ready ones are in pipelines/"))
+            })?
+            .parse::<toml::Table>()
+            .map_err(|e| Error::Config(format!("{name}: {e}")))?,
+    };
+    for text in overrides {
+        set(&mut table, text)?;
+    }
+    T::deserialize(toml::Value::Table(table)).map_err(|e| Error::Config(format!("{name}: {}", teach(&e))))
+}
+
+/// Applies one `section.key=value`.
+fn set(table: &mut toml::Table, text: &str) -> Result<()> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| Error::Config(format!("`--set {text}`: expected section.key=value, e.g. run.limit=10")))?;
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut here = table;
+    for part in parts {
+        here = here
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| Error::Config(format!("`--set {text}`: `{part}` is a value, not a section")))?;
+    }
+    here.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// The parser's message, and for an unknown key the nearest known one.
+fn teach(error: &toml::de::Error) -> String {
+    let message = error.message();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown field") {
+        return error.to_string().trim().to_owned();
+    }
+    let Some(unknown) = quoted.next() else { return message.to_owned() };
+    let known: Vec<&str> = quoted.collect();
+    let nearest =
+        known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    match nearest {
+        Some(nearest) => {
+            format!("unknown key `{unknown}`; did you mean `{nearest}`? Known here: {}", known.join(", "))
+        }
+        None => format!("unknown key `{unknown}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, overrides: &[&str]) -> Result<Pipeline> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        std::fs::write(&path, text).unwrap();
+        load(Some(&path), &overrides.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = parse("[score]\nmask_treshold = 0.5\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("`mask_treshold`") && error.contains("did you mean `mask_threshold`"), "{error}");
+        let error = parse("", &["run.lmit=3"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `limit`"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_the_file_over_the_default() {
+        let pipeline = parse(
+            "[run]\nlimit = 3\n[cohort]\nurl = 'a'\n",
+            &["run.limit=5", "cohort.url=s3://bucket/x", "cohort.select.subjects=[\"01\"]"],
+        )
+        .unwrap();
+        assert_eq!(pipeline.run.limit, 5);
+        assert_eq!(pipeline.cohort.url, "s3://bucket/x");
+        assert_eq!(pipeline.cohort.select.subjects, ["01"]);
+        assert_eq!(pipeline.score, ScoreConfig::default());
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_says_where() {
+        let error = parse("[run]\nlimit = 'many'\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("run.limit") || error.contains("limit"), "{error}");
+        assert!(error.contains("expected"), "{error}");
+    }
+
+    #[test]
+    fn the_ready_pipelines_are_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+        for file in ["demo.toml", "screen.toml"] {
+            load::<Pipeline>(Some(&folder.join(file)), &[]).unwrap();
+        }
+        load::<TrainPipeline>(Some(&folder.join("train.toml")), &[]).unwrap();
+    }
+}

@@ -1,0 +1,338 @@
+//! The driver: from a pipeline to committed tables.
+//!
+//! ```text
+//! list cohort ─► leave out what is done (anti-join) ─► manifest ─► ScreenExec ─► WriteExec ─► receipts
+//!                                                                                               │
+//!                                     runs row ◄── commit: tokens, masks, findings, failures, scans
+//! ```
+//! [`Run::prepare`] finds what is pending; [`Run::execute`] screens it. A run that is stopped
+//! finishes what is in flight, commits it and says so; started again, it takes up the rest.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::physical_plan::display::DisplayableExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
+use datafusion::prelude::SessionContext;
+use futures::{StreamExt, stream};
+use tokio::sync::{Semaphore, watch};
+use tracing::info;
+
+use super::progress::Progress;
+use super::screen::{ScreenExec, Screening};
+use super::write::{RollPolicy, WriteExec};
+use crate::cohort::{self, Listing, Location, ScanEntry};
+use crate::config::{Pipeline, recipe_id};
+use crate::error::{Error, Result};
+use crate::model::{Bundle, device};
+use crate::preprocess::PreprocessConfig;
+use crate::score::{Settings, Worker};
+use crate::tables::{Receipt, RunRow, Tables};
+
+/// Memory that a scan in flight may take besides its own voxels, for the default of `scans_in_flight`.
+const BYTES_PER_SCAN: u64 = 1 << 30;
+
+/// A run that knows what is to be done.
+#[derive(Debug)]
+pub struct Run {
+    pipeline: Pipeline,
+    location: Location,
+    tables: Tables,
+    bundle: Arc<Bundle>,
+    preprocess: PreprocessConfig,
+    recipe_id: String,
+    listing: Listing,
+    pending: Vec<ScanEntry>,
+    attempts: HashMap<String, i32>,
+    already_done: usize,
+    quarantined: usize,
+    progress: Arc<Progress>,
+}
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Id of the run in the tables; empty where nothing was pending.
+    pub run_id: String,
+    /// True where the run was stopped before all pending scans were begun.
+    pub stopped: bool,
+    /// Scans that went through.
+    pub done: u64,
+    /// Scans that became a row in `failures`.
+    pub failed: u64,
+    /// Wall time of the screening.
+    pub elapsed: Duration,
+    /// The physical plan with its metrics, as EXPLAIN ANALYZE shows it.
+    pub plan: String,
+}
+
+impl Run {
+    /// Lists the cohort, opens the tables and leaves out what is already done with this recipe.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where cohort or tables are not named; storage, table and model errors.
+    pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
+        for (value, question, option) in [
+            (&pipeline.cohort.url, "where are the scans?", "--cohort"),
+            (&pipeline.tables.url, "where do the tables go?", "--tables"),
+        ] {
+            if value.is_empty() {
+                return Err(Error::Config(format!(
+                    "{question} Add `{option} s3://bucket/folder` or `{option} FOLDER`"
+                )));
+            }
+        }
+        let bundle = Arc::new(Bundle::open(&pipeline.model.bundle)?);
+        let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
+        let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
+        let location = cohort::open(&pipeline.cohort.url)?;
+        let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
+        let listing = cohort::list(&location, &name, &pipeline.cohort.select).await?;
+        let tables = Tables::open_or_create(&pipeline.tables.url).await?;
+        let done = tables.done(&recipe_id).await?;
+
+        let key = |entry: &ScanEntry| (entry.scan_id.clone(), entry.content_id.clone());
+        let (mut already_done, mut quarantined) = (0, 0);
+        let mut attempts = HashMap::new();
+        let mut pending = Vec::new();
+        for entry in &listing.selected {
+            let key = key(entry);
+            if done.finished.contains(&key) {
+                already_done += 1;
+                continue;
+            }
+            match done.failed.get(&key) {
+                Some((_, true)) => quarantined += 1,
+                earlier => {
+                    if let Some((tried, _)) = earlier {
+                        attempts.insert(entry.scan_id.clone(), *tried);
+                    }
+                    pending.push(entry.clone());
+                }
+            }
+        }
+        if pipeline.run.limit > 0 {
+            pending.truncate(pipeline.run.limit);
+        }
+        Ok(Self {
+            pipeline,
+            location,
+            tables,
+            bundle,
+            preprocess,
+            recipe_id,
+            listing,
+            pending,
+            attempts,
+            already_done,
+            quarantined,
+            progress: Arc::default(),
+        })
+    }
+
+    /// What the cohort holds, and what was left out and why.
+    pub fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// Scans that [`Run::execute`] will take.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Scans that went through earlier with the same content and recipe.
+    pub fn already_done(&self) -> usize {
+        self.already_done
+    }
+
+    /// Scans whose content failed for good earlier; they are tried again when they change.
+    pub fn quarantined(&self) -> usize {
+        self.quarantined
+    }
+
+    /// Hash of everything that decides the numbers.
+    pub fn recipe_id(&self) -> &str {
+        &self.recipe_id
+    }
+
+    /// Name and version of the bundle.
+    pub fn bundle(&self) -> String {
+        self.bundle.label()
+    }
+
+    /// Counters that move while [`Run::execute`] works.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Screens the pending scans. `stop` turning true ends the run early: nothing new is begun, what
+    /// is in flight is finished and committed.
+    ///
+    /// # Errors
+    /// Storage, table and device errors of the run as a whole; a scan's own failure is a row.
+    pub async fn execute(mut self, stop: watch::Receiver<bool>) -> Result<Report> {
+        let started = Instant::now();
+        if self.pending.is_empty() {
+            return Ok(Report {
+                run_id: String::new(),
+                stopped: false,
+                done: 0,
+                failed: 0,
+                elapsed: started.elapsed(),
+                plan: String::new(),
+            });
+        }
+        let device = device::resolve(self.pipeline.run.device)?;
+        let mut row = self.run_row(device);
+        self.tables.record_run(&row).await?;
+        let result = self.screen(&row.run_id, device, stop.clone()).await;
+
+        let counted = self.progress.snapshot();
+        let stopped = counted.done + counted.failed < self.pending.len() as u64;
+        row.finished_at = Some(Utc::now().timestamp_micros());
+        row.status = match (&result, stopped) {
+            (Err(_), _) => "failed",
+            (Ok(_), true) => "stopped",
+            (Ok(_), false) => "finished",
+        }
+        .to_owned();
+        row.n_done = counted.done as i64;
+        row.n_failed = counted.failed as i64;
+        row.scans_per_minute = ((counted.done + counted.failed) as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
+        let recorded = self.tables.record_run(&row).await;
+        let plan = result?;
+        recorded?;
+        Ok(Report {
+            run_id: row.run_id,
+            stopped,
+            done: counted.done,
+            failed: counted.failed,
+            elapsed: started.elapsed(),
+            plan,
+        })
+    }
+
+    /// Builds the plan, drives it and commits its receipts; gives the plan with its metrics.
+    async fn screen(&mut self, run_id: &str, device: tch::Device, stop: watch::Receiver<bool>) -> Result<String> {
+        let in_flight = self.in_flight();
+        let settings = Settings::new(&self.pipeline.score, &self.bundle.info.calibration);
+        let screening = Arc::new(Screening {
+            run_id: run_id.to_owned(),
+            recipe_id: self.recipe_id.clone(),
+            location: self.location.clone(),
+            preprocess: self.preprocess.clone(),
+            worker: Worker::start(Arc::clone(&self.bundle), device, settings.clone()).await?,
+            settings,
+            bundle: self.bundle.label(),
+            device: device_name(device),
+            attempts: self.attempts.clone(),
+            limit_bytes: self.pipeline.run.max_scan_mib << 20,
+            in_flight,
+            permits: Arc::new(Semaphore::new(in_flight)),
+            progress: Arc::clone(&self.progress),
+            stop,
+        });
+        let partitions = self.manifest()?;
+        let leaf = MemorySourceConfig::try_new_exec(&partitions, cohort::manifest::schema(), None)?;
+        let screen = Arc::new(ScreenExec::new(leaf, screening));
+        let policy = RollPolicy {
+            scans: self.pipeline.tables.commit_scans,
+            every: Duration::from_secs(self.pipeline.tables.commit_seconds),
+            ..RollPolicy::default()
+        };
+        let plan: Arc<dyn ExecutionPlan> =
+            Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?);
+
+        let streams = execute_stream_partitioned(Arc::clone(&plan), SessionContext::new().task_ctx())?;
+        // WriteExec drives every partition on a task of its own, so all of them work while one commits.
+        let mut receipts = stream::select_all(streams);
+        let mut epoch = 0;
+        while let Some(batch) = receipts.next().await {
+            let batch = Receipt::from_batch(&batch?)?;
+            let committed = self.tables.commit(run_id, epoch, &batch).await?;
+            info!(epoch, tables = committed.len(), files = batch.len(), "committed");
+            epoch += 1;
+        }
+        Ok(DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string())
+    }
+
+    /// The pending scans as one manifest batch per partition, dealt out in turn.
+    fn manifest(&self) -> Result<Vec<Vec<arrow::array::RecordBatch>>> {
+        let partitions = cores().min(self.pending.len()).max(1);
+        (0..partitions)
+            .map(|p| {
+                let share: Vec<ScanEntry> = self.pending.iter().skip(p).step_by(partitions).cloned().collect();
+                Ok(vec![cohort::manifest::to_batch(&share)?])
+            })
+            .collect()
+    }
+
+    fn in_flight(&self) -> usize {
+        match self.pipeline.run.scans_in_flight {
+            0 => {
+                let mut system = sysinfo::System::new();
+                system.refresh_memory();
+                let by_memory =
+                    system.cgroup_limits().map_or(system.available_memory(), |c| c.free_memory) / BYTES_PER_SCAN;
+                // One more than the cores: a scan that waits for the store or the device leaves its core idle.
+                (cores() + 1).min(by_memory.max(1) as usize)
+            }
+            n => n,
+        }
+    }
+
+    fn run_row(&self, device: tch::Device) -> RunRow {
+        RunRow {
+            run_id: uuid::Uuid::now_v7().to_string(),
+            cohort: self.listing.cohort.clone(),
+            started_at: Utc::now().timestamp_micros(),
+            finished_at: None,
+            status: "running".to_owned(),
+            n_listed: (self.listing.selected.len() + self.listing.skipped.len()) as i64,
+            n_selected: self.listing.selected.len() as i64,
+            n_already_done: self.already_done as i64,
+            n_done: 0,
+            n_failed: 0,
+            scans_per_minute: 0.,
+            device: device_name(device),
+            recipe_id: self.recipe_id.clone(),
+            bundle: self.bundle.label(),
+            bundle_digest: self.bundle.digest.clone(),
+            config: self.portable_config(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cores: cores() as i32,
+        }
+    }
+
+    /// The effective pipeline for the `runs` table, with local folders reduced to their names: a
+    /// table must not tell where its host keeps its files.
+    fn portable_config(&self) -> String {
+        let mut pipeline = self.pipeline.clone();
+        pipeline.preprocess = Some(self.preprocess.clone());
+        let portable = |location: &Location| match location.url.scheme() {
+            "file" => location.name().to_owned(),
+            _ => location.url.to_string(),
+        };
+        pipeline.cohort.url = portable(&self.location);
+        pipeline.tables.url = portable(self.tables.location());
+        if pipeline.model.bundle != "built-in" {
+            pipeline.model.bundle = self.bundle.label();
+        }
+        toml::to_string(&pipeline).unwrap_or_default()
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The device as the tables name it: `cpu`, `cuda:0`.
+fn device_name(device: tch::Device) -> String {
+    match device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}

@@ -1,0 +1,15 @@
+//! The dataflow: from a manifest of pending scans to committed tables.
+//!
+//! [`ScreenExec`] and [`WriteExec`] are DataFusion operators, unary and partition-preserving, over a
+//! standard leaf; [`Run`] builds the plan, drives it and commits.
+
+mod driver;
+mod progress;
+pub(crate) mod rows;
+mod screen;
+mod write;
+
+pub use driver::{Report, Run};
+pub use progress::{Progress, STAGES, Snapshot};
+pub use screen::{ScreenExec, Screening};
+pub use write::{RollPolicy, WriteExec};

@@ -1,0 +1,348 @@
+//! One scan's results as rows of the tables.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BinaryArray, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, ListArray, RecordBatch,
+    StringArray,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::screen::Screening;
+use crate::cohort::ScanEntry;
+use crate::error::{Error, Result, Retry, Stage};
+use crate::model::DOWNSAMPLING;
+use crate::preprocess::Prepared;
+use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
+use crate::tables::{Table, screen_row};
+use crate::volume::Affine;
+
+/// Milliseconds a scan spent in each stage, waiting left out.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StageTimes {
+    pub(super) fetch_ms: f32,
+    pub(super) decode_ms: f32,
+    pub(super) preprocess_ms: f32,
+    pub(super) score_ms: f32,
+}
+
+/// Everything known of a scan that went through.
+pub(super) struct Finished<'a> {
+    pub(super) prepared: &'a Prepared,
+    pub(super) datatype: &'a str,
+    pub(super) inference: &'a Inference,
+    pub(super) assessment: &'a Assessment,
+    pub(super) times: StageTimes,
+}
+
+/// Region of a point by the sign of its MNI x; within 2 mm of the midline it is neither side.
+pub(super) fn region(x_mm: f64) -> &'static str {
+    match x_mm {
+        x if x.abs() <= 2. => "midline",
+        x if x < 0. => "left hemisphere",
+        _ => "right hemisphere",
+    }
+}
+
+fn microseconds(time: DateTime<Utc>) -> i64 {
+    time.timestamp_micros()
+}
+
+/// A scan that went through, as one row of `screen_schema`.
+pub(super) fn finished(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+    let findings = findings(screening, entry, scan)?;
+    screen_row([
+        tokens(screening, entry, scan)?,
+        masks(screening, entry, scan)?,
+        findings,
+        RecordBatch::new_empty(Table::Failures.arrow_schema()),
+        scans(screening, entry, scan)?,
+    ])
+}
+
+/// A scan that failed, as one row of `screen_schema`; `message` is what a reader sees of `error`.
+pub(super) fn failed(
+    screening: &Screening,
+    entry: &ScanEntry,
+    stage: Stage,
+    error: &Error,
+    message: String,
+) -> Result<RecordBatch> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        run_id: &'a str,
+        scan_id: &'a str,
+        content_id: &'a str,
+        recipe_id: &'a str,
+        cohort: &'a str,
+        uri: &'a str,
+        stage: String,
+        kind: &'a str,
+        message: String,
+        permanent: bool,
+        attempts: i32,
+        failed_at: i64,
+    }
+    let row = Row {
+        run_id: &screening.run_id,
+        scan_id: &entry.scan_id,
+        content_id: &entry.content_id,
+        recipe_id: &screening.recipe_id,
+        cohort: &entry.cohort,
+        uri: &entry.uri,
+        stage: stage.to_string(),
+        kind: error.kind(),
+        message,
+        permanent: error.retry() == Retry::Never && matches!(error, Error::Input { .. }),
+        attempts: screening.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
+        failed_at: microseconds(Utc::now()),
+    };
+    let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.arrow_schema()));
+    for (table, rows) in Table::SCREENED.into_iter().zip(&mut tables) {
+        if table == Table::Failures {
+            *rows = table.rows(std::slice::from_ref(&row))?;
+        }
+    }
+    screen_row(tables)
+}
+
+fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        run_id: &'a str,
+        scan_id: &'a str,
+        content_id: &'a str,
+        recipe_id: &'a str,
+        cohort: &'a str,
+        subject: Option<&'a str>,
+        session: Option<&'a str>,
+        acquisition: Option<&'a str>,
+        run: Option<&'a str>,
+        suffix: Option<&'a str>,
+        uri: &'a str,
+        size_bytes: i64,
+        last_modified: i64,
+        finished_at: i64,
+        native_shape: [i32; 3],
+        native_spacing_mm: [f32; 3],
+        native_affine: [f64; 12],
+        orientation: String,
+        datatype: &'a str,
+        registration_affine: [f64; 12],
+        stripped_input: bool,
+        brain_volume_ml: f32,
+        snr: Option<f32>,
+        mask_ratio: f32,
+        qc_flags: &'a [&'static str],
+        n_tokens: i32,
+        n_anomalous_tokens: i32,
+        max_token_p: f32,
+        anomaly_score: f32,
+        anomaly_volume_ml: f32,
+        n_findings: i32,
+        threshold: f32,
+        fetch_ms: f32,
+        decode_ms: f32,
+        preprocess_ms: f32,
+        score_ms: f32,
+        device: &'a str,
+        bundle: &'a str,
+        version: &'a str,
+    }
+    let Finished { prepared, inference, assessment, times, .. } = scan;
+    let brain_p = || {
+        let inside = assessment.token_brain.iter().zip(&inference.p_anomalous);
+        inside.filter(|&(&share, _)| share >= MIN_TOKEN_BRAIN).map(|(_, &p)| p)
+    };
+    let row = Row {
+        run_id: &screening.run_id,
+        scan_id: &entry.scan_id,
+        content_id: &entry.content_id,
+        recipe_id: &screening.recipe_id,
+        cohort: &entry.cohort,
+        subject: entry.subject.as_deref(),
+        session: entry.session.as_deref(),
+        acquisition: entry.acquisition.as_deref(),
+        run: entry.run.as_deref(),
+        suffix: entry.suffix.as_deref(),
+        uri: &entry.uri,
+        size_bytes: entry.size_bytes,
+        last_modified: microseconds(entry.last_modified),
+        finished_at: microseconds(Utc::now()),
+        native_shape: prepared.native.shape.map(|n| n as i32),
+        native_spacing_mm: prepared.native.spacing().map(|mm| mm as f32),
+        native_affine: prepared.native.affine.to_row_major(),
+        orientation: prepared.native.orientation(),
+        datatype: scan.datatype,
+        registration_affine: prepared.to_mni.to_row_major(),
+        stripped_input: prepared.stripped_input,
+        brain_volume_ml: prepared.brain_volume_ml as f32,
+        snr: prepared.qc.snr,
+        mask_ratio: prepared.qc.mask_ratio,
+        qc_flags: &prepared.qc.flags,
+        n_tokens: brain_p().count() as i32,
+        n_anomalous_tokens: inference.n_inpainted as i32,
+        max_token_p: brain_p().fold(0., f32::max),
+        anomaly_score: assessment.anomaly_score,
+        anomaly_volume_ml: assessment.anomaly_volume_ml as f32,
+        n_findings: assessment.findings.len() as i32,
+        threshold: screening.settings.mask_threshold,
+        fetch_ms: times.fetch_ms,
+        decode_ms: times.decode_ms,
+        preprocess_ms: times.preprocess_ms,
+        score_ms: times.score_ms,
+        device: &screening.device,
+        bundle: &screening.bundle,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    Table::Scans.rows(&[row])
+}
+
+fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        run_id: &'a str,
+        scan_id: &'a str,
+        finding: i32,
+        volume_ml: f32,
+        mni_x_mm: f32,
+        mni_y_mm: f32,
+        mni_z_mm: f32,
+        bbox_min_mm: [f32; 3],
+        bbox_max_mm: [f32; 3],
+        region: &'a str,
+        max_score: f32,
+        mean_score: f32,
+    }
+    let rows: Vec<Row<'_>> = (1..)
+        .zip(&scan.assessment.findings)
+        .map(|(rank, finding)| {
+            let [x, y, z] = finding.centroid_mm.map(|mm| mm as f32);
+            let [low, high] = finding.bbox_mm.map(|corner| corner.map(|mm| mm as f32));
+            Row {
+                run_id: &screening.run_id,
+                scan_id: &entry.scan_id,
+                finding: rank,
+                volume_ml: finding.volume_ml as f32,
+                mni_x_mm: x,
+                mni_y_mm: y,
+                mni_z_mm: z,
+                bbox_min_mm: low,
+                bbox_max_mm: high,
+                region: region(finding.centroid_mm[0]),
+                max_score: finding.max_score,
+                mean_score: finding.mean_score,
+            }
+        })
+        .collect();
+    Table::Findings.rows(&rows)
+}
+
+fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+    let Finished { prepared, inference, assessment, .. } = scan;
+    let [rows, columns] = inference.tokens;
+    let cell = DOWNSAMPLING as f64;
+    let kept: Vec<usize> =
+        (0..inference.codes.len()).filter(|&i| assessment.token_brain[i] >= MIN_TOKEN_BRAIN).collect();
+    let place = |i: usize| {
+        let (s, y, x) = (i / (rows * columns), i / columns % rows, i % columns);
+        (inference.slices[s], y, x)
+    };
+    let centre: Vec<[f64; 3]> = kept
+        .iter()
+        .map(|&i| {
+            let (z, y, x) = place(i);
+            let middle = |t: usize| cell * t as f64 + (cell - 1.) / 2.;
+            prepared.image.grid.affine.apply([middle(x), middle(y), z as f64])
+        })
+        .collect();
+    let n = kept.len();
+    let int8 = |f: &dyn Fn(usize) -> usize| Arc::new(Int8Array::from_iter_values(kept.iter().map(|&i| f(i) as i8)));
+    let mm = |axis: usize| Arc::new(Float32Array::from_iter_values(centre.iter().map(|c| c[axis] as f32)));
+    let float = |values: &[f32]| Arc::new(Float32Array::from_iter_values(kept.iter().map(|&i| values[i])));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&screening.run_id, n))),
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&entry.scan_id, n))),
+        int8(&|i| place(i).0),
+        int8(&|i| place(i).1),
+        int8(&|i| place(i).2),
+        mm(0),
+        mm(1),
+        mm(2),
+        Arc::new(StringArray::from_iter_values(centre.iter().map(|c| region(c[0])))),
+        Arc::new(Int16Array::from_iter_values(kept.iter().map(|&i| inference.codes[i]))),
+        float(&inference.p_anomalous),
+        Arc::new(Float32Array::from_iter(kept.iter().map(|&i| Some(inference.nll[i]).filter(|nll| nll.is_finite())))),
+        float(&assessment.token_residual),
+    ];
+    table(Table::Tokens, columns)
+}
+
+fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+    let Finished { prepared, assessment, .. } = scan;
+    let grid = prepared.image.grid;
+    let score: Vec<u8> = assessment.score.data.iter().map(|s| (s * 255.).round().clamp(0., 255.) as u8).collect();
+    let list = |values: ArrayRef, item: DataType| -> Result<ArrayRef> {
+        let field = Arc::new(Field::new("element", item, true));
+        let offsets = OffsetBuffer::from_lengths([values.len()]);
+        let list = ListArray::try_new(field, offsets, values, None);
+        Ok(Arc::new(list.map_err(|e| Error::Bug(format!("masks row: {e}")))?))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(vec![screening.run_id.as_str()])),
+        Arc::new(StringArray::from(vec![entry.scan_id.as_str()])),
+        list(Arc::new(Int32Array::from_iter_values(grid.shape.map(|n| n as i32))), DataType::Int32)?,
+        list(Arc::new(Float32Array::from_iter_values(grid.spacing().map(|mm| mm as f32))), DataType::Float32)?,
+        list(Arc::new(Float64Array::from_iter_values(grid.affine.to_row_major())), DataType::Float64)?,
+        Arc::new(BinaryArray::from_iter_values([pack_bits(&assessment.mask.data)])),
+        Arc::new(BinaryArray::from_iter_values([pack_bits(&prepared.brain.data)])),
+        Arc::new(BinaryArray::from_iter_values([score])),
+        Arc::new(Float32Array::from(vec![screening.settings.mask_threshold])),
+    ];
+    table(Table::Masks, columns)
+}
+
+fn table(table: Table, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
+    RecordBatch::try_new(table.arrow_schema(), columns)
+        .map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))
+}
+
+/// One bit per voxel, least significant bit first.
+pub(crate) fn pack_bits(mask: &[u8]) -> Vec<u8> {
+    mask.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |b, (i, &v)| b | (u8::from(v > 0) << i))).collect()
+}
+
+/// The inverse of [`pack_bits`]: `n` voxels of 0 or 1.
+pub(crate) fn unpack_bits(bits: &[u8], n: usize) -> Vec<u8> {
+    (0..n).map(|i| bits.get(i / 8).map_or(0, |b| b >> (i % 8) & 1)).collect()
+}
+
+/// The affine stored in a row-major list column.
+pub(crate) fn affine_from(values: &[f64]) -> Option<Affine> {
+    let row = |r: usize| values.get(4 * r..4 * r + 4)?.try_into().ok();
+    Some(Affine([row(0)?, row(1)?, row(2)?]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_survive_packing() {
+        let mask: Vec<u8> = (0..1003).map(|i| u8::from(i * i % 7 < 3)).collect();
+        let bits = pack_bits(&mask);
+        assert_eq!(bits.len(), 126);
+        assert_eq!(bits[0] & 1, mask[0]);
+        assert_eq!(unpack_bits(&bits, 1003), mask);
+    }
+
+    #[test]
+    fn regions_split_at_the_midline() {
+        assert_eq!(region(-2.1), "left hemisphere");
+        assert_eq!(region(-2.), "midline");
+        assert_eq!(region(30.), "right hemisphere");
+    }
+}

@@ -1,0 +1,346 @@
+//! `ScreenExec`: from a manifest row to a scan's results.
+//!
+//! ```text
+//!  manifest rows (one row = one scan)
+//!      │  at most `in_flight` scans at a time over all partitions
+//!      ▼
+//!  fetch (tokio) ─► decode ─► preprocess (rayon) ─► networks (device thread) ─► assess (rayon)
+//!      │ an error or a panic at any stage
+//!      ▼
+//!  one row of `screen_schema` per scan: its rows for every table, or its row in `failures`
+//! ```
+//! Unary and partition-preserving: one output partition per input partition. A volume lives inside
+//! one scan's future from fetch to rows; only rows leave. Output order within a partition is the
+//! order in which scans finish.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::{DataFusionError, Result as DfResult};
+use datafusion::execution::TaskContext;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{
+    CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
+};
+use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, Time};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::{Instrument, debug, info_span, warn};
+
+use super::progress::Progress;
+use super::rows::{self, Finished, StageTimes};
+use crate::cohort::{self, Location, ScanEntry};
+use crate::error::{Error, Result, Stage};
+use crate::preprocess::{self, PreprocessConfig};
+use crate::score::{self, Settings, Worker};
+use crate::tables::screen_schema;
+use crate::volume::nifti;
+
+/// What all partitions of a run share.
+#[derive(Debug)]
+pub struct Screening {
+    /// The run that writes the rows.
+    pub run_id: String,
+    /// Hash of everything that decides the numbers.
+    pub recipe_id: String,
+    /// Where the scans are.
+    pub location: Location,
+    /// How they are preprocessed.
+    pub preprocess: PreprocessConfig,
+    /// How they are scored.
+    pub settings: Settings,
+    /// The device thread.
+    pub worker: Worker,
+    /// Name of the bundle, for the tables.
+    pub bundle: String,
+    /// Name of the device, for the tables.
+    pub device: String,
+    /// Earlier failed attempts per scan with this content and recipe.
+    pub attempts: HashMap<String, i32>,
+    /// Largest decompressed scan, bytes.
+    pub limit_bytes: u64,
+    /// Scans worked on at the same time.
+    pub in_flight: usize,
+    /// One permit per scan in flight.
+    pub permits: Arc<Semaphore>,
+    /// Counters for the progress line.
+    pub progress: Arc<Progress>,
+    /// True when no further scan is to be begun.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// The operator; see the module's documentation.
+#[derive(Debug, Clone)]
+pub struct ScreenExec {
+    input: Arc<dyn ExecutionPlan>,
+    screening: Arc<Screening>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+/// Timers and counters of one partition, shown by EXPLAIN ANALYZE.
+#[derive(Debug, Clone)]
+struct Metrics {
+    fetch: Time,
+    decode: Time,
+    preprocess: Time,
+    device_wait: Time,
+    device: Time,
+    assess: Time,
+    bytes: Count,
+    done: Count,
+    failed: Count,
+    output_rows: Count,
+}
+
+impl Metrics {
+    fn new(set: &ExecutionPlanMetricsSet, partition: usize) -> Self {
+        let time = |name: &'static str| MetricBuilder::new(set).subset_time(name, partition);
+        let count = |name: &'static str| MetricBuilder::new(set).counter(name, partition);
+        Self {
+            fetch: time("fetch_time"),
+            decode: time("decode_time"),
+            preprocess: time("preprocess_time"),
+            device_wait: time("device_wait_time"),
+            device: time("device_time"),
+            assess: time("assess_time"),
+            bytes: count("bytes_fetched"),
+            done: count("scans_done"),
+            failed: count("scans_failed"),
+            output_rows: MetricBuilder::new(set).output_rows(partition),
+        }
+    }
+}
+
+impl ScreenExec {
+    /// An operator over a leaf of manifest rows (`cohort::manifest` schema).
+    pub fn new(input: Arc<dyn ExecutionPlan>, screening: Arc<Screening>) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(screen_schema()),
+            input.output_partitioning().clone(),
+            EmissionType::Incremental,
+            input.boundedness(),
+        );
+        Self { input, screening, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
+    }
+}
+
+impl DisplayAs for ScreenExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = &self.screening;
+        write!(
+            f,
+            "ScreenExec: bundle={}, device={}, recipe={}, in_flight={}",
+            s.bundle, s.device, s.recipe_id, s.in_flight
+        )
+    }
+}
+
+impl ExecutionPlan for ScreenExec {
+    fn name(&self) -> &'static str {
+        "ScreenExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> DfResult<TreeNodeRecursion>,
+    ) -> DfResult<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let input = children
+            .pop()
+            .filter(|_| children.is_empty())
+            .ok_or_else(|| DataFusionError::Internal("ScreenExec has exactly one child".to_owned()))?;
+        Ok(Arc::new(Self::new(input, Arc::clone(&self.screening))))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> DfResult<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    // One row in, one row out, 20 MB of voxels between: nothing above or below gains from a shuffle.
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn cardinality_effect(&self) -> CardinalityEffect {
+        CardinalityEffect::Equal
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DfResult<SendableRecordBatchStream> {
+        let metrics = Metrics::new(&self.metrics, partition);
+        let screening = Arc::clone(&self.screening);
+        let entries = self
+            .input
+            .execute(partition, context)?
+            .map(|batch| {
+                Ok::<_, DataFusionError>(stream::iter(cohort::manifest::from_batch(&batch?).map_err(external)?))
+            })
+            .map(|batch| batch.map(|entries| entries.map(Ok::<_, DataFusionError>)))
+            .try_flatten();
+        let mut stop = screening.stop.clone();
+        let stopped = async move {
+            // An error means that the driver is gone: stop as well.
+            let _ = stop.wait_for(|&stop| stop).await;
+        };
+        let in_flight = screening.in_flight;
+        let rows = entries
+            .take_until(stopped)
+            .map_ok(move |entry| {
+                let (screening, metrics) = (Arc::clone(&screening), metrics.clone());
+                async move {
+                    let Ok(_permit) = Arc::clone(&screening.permits).acquire_owned().await else {
+                        return Ok(None);
+                    };
+                    if *screening.stop.borrow() {
+                        return Ok(None);
+                    }
+                    screen(&screening, &entry, &metrics).await.map(Some).map_err(external)
+                }
+            })
+            .try_buffer_unordered(in_flight)
+            .try_filter_map(|row| async move { Ok(row) });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(screen_schema(), rows)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+}
+
+fn external(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+/// Takes one scan all the way; its failure is a row as well.
+async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics) -> Result<RecordBatch> {
+    screening.progress.begin();
+    let span = info_span!("scan", scan_id = %entry.scan_id);
+    let result = process(screening, entry, metrics).instrument(span.clone()).await;
+    screening.progress.end(result.is_err());
+    metrics.output_rows.add(1);
+    let _entered = span.enter();
+    match result {
+        Ok(rows) => {
+            metrics.done.add(1);
+            debug!("done");
+            Ok(rows)
+        }
+        Err((stage, error)) => {
+            metrics.failed.add(1);
+            let message = portable(&error.to_string(), &screening.location);
+            warn!(%stage, kind = error.kind(), "failed: {message}");
+            rows::failed(screening, entry, stage, &error, message)
+        }
+    }
+}
+
+/// An error's text without the folder in which a local cohort lies: logs and tables must not tell
+/// where a host keeps its files.
+fn portable(message: &str, location: &Location) -> String {
+    match location.url.to_file_path() {
+        Ok(folder) => message.replace(&format!("{}/", folder.display()), ""),
+        Err(()) => message.to_owned(),
+    }
+}
+
+async fn process(
+    screening: &Arc<Screening>,
+    entry: &ScanEntry,
+    metrics: &Metrics,
+) -> Result<RecordBatch, (Stage, Error)> {
+    let mut times = StageTimes::default();
+    let note = |index: usize, timer: &Time, spent: Duration| -> f32 {
+        timer.add_duration(spent);
+        screening.progress.stage(index, spent.as_secs_f64() * 1e3);
+        spent.as_secs_f32() * 1e3
+    };
+
+    let started = Instant::now();
+    let bytes = cohort::read(&screening.location, &entry.uri, entry.etag.as_deref(), screening.limit_bytes)
+        .await
+        .map_err(|e| (Stage::Fetch, e))?;
+    times.fetch_ms = note(0, &metrics.fetch, started.elapsed());
+    metrics.bytes.add(bytes.len());
+
+    let shared = Arc::clone(screening);
+    let (decoded, spent) =
+        on_rayon(move || nifti::decode(&bytes, shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
+    times.decode_ms = note(1, &metrics.decode, spent);
+
+    let shared = Arc::clone(screening);
+    let datatype = decoded.datatype;
+    let volume = decoded.volume;
+    let (prepared, spent) =
+        on_rayon(move || preprocess::prepare(&volume, &shared.preprocess)).await.map_err(|e| (Stage::Preprocess, e))?;
+    times.preprocess_ms = note(2, &metrics.preprocess, spent);
+    let prepared = Arc::new(prepared);
+
+    let started = Instant::now();
+    let (inference, on_device) =
+        screening.worker.score(&entry.scan_id, Arc::clone(&prepared)).await.map_err(|e| (Stage::Score, e))?;
+    metrics.device_wait.add_duration(started.elapsed().saturating_sub(on_device));
+    metrics.device.add_duration(on_device);
+
+    let (shared, scan) = (Arc::clone(screening), entry.clone());
+    let (rows, spent) = on_rayon({
+        let progress = Arc::clone(&screening.progress);
+        move || {
+            let started = Instant::now();
+            let assessment = score::assess(&inference, &prepared.image, &prepared.brain, &shared.settings);
+            times.score_ms = (on_device + started.elapsed()).as_secs_f32() * 1e3;
+            progress.stage(3, f64::from(times.score_ms));
+            let finished = Finished {
+                prepared: &prepared,
+                datatype: &datatype,
+                inference: &inference,
+                assessment: &assessment,
+                times,
+            };
+            rows::finished(&shared, &scan, &finished)
+        }
+    })
+    .await
+    .map_err(|e| (Stage::Score, e))?;
+    metrics.assess.add_duration(spent);
+    Ok(rows)
+}
+
+/// Runs `work` on rayon, so that no tokio worker blocks; a panic becomes an error. Also tells the
+/// time that `work` itself took.
+async fn on_rayon<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<(T, Duration)> {
+    let (reply, answer) = oneshot::channel();
+    rayon::spawn(move || {
+        let started = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
+            Err(Error::Bug(format!("a step panicked: {}", text.unwrap_or_default())))
+        });
+        let _ = reply.send(result.map(|value| (value, started.elapsed())));
+    });
+    answer.await.map_err(|_| Error::Bug("a step ended without an answer".into()))?
+}

@@ -1,0 +1,54 @@
+//! neurosieve screens whole MRI cohorts for anomalies.
+//!
+//! It reads brain scans from object storage, preprocesses them on all cores, scores every latent
+//! token of every scan with masked image modelling (the idea of MIM-OOD, arXiv 2307.14701) on
+//! libtorch, and writes scores, masks and findings to Delta tables that anybody can query with SQL.
+//!
+//! ```text
+//!  object store  s3:// gs:// az:// file://        BIDS tree or any tree of NIfTI files
+//!      │  cohort/       list, BIDS entities, selection: one manifest row per scan
+//!      ▼
+//!  flow/         ScreenExec: fetch ─► volume/ decode ─► preprocess/ ─► score/ (networks in model/)
+//!      │         WriteExec: Parquet data files and receipts; the driver commits
+//!      ▼
+//!  tables/       scans · tokens · masks · findings · failures · runs
+//!      ▼
+//!  query/        SQL over documented views;  export/  masks back to native space
+//! ```
+//!
+//! The program in `main.rs` is a thin command line over this library:
+//!
+//! ```no_run
+//! use neurosieve::config::Pipeline;
+//! use neurosieve::flow::Run;
+//!
+//! # async fn screen() -> neurosieve::Result<()> {
+//! let mut pipeline = Pipeline::default();
+//! pipeline.cohort.url = "s3://bucket/study".into();
+//! pipeline.tables.url = "s3://bucket/results".into();
+//! let run = Run::prepare(pipeline).await?;
+//! let (_stop, stopped) = tokio::sync::watch::channel(false);
+//! let report = run.execute(stopped).await?;
+//! println!("{} scans done, {} failed", report.done, report.failed);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Research software. Not a medical device.
+
+pub mod cli;
+pub mod cohort;
+pub mod config;
+pub mod error;
+pub mod export;
+pub mod flow;
+pub mod model;
+pub mod preprocess;
+pub mod query;
+pub mod score;
+pub mod synth;
+pub mod tables;
+pub mod train;
+pub mod volume;
+
+pub use error::{Error, Result};

@@ -1,0 +1,10 @@
+//! Integration tests, one binary: each module is a capability.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod cohort;
+mod preprocess;
+mod screen;
+mod sql;
+mod synth;
+mod tables;
+mod volume;
