@@ -82,7 +82,7 @@ impl RunArgs {
 
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
+            if asked_to_stop().await.is_ok() {
                 eprintln!("stopping: finishing and committing what is in flight");
                 let _ = stop.send(true);
                 // Keeps the channel open: its end would mean that the driver is gone.
@@ -102,6 +102,15 @@ impl RunArgs {
             Report { failed: 1.., .. } => ExitCode::from(DONE_WITH_FAILURES),
             _ => ExitCode::SUCCESS,
         })
+    }
+}
+
+/// Returns at the first Ctrl-C or SIGTERM.
+async fn asked_to_stop() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
     }
 }
 

@@ -46,33 +46,41 @@ impl Inpainter {
     /// Replaces the tokens where `mask` (`[B, h, w]`, bool) is set by what is likely in a healthy
     /// slice, in `steps` passes.
     ///
-    /// `noise` (`[B, h, w, codes]`, uniform in 0..1) makes the draw: the code with the highest
-    /// `logit / temperature + Gumbel(noise)` is taken, so the same noise gives the same tokens.
-    /// Returns the new codes and, for the masked tokens, the negative log-likelihood (nats) of the
-    /// code they had, given all that was not masked; zero elsewhere.
+    /// `noise` (`[M, codes]` for the M masked tokens in row-major order, uniform in 0..1) makes the
+    /// draw: the code with the highest `logit / temperature + Gumbel(noise)` is taken, so the same
+    /// noise gives the same tokens. Returns the new codes and, for the masked tokens, the negative
+    /// log-likelihood (nats) of the code they had, given all that was not masked; zero elsewhere.
     pub fn restore(
         &self,
         codes: &Tensor,
         mask: &Tensor,
         z_mm: &Tensor,
-        steps: i64,
-        temperature: f64,
         noise: &Tensor,
+        decoding: Decoding,
         kind: Kind,
     ) -> (Tensor, Tensor) {
+        let Decoding { steps, temperature } = decoding;
         let gumbel = -(-noise.clamp(1e-9, 1. - 1e-7).log()).log();
+        // Only masked tokens need the head: a small part of a slice, and the vocabulary is wide.
+        let places = mask.flatten(0, 2).nonzero().squeeze_dim(1);
+        let plane = |values: &Tensor, elsewhere: f64| {
+            let all = Tensor::full(mask.numel() as i64, elsewhere, (values.kind(), values.device()));
+            all.index_copy(0, &places, values).view_as(mask)
+        };
+        let had = codes.flatten(0, 2).index_select(0, &places).unsqueeze(1);
         let n_masked = mask.sum_dim_intlist([1i64, 2].as_slice(), true, Kind::Float);
         let mut open = mask.shallow_clone();
         let mut current = codes.masked_fill(&open, self.codes);
         let mut nll = mask.zeros_like().to_kind(Kind::Float);
         for step in 0..steps {
-            let logits = self.forward(&current, z_mm, kind);
+            let features = self.trunk.forward(&current, z_mm, kind).flatten(0, 1).index_select(0, &places);
+            let logits = self.head.forward(&features).to_kind(Kind::Float);
             let log_p = logits.log_softmax(-1, Kind::Float);
             if step == 0 {
-                nll = -log_p.gather(3, &codes.unsqueeze(3), false).squeeze_dim(3) * mask.to_kind(Kind::Float);
+                nll = plane(&-log_p.gather(1, &had, false).squeeze_dim(1), 0.);
             }
-            let drawn = (&logits / temperature + &gumbel).argmax(-1, false);
-            let sure = log_p.gather(3, &drawn.unsqueeze(3), false).squeeze_dim(3);
+            let drawn = (&logits / temperature + &gumbel).argmax(-1, true);
+            let sure = plane(&log_p.gather(1, &drawn, false).squeeze_dim(1), f64::INFINITY);
             // MaskGIT's cosine schedule: how many of the masked tokens stay open after this step.
             let left = (std::f64::consts::FRAC_PI_2 * (step + 1) as f64 / steps as f64).cos();
             let keep_open = if step + 1 == steps { n_masked.zeros_like() } else { (&n_masked * left).floor() };
@@ -80,11 +88,20 @@ impl Inpainter {
             let rank = sure.argsort(1, false).argsort(1, false).view_as(&open);
             let still_open = open.logical_and(&rank.lt_tensor(&keep_open));
             let fixed_now = open.logical_and(&still_open.logical_not());
-            current = drawn.where_self(&fixed_now, &current);
+            current = plane(&drawn.squeeze_dim(1), 0.).where_self(&fixed_now, &current);
             open = still_open;
         }
         (current, nll)
     }
+}
+
+/// How masked tokens are decoded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decoding {
+    /// Passes of the network; at least 1.
+    pub steps: i64,
+    /// Sharpness of the draw: below 1 it prefers likely tokens more.
+    pub temperature: f64,
 }
 
 #[cfg(test)]
@@ -102,13 +119,15 @@ mod tests {
         let codes = Tensor::randint(40, [3, 6, 5], (Kind::Int64, Device::Cpu));
         let mask = Tensor::rand([3, 6, 5], (Kind::Float, Device::Cpu)).lt(0.3);
         let z = Tensor::from_slice(&[-10f32, 0., 30.]);
-        let noise = Tensor::rand([3, 6, 5, 40], (Kind::Float, Device::Cpu));
-        let (restored, nll) = inpainter.restore(&codes, &mask, &z, 4, 1., &noise, Kind::Float);
+        let masked = i64::try_from(mask.sum(Kind::Int64)).unwrap();
+        let noise = Tensor::rand([masked, 40], (Kind::Float, Device::Cpu));
+        let decoding = Decoding { steps: 4, temperature: 1. };
+        let (restored, nll) = inpainter.restore(&codes, &mask, &z, &noise, decoding, Kind::Float);
         let outside = mask.logical_not();
         assert_eq!(restored.masked_select(&outside), codes.masked_select(&outside));
         assert!(i64::try_from(restored.max()).unwrap() < 40, "no token is left masked");
         assert!(f64::try_from(nll.masked_select(&mask).min()).unwrap() > 0.);
-        let again = inpainter.restore(&codes, &mask, &z, 4, 1., &noise, Kind::Float).0;
+        let again = inpainter.restore(&codes, &mask, &z, &noise, decoding, Kind::Float).0;
         assert_eq!(restored, again);
     }
 }

@@ -14,6 +14,6 @@ mod transformer;
 
 pub use bundle::{Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, Training, write as write_bundle};
 pub use detector::Detector;
-pub use inpainter::Inpainter;
+pub use inpainter::{Decoding, Inpainter};
 pub use tokenizer::{DOWNSAMPLING, Tokenizer, TokenizerConfig};
 pub use transformer::TransformerConfig;

@@ -52,7 +52,11 @@ pub async fn execute(context: &SessionContext, sql: &str, format: Format, output
         let rows = context.execute_logical_plan(plan).await?;
         match output {
             Some(path) => to_file(rows, format, path).await?,
-            None => write(rows.execute_stream().await?, format, &mut io::stdout()).await?,
+            None => match write(rows.execute_stream().await?, format, &mut io::stdout()).await {
+                // Whoever reads has seen enough, as in `… | head`.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                outcome => outcome?,
+            },
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{MIN_TOKEN_BRAIN, Settings, map::token_brain_fraction};
 use crate::error::{Error, Result};
-use crate::model::{DOWNSAMPLING, Networks};
+use crate::model::{DOWNSAMPLING, Decoding, Networks};
 use crate::volume::Volume;
 
 /// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
@@ -103,23 +103,21 @@ pub fn infer(
     let mut restored_codes = codes.copy();
     let mut nll = Tensor::full_like(&p, f64::NAN);
     let mut rng = draw_rng(scan_id, settings.config.seed);
+    let decoding = Decoding { steps: settings.config.steps.max(1), temperature: settings.config.temperature.max(1e-3) };
     tch::no_grad(|| {
         for chunk in open.chunks(batch) {
             let index = Tensor::from_slice(chunk).to_device(networks.device);
             let (codes_here, mask) = (codes.index_select(0, &index), anomalous.index_select(0, &index));
+            let masked = i64::try_from(mask.sum(Kind::Int64)).unwrap_or_default();
             let vocabulary = networks.tokenizer.config().codes();
-            let noise: Vec<f32> =
-                (0..chunk.len() as i64 * rows * columns * vocabulary).map(|_| rng.random::<f32>()).collect();
-            let noise = Tensor::from_slice(&noise)
-                .view([chunk.len() as i64, rows, columns, vocabulary])
-                .to_device(networks.device);
+            let noise: Vec<f32> = (0..masked * vocabulary).map(|_| rng.random::<f32>()).collect();
+            let noise = Tensor::from_slice(&noise).view([masked, vocabulary]).to_device(networks.device);
             let (new, nll_here) = networks.inpainter.restore(
                 &codes_here,
                 &mask,
                 &z_mm.index_select(0, &index),
-                settings.config.steps.max(1),
-                settings.config.temperature.max(1e-3),
                 &noise,
+                decoding,
                 Kind::Float,
             );
             restored_codes = restored_codes.index_copy(0, &index, &new);

@@ -50,7 +50,12 @@ pub(super) const SCANS: &[Column] = &[
     always("stripped_input", Boolean, "", "true where the scan arrived without its skull"),
     always("brain_volume_ml", Float32, "ml", "volume of the brain mask in native space"),
     maybe("snr", Float32, "ratio", "signal-to-noise ratio of the brain"),
-    always("mask_ratio", Float32, "ratio", "brain mask volume divided by the template's"),
+    always(
+        "mask_ratio",
+        Float32,
+        "ratio",
+        "brain volume over the volume of the whole head in view; 1 for a bare brain",
+    ),
     always("qc_flags", TextList, "", "what quality control noticed; empty when nothing"),
     always("n_tokens", Int32, "count", "tokens in the brain"),
     always("n_anomalous_tokens", Int32, "count", "tokens above the threshold"),
