@@ -6,6 +6,7 @@ mod export;
 mod run;
 mod sql;
 mod synth;
+mod tables;
 mod train;
 
 use std::io::IsTerminal;
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Sql(sql::SqlArgs),
+    Tables(tables::TablesArgs),
     Cohort(cohort::CohortArgs),
     Export(export::ExportArgs),
     Train(train::TrainArgs),
@@ -74,6 +76,10 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => args.run().await,
         Command::Sql(args) => sql::run(args).await.map(done),
+        Command::Tables(args) => {
+            args.run();
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Cohort(args) => args.run().await.map(done),
         Command::Export(args) => args.run().await.map(done),
         Command::Train(args) => args.run().await.map(done),

@@ -22,7 +22,8 @@ use tokio::sync::{Semaphore, watch};
 use tracing::info;
 
 use super::progress::Progress;
-use super::screen::{ScreenExec, Screening};
+use super::screen::ScreenExec;
+use super::screening::Screening;
 use super::write::{RollPolicy, WriteExec};
 use crate::cohort::{self, Listing, Location, ScanEntry};
 use crate::config::{Pipeline, recipe_id};

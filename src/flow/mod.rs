@@ -7,9 +7,11 @@ mod driver;
 mod progress;
 pub(crate) mod rows;
 mod screen;
+mod screening;
 mod write;
 
 pub use driver::{Report, Run};
 pub use progress::{Progress, STAGES, Snapshot};
-pub use screen::{ScreenExec, Screening};
+pub use screen::ScreenExec;
+pub use screening::Screening;
 pub use write::{RollPolicy, WriteExec};

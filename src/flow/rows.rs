@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::screen::Screening;
+use super::screening::Screening;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result, Retry, Stage};
 use crate::model::DOWNSAMPLING;

@@ -13,7 +13,6 @@
 //! one scan's future from fetch to rows; only rows leave. Output order within a partition is the
 //! order in which scans finish.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -33,50 +32,17 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, SendableRecordBatchStream,
 };
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::progress::Progress;
 use super::rows::{self, Finished, StageTimes};
+use super::screening::Screening;
 use crate::cohort::{self, Location, ScanEntry};
 use crate::error::{Error, Result, Stage};
-use crate::preprocess::{self, PreprocessConfig};
-use crate::score::{self, Settings, Worker};
+use crate::preprocess;
+use crate::score;
 use crate::tables::screen_schema;
 use crate::volume::nifti;
-
-/// What all partitions of a run share.
-#[derive(Debug)]
-pub struct Screening {
-    /// The run that writes the rows.
-    pub run_id: String,
-    /// Hash of everything that decides the numbers.
-    pub recipe_id: String,
-    /// Where the scans are.
-    pub location: Location,
-    /// How they are preprocessed.
-    pub preprocess: PreprocessConfig,
-    /// How they are scored.
-    pub settings: Settings,
-    /// The device thread.
-    pub worker: Worker,
-    /// Name of the bundle, for the tables.
-    pub bundle: String,
-    /// Name of the device, for the tables.
-    pub device: String,
-    /// Earlier failed attempts per scan with this content and recipe.
-    pub attempts: HashMap<String, i32>,
-    /// Largest decompressed scan, bytes.
-    pub limit_bytes: u64,
-    /// Scans worked on at the same time.
-    pub in_flight: usize,
-    /// One permit per scan in flight.
-    pub permits: Arc<Semaphore>,
-    /// Counters for the progress line.
-    pub progress: Arc<Progress>,
-    /// True when no further scan is to be begun.
-    pub stop: watch::Receiver<bool>,
-}
 
 /// The operator; see the module's documentation.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 //! ```text
 //! columns.rs  ──►  arrow_schema()  what rows are built, written and queried with
 //!             ──►  delta_fields()  what the Delta log says, with unit and meaning as comments
-//!             ──►  describe()      what `neurosieve describe` prints
+//!             ──►  describe()      what `neurosieve tables describe` prints
 //! ```
 //! Types are the ones that Delta knows: no unsigned integers, timestamps in microseconds UTC. [`screen_schema`] is
 //! the shape in which a whole scan travels from screening to writing: one row per scan, one list per table.
