@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Every step is a pure function of its input and its part of [`PreprocessConfig`]. Refused as
-//! [`Error::Input`](crate::error::Error::Input), by kind: `constant` (nothing in it), `too_coarse` (voxels above
+//! [`Error::Input`], by kind: `constant` (nothing in it), `too_coarse` (voxels above
 //! 6 mm), `field_of_view` (too small for a brain, or no head at all), `no_brain` (no brain of plausible volume).
 
 mod conform;
@@ -119,7 +119,7 @@ pub fn find_brain(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Brain>
 /// Preprocesses one scan. Same input and settings, same result, bit for bit.
 ///
 /// # Errors
-/// [`Error::Input`](crate::error::Error::Input) where the scan is refused; see the module's first lines for the kinds.
+/// [`Error::Input`] where the scan is refused; see the module's first lines for the kinds.
 pub fn prepare(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Prepared> {
     let mut timer = Timer::start();
     check(native, cfg)?;
