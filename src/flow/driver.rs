@@ -42,6 +42,7 @@ pub struct Run {
     pipeline: Pipeline,
     location: Location,
     tables: Tables,
+    device: tch::Device,
     bundle: Arc<Bundle>,
     preprocess: PreprocessConfig,
     recipe_id: String,
@@ -86,6 +87,8 @@ impl Run {
                 )));
             }
         }
+        // First of all: libtorch looks for CUDA once, and a missing device must not leave tables behind.
+        let device = device::resolve(pipeline.run.device)?;
         let bundle = Arc::new(Bundle::open(&pipeline.model.bundle)?);
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
@@ -122,6 +125,7 @@ impl Run {
             pipeline,
             location,
             tables,
+            device,
             bundle,
             preprocess,
             recipe_id,
@@ -186,10 +190,9 @@ impl Run {
                 plan: String::new(),
             });
         }
-        let device = device::resolve(self.pipeline.run.device)?;
-        let mut row = self.run_row(device);
+        let mut row = self.run_row();
         self.tables.record_run(&row).await?;
-        let result = self.screen(&row.run_id, device, stop.clone()).await;
+        let result = self.screen(&row.run_id, stop).await;
 
         let counted = self.progress.snapshot();
         let stopped = counted.done + counted.failed < self.pending.len() as u64;
@@ -217,7 +220,7 @@ impl Run {
     }
 
     /// Builds the plan, drives it and commits its receipts; gives the plan with its metrics.
-    async fn screen(&mut self, run_id: &str, device: tch::Device, stop: watch::Receiver<bool>) -> Result<String> {
+    async fn screen(&mut self, run_id: &str, stop: watch::Receiver<bool>) -> Result<String> {
         let in_flight = self.in_flight();
         let settings = Settings::new(&self.pipeline.score, &self.bundle.info.calibration);
         let screening = Arc::new(Screening {
@@ -225,10 +228,10 @@ impl Run {
             recipe_id: self.recipe_id.clone(),
             location: self.location.clone(),
             preprocess: self.preprocess.clone(),
-            worker: Worker::start(Arc::clone(&self.bundle), device, settings.clone()).await?,
+            worker: Worker::start(Arc::clone(&self.bundle), self.device, settings.clone()).await?,
             settings,
             bundle: self.bundle.label(),
-            device: device_name(device),
+            device: device_name(self.device),
             attempts: self.attempts.clone(),
             limit_bytes: self.pipeline.run.max_scan_mib << 20,
             in_flight,
@@ -285,7 +288,7 @@ impl Run {
         }
     }
 
-    fn run_row(&self, device: tch::Device) -> RunRow {
+    fn run_row(&self) -> RunRow {
         RunRow {
             run_id: uuid::Uuid::now_v7().to_string(),
             cohort: self.listing.cohort.clone(),
@@ -298,7 +301,7 @@ impl Run {
             n_done: 0,
             n_failed: 0,
             scans_per_minute: 0.,
-            device: device_name(device),
+            device: device_name(self.device),
             recipe_id: self.recipe_id.clone(),
             bundle: self.bundle.label(),
             bundle_digest: self.bundle.digest.clone(),
