@@ -18,7 +18,7 @@ neurosieve synth demo/cohort --subjects 8 --lesions 4 --corrupt 1
 
 step 'Screening it into demo/tables'
 code=0
-neurosieve run pipelines/demo.toml --cohort demo/cohort --tables demo/tables || code=$?
+neurosieve run pipelines/demo.toml --cohort demo/cohort --tables demo/tables --set cohort.name=demo || code=$?
 # 3 says: done, and some scans failed. Here one must.
 if [[ $code != 3 ]]; then
     echo "demo: the run ended with $code, but a damaged scan among good ones ends with 3" >&2
@@ -34,7 +34,7 @@ neurosieve sql --tables demo/tables -f sql/failures_by_reason.sql
 step 'What to try next'
 cat <<'NEXT'
 The same command again: every scan is done already, so nothing is computed twice.
-    cargo run --release -- run pipelines/demo.toml --cohort demo/cohort --tables demo/tables
+    cargo run --release -- run pipelines/demo.toml --cohort demo/cohort --tables demo/tables --set cohort.name=demo
 A question of your own:
     cargo run --release -- sql --tables demo/tables -c 'SELECT subject, anomaly_score FROM scans ORDER BY 2 DESC'
 A cohort of your own: a folder, s3://, gs:// or az://. First see whether this machine is ready for it.
