@@ -190,7 +190,7 @@ impl Run {
                 plan: String::new(),
             });
         }
-        let mut row = self.run_row();
+        let mut row = self.run_row()?;
         self.tables.record_run(&row).await?;
         let result = self.screen(&row.run_id, stop).await;
 
@@ -288,8 +288,8 @@ impl Run {
         }
     }
 
-    fn run_row(&self) -> RunRow {
-        RunRow {
+    fn run_row(&self) -> Result<RunRow> {
+        Ok(RunRow {
             run_id: uuid::Uuid::now_v7().to_string(),
             cohort: self.listing.cohort.clone(),
             started_at: Utc::now().timestamp_micros(),
@@ -305,15 +305,15 @@ impl Run {
             recipe_id: self.recipe_id.clone(),
             bundle: self.bundle.label(),
             bundle_digest: self.bundle.digest.clone(),
-            config: self.portable_config(),
+            config: self.portable_config()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cores: cores() as i32,
-        }
+        })
     }
 
     /// The effective pipeline for the `runs` table, with local folders reduced to their names: a
     /// table must not tell where its host keeps its files.
-    fn portable_config(&self) -> String {
+    fn portable_config(&self) -> Result<String> {
         let mut pipeline = self.pipeline.clone();
         pipeline.preprocess = Some(self.preprocess.clone());
         let portable = |location: &Location| match location.url.scheme() {
@@ -325,7 +325,7 @@ impl Run {
         if pipeline.model.bundle != "built-in" {
             pipeline.model.bundle = self.bundle.label();
         }
-        toml::to_string(&pipeline).unwrap_or_default()
+        toml::to_string(&pipeline).map_err(|e| Error::Bug(format!("the pipeline as TOML: {e}")))
     }
 }
 

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{MIN_TOKEN_BRAIN, Settings, map::token_brain_fraction};
 use crate::error::{Error, Result};
-use crate::model::{DOWNSAMPLING, Decoding, Networks};
+use crate::model::{Decoding, Networks};
 use crate::volume::Volume;
 
 /// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
@@ -155,5 +155,3 @@ where
     // A contiguous one-dimensional CPU tensor always converts.
     Vec::try_from(tensor.to_device(Device::Cpu).contiguous().view(-1)).expect("contiguous CPU tensor")
 }
-
-const _: () = assert!(DOWNSAMPLING == 4, "token cells are 4 x 4 pixels throughout score/");

@@ -17,7 +17,7 @@ mod map;
 mod worker;
 
 pub use findings::{Finding, components};
-pub use infer::{Inference, detect, infer};
+pub use infer::{Detection, Inference, detect, infer};
 pub use map::{Assessment, assess, scan_score, score_map, token_brain_fraction};
 pub use worker::Worker;
 

@@ -53,7 +53,7 @@ say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({qu
 
 ## How it was made
 {program}, seed {seed}; {t} tokenizer, {d} detector and {i} inpainter updates of {tb}, {db} and {ib} slices.
-`neurosieve train` with the pipeline file makes it again.
+`neurosieve train` with the pipeline file trains one of its kind.
 ",
         name = info.name,
         version = info.version,

@@ -204,7 +204,7 @@ pub(super) fn spread(slices: &Slices, n: usize) -> Vec<usize> {
     (0..n.min(total)).map(|i| i * total / n.min(total)).collect()
 }
 
-/// A scan to prepare: its id and a closure's worth of bytes.
+/// A scan as it was read, to be prepared.
 pub(super) struct Raw {
     pub(super) scan_id: String,
     pub(super) content_id: String,
@@ -257,6 +257,13 @@ pub(super) fn cell_fraction(planes: &[Vec<f32>], width: usize, cell: i64, device
         .avg_pool2d([cell, cell], [cell, cell], [0, 0], false, true, None)
         .squeeze_dim(1)
         .to_kind(Kind::Float)
+}
+
+/// Share of each token's cell that is brain, `[B, H/cell, W/cell]`.
+pub(super) fn brain_fraction(slices: &[Slice], width: usize, cell: i64, device: Device) -> Tensor {
+    let planes: Vec<Vec<f32>> =
+        slices.iter().map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b))).collect()).collect();
+    cell_fraction(&planes, width, cell, device)
 }
 
 /// One of a few sizes of token blocks, as in MAD-AD (arXiv 2502.16943).

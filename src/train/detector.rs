@@ -73,10 +73,8 @@ fn batch(
     let (image, z_mm) = data::stack(&slices, width, device);
     let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
     let hard: Vec<Vec<f32>> = truth.iter().map(|t| t.iter().map(|&v| f32::from(u8::from(v > 0.5))).collect()).collect();
-    let brain: Vec<Vec<f32>> =
-        slices.iter().map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b))).collect()).collect();
     let target = data::cell_fraction(&hard, width, DOWNSAMPLING, device);
-    let brain = data::cell_fraction(&brain, width, DOWNSAMPLING, device);
+    let brain = data::brain_fraction(&slices, width, DOWNSAMPLING, device);
     let (codes, target) = swap_blocks(context, &codes, &target, &brain, stage, step, tokenizer.config().codes());
     Batch { codes, z_mm, target, brain }
 }

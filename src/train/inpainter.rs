@@ -67,9 +67,7 @@ fn batch(
         .unzip();
     let (image, z_mm) = data::stack(&slices, width, context.device);
     let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
-    let brain: Vec<Vec<f32>> =
-        slices.iter().map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b))).collect()).collect();
-    let brain = data::cell_fraction(&brain, width, DOWNSAMPLING, context.device);
+    let brain = data::brain_fraction(&slices, width, DOWNSAMPLING, context.device);
     let flat: Vec<bool> = masks.concat();
     let mask = Tensor::from_slice(&flat).view_as(&codes).to_device(context.device);
     // Air is easy to guess: only the brain's tokens are asked for.
