@@ -2,7 +2,9 @@
 
 mod cohort;
 mod doctor;
+mod eval;
 mod export;
+mod inspect;
 mod run;
 mod sql;
 mod synth;
@@ -42,6 +44,8 @@ enum Command {
     Export(export::ExportArgs),
     Train(train::TrainArgs),
     Synth(synth::SynthArgs),
+    Inspect(inspect::InspectArgs),
+    Eval(eval::EvalArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -84,6 +88,8 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Export(args) => args.run().await.map(done),
         Command::Train(args) => args.run().await.map(done),
         Command::Synth(args) => args.run().map(done),
+        Command::Inspect(args) => args.run().await.map(done),
+        Command::Eval(args) => args.run().await,
         Command::Doctor(args) => args.run().await.map(done),
     }
 }

@@ -53,17 +53,36 @@ pub fn entities(uri: &str) -> Entities {
     }
 }
 
-/// A path or file name without `.nii`, `.nii.gz` or `.json`, whatever their case.
-pub fn stem(name: &str) -> &str {
-    without_extension(name, ".nii.gz")
-        .or_else(|| without_extension(name, ".nii"))
-        .or_else(|| without_extension(name, ".json"))
-        .unwrap_or(name)
+/// What a file holds of an image, by its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `.nii`, `.nii.gz`: all of it.
+    Whole,
+    /// `.hdr`, `.hdr.gz`: the header of a pair. Not BIDS, but images of that time are put into BIDS folders as they are.
+    Header,
+    /// `.img`, `.img.gz`: the voxels of a pair.
+    Voxels,
 }
 
-/// True for `.nii` and `.nii.gz`, whatever their case.
-pub fn is_image(name: &str) -> bool {
-    without_extension(name, ".nii.gz").or_else(|| without_extension(name, ".nii")).is_some()
+/// Every extension of an image.
+const EXTENSIONS: [(&str, Part); 6] = [
+    (".nii.gz", Part::Whole),
+    (".nii", Part::Whole),
+    (".hdr.gz", Part::Header),
+    (".hdr", Part::Header),
+    (".img.gz", Part::Voxels),
+    (".img", Part::Voxels),
+];
+
+/// A path or file name without an image's extension or `.json`, whatever their case.
+pub fn stem(name: &str) -> &str {
+    let extensions = EXTENSIONS.iter().map(|(extension, _)| *extension).chain([".json"]);
+    extensions.filter_map(|extension| without_extension(name, extension)).next().unwrap_or(name)
+}
+
+/// What this file holds of an image, or `None` where it is no image, whatever its extension's case.
+pub fn image_part(name: &str) -> Option<Part> {
+    EXTENSIONS.iter().find(|(extension, _)| without_extension(name, extension).is_some()).map(|(_, part)| *part)
 }
 
 /// `name` without `extension` (ASCII, lower case), or `None` where it ends otherwise.
@@ -154,8 +173,20 @@ mod tests {
 
     #[test]
     fn extensions_of_any_case_and_names_shorter_than_one() {
-        assert!(is_image("A.NII.GZ") && is_image("a.nii") && is_image("ä.nii"));
-        assert!(!is_image("a.nii.bz2") && !is_image("ü") && !is_image("") && !is_image("a.img"));
+        for (name, part) in [
+            ("A.NII.GZ", Some(Part::Whole)),
+            ("a.nii", Some(Part::Whole)),
+            ("ä.nii", Some(Part::Whole)),
+            ("a.hdr.gz", Some(Part::Header)),
+            ("a.IMG", Some(Part::Voxels)),
+            ("a.nii.bz2", None),
+            ("img", None),
+            ("ü", None),
+            ("", None),
+        ] {
+            assert_eq!(image_part(name), part, "{name}");
+        }
+        assert_eq!(stem("sub-01_T1w.img.gz"), "sub-01_T1w");
         assert_eq!(stem("sub-01_desc-1.5mm_T1w.nii.gz"), "sub-01_desc-1.5mm_T1w");
     }
 }

@@ -3,17 +3,67 @@
 use bytes::Bytes;
 use object_store::GetOptions;
 
-use super::Location;
+use super::bids::{self, Part};
+use super::{Location, ScanEntry};
 use crate::error::{Error, Result};
+use crate::volume::nifti::{self, Decoded};
 
-/// Reads the object `uri` (relative to the location's root) whole.
+/// A scan as it lies in the store, read whole.
+#[derive(Debug, Clone)]
+pub enum ScanBytes {
+    /// A `.nii` or `.nii.gz`.
+    File(Bytes),
+    /// A `.hdr` and its `.img`, each of them plain or gzip.
+    Pair {
+        /// The `.hdr`.
+        header: Bytes,
+        /// The `.img`.
+        voxels: Bytes,
+    },
+}
+
+impl ScanBytes {
+    /// How many bytes were read.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::File(bytes) => bytes.len(),
+            Self::Pair { header, voxels } => header.len() + voxels.len(),
+        }
+    }
+
+    /// The scan's volume; `limit_bytes` as in [`nifti::decode`].
+    pub fn decode(&self, limit_bytes: u64) -> Result<Decoded> {
+        match self {
+            Self::File(bytes) => nifti::decode(bytes, limit_bytes),
+            Self::Pair { header, voxels } => nifti::decode_pair(header, voxels, limit_bytes),
+        }
+    }
+}
+
+/// Reads a scan whole: its file, or both files of a pair.
 ///
-/// `etag`: what the listing saw; an object replaced since then is refused, so that no result is
-/// filed under content that was never read. `limit_bytes`: a larger object is refused unread.
+/// An object that was replaced since the listing saw it is refused, so that no result is filed under content that was
+/// never read. `limit_bytes`: a scan whose objects are larger in all is refused; none of them is read that is larger.
 ///
 /// # Errors
-/// [`Error::Storage`], with the store's reason; [`Error::Input`] for an object above the limit.
-pub async fn read(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
+/// [`Error::Storage`], with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half
+/// a pair (`half_pair`).
+pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Result<ScanBytes> {
+    let first = read_object(location, &scan.uri, scan.etag.as_deref(), limit_bytes);
+    match (bids::image_part(&scan.uri), &scan.voxels_uri) {
+        (Some(Part::Header), Some(uri)) => {
+            let header = first.await?;
+            let left = limit_bytes.saturating_sub(header.len() as u64);
+            let voxels = read_object(location, uri, scan.voxels_etag.as_deref(), left).await?;
+            Ok(ScanBytes::Pair { header, voxels })
+        }
+        (Some(Part::Header), None) => Err(half_pair(&scan.uri, ".img")),
+        (Some(Part::Voxels), _) => Err(half_pair(&scan.uri, ".hdr")),
+        (Some(Part::Whole) | None, _) => first.await.map(ScanBytes::File),
+    }
+}
+
+async fn read_object(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
     let path = location.path_of(uri)?;
     let options = GetOptions { if_match: etag.map(str::to_owned), ..GetOptions::default() };
     // Without the location's address: the message goes into the tables.
@@ -26,4 +76,13 @@ pub async fn read(location: &Location, uri: &str, etag: Option<&str>, limit_byte
         ));
     }
     found.bytes().await.map_err(failed)
+}
+
+fn half_pair(uri: &str, missing: &str) -> Error {
+    Error::input(
+        "half_pair",
+        format!(
+            "{uri} is half of a .hdr/.img pair: put the {missing} of the same name beside it, or exclude this file"
+        ),
+    )
 }

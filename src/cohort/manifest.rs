@@ -11,6 +11,7 @@
 //! | `cohort` | Utf8 | the cohort's name |
 //! | `subject`, `session`, `acquisition`, `run`, `suffix` | Utf8? | BIDS entities, without their key |
 //! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
+//! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its version tag |
 //!
 //! Refuses a batch that lacks a column, has another type in it, or a null where none may be.
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, SubsecRound, Utc};
+use object_store::ObjectMeta;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -33,11 +35,11 @@ pub struct ScanEntry {
     pub uri: String,
     /// Changes when the object does: see [`content_id`].
     pub content_id: String,
-    /// Size of the object in bytes.
+    /// Size of the object in bytes; of a pair, both together.
     pub size_bytes: i64,
     /// The store's version tag.
     pub etag: Option<String>,
-    /// When the object was last written, to the microsecond.
+    /// When the object was last written, to the microsecond; of a pair, the later one.
     pub last_modified: DateTime<Utc>,
     /// The cohort's name.
     pub cohort: String,
@@ -53,6 +55,10 @@ pub struct ScanEntry {
     pub suffix: Option<String>,
     /// The JSON file that describes the image, below the root.
     pub sidecar_uri: Option<String>,
+    /// The `.img` whose header is `uri`, below the root. A whole file has none; neither has half a pair.
+    pub voxels_uri: Option<String>,
+    /// The store's version tag of the `.img`.
+    pub voxels_etag: Option<String>,
 }
 
 /// The manifest's schema.
@@ -74,6 +80,8 @@ pub fn schema() -> SchemaRef {
         maybe("run"),
         maybe("suffix"),
         maybe("sidecar_uri"),
+        maybe("voxels_uri"),
+        maybe("voxels_etag"),
     ]))
 }
 
@@ -99,6 +107,8 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         maybe(|s| &s.run),
         maybe(|s| &s.suffix),
         maybe(|s| &s.sidecar_uri),
+        maybe(|s| &s.voxels_uri),
+        maybe(|s| &s.voxels_etag),
     ];
     RecordBatch::try_new(schema(), columns)
         .map_err(|e| Error::Bug(format!("the manifest does not fit its schema: {e}")))
@@ -114,6 +124,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
     let (subject, session) = (optional(batch, "subject")?, optional(batch, "session")?);
     let (acquisition, run) = (optional(batch, "acquisition")?, optional(batch, "run")?);
     let (suffix, sidecar_uri) = (optional(batch, "suffix")?, optional(batch, "sidecar_uri")?);
+    let (voxels_uri, voxels_etag) = (optional(batch, "voxels_uri")?, optional(batch, "voxels_etag")?);
     let maybe = |array: &StringArray, i: usize| array.is_valid(i).then(|| array.value(i).to_owned());
     (0..batch.num_rows())
         .map(|i| {
@@ -132,6 +143,8 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
                 run: maybe(run, i),
                 suffix: maybe(suffix, i),
                 sidecar_uri: maybe(sidecar_uri, i),
+                voxels_uri: maybe(voxels_uri, i),
+                voxels_etag: maybe(voxels_etag, i),
             })
         })
         .collect()
@@ -140,8 +153,23 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
 /// What tells one content of an object from another without reading it: the first 32 hexadecimal digits of the
 /// SHA-256 of `etag NUL size`, or of `modified NUL size` (microseconds since 1970) where the store has no ETag.
 pub fn content_id(etag: Option<&str>, last_modified: DateTime<Utc>, size_bytes: i64) -> String {
+    digest(&version(etag, last_modified, size_bytes))
+}
+
+/// As [`content_id`], of a pair: from both versions with a NUL between, so that it changes when either half does.
+pub(super) fn pair_content_id(header: &ObjectMeta, voxels: &ObjectMeta) -> String {
+    // No object has the 2^63 bytes at which the sign would change.
+    let of = |meta: &ObjectMeta| version(meta.e_tag.as_deref(), to_micros(meta.last_modified), meta.size as i64);
+    digest(&format!("{}\0{}", of(header), of(voxels)))
+}
+
+fn version(etag: Option<&str>, last_modified: DateTime<Utc>, size_bytes: i64) -> String {
     let version = etag.map_or_else(|| last_modified.timestamp_micros().to_string(), str::to_owned);
-    let digest = Sha256::digest(format!("{version}\0{size_bytes}"));
+    format!("{version}\0{size_bytes}")
+}
+
+fn digest(version: &str) -> String {
+    let digest = Sha256::digest(version);
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -187,6 +215,8 @@ mod tests {
             run: None,
             suffix: Some("T1w".to_owned()),
             sidecar_uri: None,
+            voxels_uri: None,
+            voxels_etag: None,
         }
     }
 

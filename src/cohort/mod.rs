@@ -5,7 +5,8 @@
 //!                                   ▲                  │
 //!                               Selection         report::describe ─► text for people
 //! ```
-//! A cohort is a folder or a prefix of a bucket that holds NIfTI images (`.nii`, `.nii.gz`). Where its root has a
+//! A cohort is a folder or a prefix of a bucket that holds NIfTI images (`.nii`, `.nii.gz`, pairs of
+//! `.hdr` and `.img`). Where its root has a
 //! `dataset_description.json` or `sub-*` folders it is read as BIDS, and file names say subject, session and the
 //! kind of image. Any other tree works too: every image in it is a scan. No image is opened here.
 //!
@@ -16,6 +17,7 @@
 pub mod bids;
 mod fetch;
 pub mod manifest;
+mod pair;
 pub mod participants;
 pub mod report;
 mod select;
@@ -27,9 +29,10 @@ use std::collections::HashSet;
 use futures::TryStreamExt;
 use object_store::ObjectMeta;
 
-use self::bids::Entities;
-pub use self::fetch::read;
+use self::bids::{Entities, Part};
+pub use self::fetch::{ScanBytes, read};
 pub use self::manifest::ScanEntry;
+use self::pair::Halves;
 use self::participants::Participants;
 use self::select::Selector;
 pub use self::select::{Reason, Selection};
@@ -72,6 +75,22 @@ struct Image {
     uri: String,
     entities: Entities,
     meta: ObjectMeta,
+    /// The `.img` of a `.hdr`.
+    voxels: Option<(String, ObjectMeta)>,
+}
+
+impl Image {
+    fn new(uri: String, meta: ObjectMeta, voxels: Option<(String, ObjectMeta)>) -> Self {
+        Self { entities: bids::entities(&uri), uri, meta, voxels }
+    }
+
+    fn is_half(&self) -> bool {
+        self.voxels.is_none() && bids::image_part(&self.uri) != Some(Part::Whole)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.meta.size == 0 || self.voxels.as_ref().is_some_and(|(_, meta)| meta.size == 0)
+    }
 }
 
 /// Lists a cohort and chooses its scans. `name` is the first part of every scan id; [`Location::name`] is a good one.
@@ -83,6 +102,7 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
         return Err(Error::Config(format!("`{said}` cannot name a cohort: give a name without `/` and line breaks")));
     }
     let mut images: Vec<Image> = Vec::new();
+    let mut halves = Halves::default();
     let mut sidecars = Sidecars::default();
     let mut bids = false;
     let (mut n_other, mut n_hidden) = (0, 0);
@@ -96,22 +116,29 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
             continue;
         }
         bids |= uri == "dataset_description.json" || (uri.starts_with("sub-") && uri.contains('/'));
-        if bids::is_image(uri) {
-            let (uri, entities) = (uri.to_owned(), bids::entities(uri));
-            images.push(Image { uri, entities, meta });
-        } else {
-            if bids::without_extension(uri, ".json").is_some() {
-                sidecars.insert(uri);
+        match bids::image_part(uri) {
+            Some(Part::Whole) => images.push(Image::new(uri.to_owned(), meta, None)),
+            Some(part) => {
+                let uri = uri.to_owned();
+                halves.insert(part, &uri, meta);
             }
-            n_other += 1;
+            None => {
+                if bids::without_extension(uri, ".json").is_some() {
+                    sidecars.insert(uri);
+                }
+                n_other += 1;
+            }
         }
     }
+    images.extend(halves.into_images());
 
     let filtered = !selection.participants.is_empty();
     let participants = if filtered { Participants::load(location).await? } else { None };
     let selector = Selector::new(selection, participants, bids)?;
-    // Of two images with one scan id the first is kept; the scanner's own comes before what a pipeline made of it.
-    images.sort_unstable_by(|a, b| (a.entities.derivative, &a.uri).cmp(&(b.entities.derivative, &b.uri)));
+    // Of two images with one scan id the first is kept; the scanner's own comes before what a pipeline made of it, and
+    // half a pair comes last.
+    let order = |image: &Image| (image.entities.derivative, image.is_half());
+    images.sort_unstable_by(|a, b| order(a).cmp(&order(b)).then_with(|| a.uri.cmp(&b.uri)));
 
     let limit = selection.limit.unwrap_or(usize::MAX);
     let mut taken = HashSet::new();
@@ -119,7 +146,7 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
     for image in images {
         let scan_id = scan_id(name, &image, bids);
         let reason = selector.refuses(&image.uri, &image.entities).or_else(|| {
-            if image.meta.size == 0 {
+            if image.is_empty() {
                 Some(Reason::Empty)
             } else if taken.contains(&scan_id) {
                 Some(Reason::Duplicate)
@@ -151,13 +178,20 @@ fn scan_id(cohort: &str, image: &Image, bids: bool) -> String {
 }
 
 fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Option<String>) -> Result<ScanEntry> {
-    let Image { uri, entities, meta } = image;
-    let size_bytes = i64::try_from(meta.size)
-        .map_err(|_| Error::input("size_impossible", format!("{uri}: the store says {} bytes", meta.size)))?;
-    let last_modified = manifest::to_micros(meta.last_modified);
+    let Image { uri, entities, meta, voxels } = image;
+    let size = voxels.iter().fold(meta.size, |size, (_, voxels)| size.saturating_add(voxels.size));
+    let size_bytes = i64::try_from(size)
+        .map_err(|_| Error::input("size_impossible", format!("{uri}: the store says {size} bytes")))?;
+    let last_modified = voxels.iter().fold(meta.last_modified, |at, (_, voxels)| at.max(voxels.last_modified));
+    let last_modified = manifest::to_micros(last_modified);
+    let content_id = match &voxels {
+        Some((_, voxels)) => manifest::pair_content_id(&meta, voxels),
+        None => manifest::content_id(meta.e_tag.as_deref(), last_modified, size_bytes),
+    };
+    let (voxels_uri, voxels_etag) = voxels.map(|(uri, meta)| (uri, meta.e_tag)).unzip();
     Ok(ScanEntry {
         scan_id,
-        content_id: manifest::content_id(meta.e_tag.as_deref(), last_modified, size_bytes),
+        content_id,
         size_bytes,
         etag: meta.e_tag,
         last_modified,
@@ -168,6 +202,8 @@ fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Option<String
         run: entities.run,
         suffix: entities.suffix,
         sidecar_uri,
+        voxels_uri,
+        voxels_etag: voxels_etag.flatten(),
         uri,
     })
 }

@@ -40,7 +40,7 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
         .into_iter()
         .map(|(reason, (n, example))| vec![reason.to_string(), n.to_string(), example.to_owned()])
         .collect();
-    for (n, what) in [(n_other, "not a .nii or .nii.gz file"), (n_hidden, "hidden (name starts with a dot)")] {
+    for (n, what) in [(n_other, "not a NIfTI image"), (n_hidden, "hidden (name starts with a dot)")] {
         if *n > 0 {
             left.push(vec![what.to_owned(), n.to_string(), String::new()]);
         }
@@ -70,7 +70,7 @@ pub fn to_json(listing: &Listing) -> Value {
             "scan_id": s.scan_id, "uri": s.uri, "content_id": s.content_id, "size_bytes": s.size_bytes,
             "etag": s.etag, "last_modified": s.last_modified.to_rfc3339(), "cohort": s.cohort,
             "subject": s.subject, "session": s.session, "acquisition": s.acquisition, "run": s.run,
-            "suffix": s.suffix, "sidecar_uri": s.sidecar_uri,
+            "suffix": s.suffix, "sidecar_uri": s.sidecar_uri, "voxels_uri": s.voxels_uri, "voxels_etag": s.voxels_etag,
         })
     };
     let left = |s: &Skipped| json!({ "uri": s.uri, "suffix": s.suffix, "reason": s.reason });

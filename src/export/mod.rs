@@ -21,6 +21,7 @@ use object_store::ObjectStoreExt as _;
 use crate::cohort::{Location, bids};
 use crate::error::{Error, Result};
 use crate::flow::rows::{affine_from, unpack_bits};
+use crate::preprocess::mask_to;
 use crate::volume::{Affine, Grid, Volume, nifti, resample};
 
 /// What was written.
@@ -149,8 +150,8 @@ fn native_files(scan: &Stored) -> Result<Vec<(String, Vec<u8>)>> {
         return Err(Error::Bug(format!("the stored map of {} has {} voxels, not {n}", scan.uri, scan.score.len())));
     }
     let score = Volume { grid: scan.model, data: scan.score.iter().map(|&s| f32::from(s) / 255.).collect() };
-    let brain = resample::nearest(&brain, &scan.native, &scan.to_mni);
-    let mask = resample::nearest(&mask, &scan.native, &scan.to_mni);
+    let brain = mask_to(&brain, &scan.native, &scan.to_mni);
+    let mask = mask_to(&mask, &scan.native, &scan.to_mni);
     let mut score = resample::trilinear(&score, &scan.native, &scan.to_mni);
     score.data.iter_mut().zip(&brain.data).for_each(|(s, &b)| *s *= f32::from(b));
     let stem = derivative_stem(&scan.uri, scan.suffix.as_deref());

@@ -15,7 +15,7 @@ use super::screening::Screening;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result, Retry, Stage};
 use crate::model::DOWNSAMPLING;
-use crate::preprocess::Prepared;
+use crate::preprocess::{Prepared, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
 use crate::tables::{Table, screen_row};
 use crate::volume::Affine;
@@ -38,13 +38,9 @@ pub(super) struct Finished<'a> {
     pub(super) times: StageTimes,
 }
 
-/// Region of a point by the sign of its MNI x; within 2 mm of the midline it is neither side.
-pub(super) fn region(x_mm: f64) -> &'static str {
-    match x_mm {
-        x if x.abs() <= 2. => "midline",
-        x if x < 0. => "left hemisphere",
-        _ => "right hemisphere",
-    }
+/// What a millilitre of MNI space is in the scan's own space: heads differ in size, and findings are measured there.
+fn native_per_mni_ml(to_mni: &Affine) -> f64 {
+    1. / to_mni.determinant3().abs()
 }
 
 fn microseconds(time: DateTime<Utc>) -> i64 {
@@ -132,10 +128,14 @@ fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         orientation: String,
         datatype: &'a str,
         registration_affine: [f64; 12],
+        registration_ncc: f32,
         stripped_input: bool,
         brain_volume_ml: f32,
         snr: Option<f32>,
+        cnr: f32,
         mask_ratio: f32,
+        cropped_fraction: f32,
+        entropy_focus: f32,
         qc_flags: &'a [&'static str],
         n_tokens: i32,
         n_anomalous_tokens: i32,
@@ -178,16 +178,20 @@ fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         orientation: prepared.native.orientation(),
         datatype: scan.datatype,
         registration_affine: prepared.to_mni.to_row_major(),
+        registration_ncc: prepared.qc.registration_ncc,
         stripped_input: prepared.stripped_input,
         brain_volume_ml: prepared.brain_volume_ml as f32,
         snr: prepared.qc.snr,
+        cnr: prepared.qc.cnr,
         mask_ratio: prepared.qc.mask_ratio,
+        cropped_fraction: prepared.qc.cropped_fraction,
+        entropy_focus: prepared.qc.entropy_focus,
         qc_flags: &prepared.qc.flags,
         n_tokens: brain_p().count() as i32,
         n_anomalous_tokens: inference.n_inpainted as i32,
         max_token_p: brain_p().fold(0., f32::max),
         anomaly_score: assessment.anomaly_score,
-        anomaly_volume_ml: assessment.anomaly_volume_ml as f32,
+        anomaly_volume_ml: (assessment.anomaly_volume_ml * native_per_mni_ml(&prepared.to_mni)) as f32,
         n_findings: assessment.findings.len() as i32,
         threshold: screening.settings.mask_threshold,
         fetch_ms: times.fetch_ms,
@@ -217,6 +221,7 @@ fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Re
         max_score: f32,
         mean_score: f32,
     }
+    let native_ml = native_per_mni_ml(&scan.prepared.to_mni);
     let rows: Vec<Row<'_>> = (1..)
         .zip(&scan.assessment.findings)
         .map(|(rank, finding)| {
@@ -226,13 +231,13 @@ fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Re
                 run_id: &screening.run_id,
                 scan_id: &entry.scan_id,
                 finding: rank,
-                volume_ml: finding.volume_ml as f32,
+                volume_ml: (finding.volume_ml * native_ml) as f32,
                 mni_x_mm: x,
                 mni_y_mm: y,
                 mni_z_mm: z,
                 bbox_min_mm: low,
                 bbox_max_mm: high,
-                region: region(finding.centroid_mm[0]),
+                region: region(finding.centroid_mm),
                 max_score: finding.max_score,
                 mean_score: finding.mean_score,
             }
@@ -272,7 +277,7 @@ fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resu
         mm(0),
         mm(1),
         mm(2),
-        Arc::new(StringArray::from_iter_values(centre.iter().map(|c| region(c[0])))),
+        Arc::new(StringArray::from_iter_values(centre.iter().map(|&c| region(c)))),
         Arc::new(Int16Array::from_iter_values(kept.iter().map(|&i| inference.codes[i]))),
         float(&inference.p_anomalous),
         Arc::new(Float32Array::from_iter(kept.iter().map(|&i| Some(inference.nll[i]).filter(|nll| nll.is_finite())))),
@@ -340,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn regions_split_at_the_midline() {
-        assert_eq!(region(-2.1), "left hemisphere");
-        assert_eq!(region(-2.), "midline");
-        assert_eq!(region(30.), "right hemisphere");
+    fn a_small_head_that_registration_enlarges_keeps_its_own_millilitres() {
+        let twice = Affine::from_rows([[2., 0., 0., 5.], [0., 2., 0., 0.], [0., 0., 2., 0.]]);
+        assert_eq!(native_per_mni_ml(&twice), 0.125);
+        assert_eq!(native_per_mni_ml(&Affine::translation([3., 4., 5.])), 1.);
     }
 }

@@ -4,9 +4,11 @@
 //! Voxels finer than the target are averaged in whole blocks first, so that 1 mm and 0.5 mm scans arrive with the
 //! sharpness and the noise of a 2 mm acquisition instead of with aliases.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
-use crate::volume::resample::{nearest, trilinear};
+use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
 /// Voxel size of the working grid and of the model's grid, in mm.
@@ -40,25 +42,30 @@ pub(super) fn world_box(grid: &Grid) -> [[f64; 2]; 3] {
 
 /// `native` on a world-aligned 2 mm RAS lattice that covers its whole field of view.
 pub(super) fn working_volume(native: &Volume) -> Volume {
-    let coarse = coarsened(native);
-    // Starting on a voxel centre keeps world-aligned 2 mm and 1 mm scans free of the blur of interpolation.
-    let bounds = world_box(&coarse.grid);
-    let shape = bounds.map(|[low, high]| ((high - low) / SPACING_MM + 1e-6).floor() as usize + 1);
-    let grid = Grid { shape, affine: lattice(bounds.map(|[low, _]| low)) };
-    trilinear(&coarse, &grid, &Affine::identity())
+    on_working_grid(&coarsened(native))
 }
 
-/// `native` and its `brain` mask (any grid in the same world) on the model's grid. `to_mni` takes native world mm to
-/// MNI mm. `None` where `to_mni` cannot be inverted.
-pub(super) fn to_model_grid(native: &Volume, brain: &Volume<u8>, to_mni: &Affine) -> Option<(Volume, Volume<u8>)> {
-    let from_mni = to_mni.inverse()?;
-    let grid = model_grid();
-    Some((trilinear(&coarsened(native), &grid, &from_mni), nearest(brain, &grid, &from_mni)))
+/// As [`working_volume`], for a scan that has been through [`coarsened`].
+pub(super) fn on_working_grid(scan: &Volume) -> Volume {
+    // Starting on a voxel centre keeps world-aligned 2 mm and 1 mm scans free of the blur of interpolation.
+    let bounds = world_box(&scan.grid);
+    let shape = bounds.map(|[low, high]| ((high - low) / SPACING_MM + 1e-6).floor() as usize + 1);
+    let grid = Grid { shape, affine: lattice(bounds.map(|[low, _]| low)) };
+    trilinear(scan, &grid, &Affine::identity())
+}
+
+/// A mask on another grid: 1 where at least half of it is there. `to_mask` takes world mm of `grid` to those of `mask`.
+///
+/// Interpolated and cut at one half, a border keeps its place to a fraction of a voxel; the nearest voxel would move it
+/// by up to half a voxel.
+pub fn mask_to(mask: &Volume<u8>, grid: &Grid, to_mask: &Affine) -> Volume<u8> {
+    let share = Volume::new(mask.grid, mask.data.iter().map(|&v| f32::from(u8::from(v != 0))).collect());
+    let share = trilinear(&coarsened(&share), grid, to_mask);
+    Volume::new(*grid, share.data.iter().map(|&s| u8::from(s >= 0.5)).collect())
 }
 
 /// Means of whole blocks of voxels, as many along each axis as fit into 2 mm; unchanged where none fit twice.
-fn coarsened(volume: &Volume) -> std::borrow::Cow<'_, Volume> {
-    use std::borrow::Cow;
+pub(super) fn coarsened(volume: &Volume) -> Cow<'_, Volume> {
     let spacing = volume.grid.spacing();
     let [fx, fy, fz] = spacing.map(|s| ((SPACING_MM / s + 1e-3).floor() as usize).max(1));
     let [nx, ny, nz] = volume.grid.shape;

@@ -1,43 +1,53 @@
 //! From a scan as it came off the scanner to what the model sees.
 //!
-//! Takes one T1-weighted volume in any orientation, spacing and intensity unit, with or without skull, and gives
-//! [`Prepared`]: the brain on the model's grid ([`model_grid`]: 96 x 112 x 96 voxels of 2 mm, RAS, MNI space),
-//! intensities 0..1, 0 outside the brain, with its mask and the map from native world to MNI space.
+//! Takes one volume in any orientation, spacing and intensity unit, with or without skull, and gives [`Prepared`]: the
+//! brain on the model's grid ([`model_grid`]: 96 x 112 x 96 voxels of 2 mm, RAS, MNI152 2009a space), intensities
+//! 0..1, 0 outside the brain, with its mask and the affine from native world to MNI space.
 //!
 //! ```text
-//! native ─► 2 mm working grid ─► bare brain? ─► skull strip ─► register ─► model grid ─► normalize ─► qc
-//!           (conform)            (stripped)     (skull_strip)  (register)  (conform)     (normalize)  (qc)
+//! native ─► 2 mm working grid ─► bare brain? ─► skull strip ─► bias field ─► register ─► prior ─► model grid ─► normalize ─► qc
+//!           (conform)            (stripped)     (skull_strip)  (bias)        (register)  (skull_   (conform)    (normalize)  (qc)
+//!                                                                                         strip)
 //! ```
 //!
-//! Every step is a pure function of its input and its part of [`PreprocessConfig`]. Refused as
-//! [`Error::Input`], by kind: `constant` (nothing in it), `too_coarse` (voxels above
-//! 6 mm), `field_of_view` (too small for a brain, or no head at all), `no_brain` (no brain of plausible volume).
+//! Every step is a pure function of its input and its part of [`PreprocessConfig`]. Voxels are interpolated once: from
+//! the native grid, in blocks of at most 2 mm, straight to the model's grid. Refused as [`Error::Input`], by kind:
+//! `constant` (nothing in it), `too_coarse` (voxels above 6 mm), `field_of_view` (too small for a brain, or no head at
+//! all), `not_mri` (computed tomography), `no_brain` (nothing of a brain's volume, shape or contrast).
 
+mod bias;
 mod conform;
 mod morphology;
 mod normalize;
 mod qc;
+mod region;
 mod register;
 mod skull_strip;
 mod stripped;
 mod surface;
+mod template;
 
 use std::borrow::Cow;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-pub use conform::{SPACING_MM, model_grid};
-pub use normalize::NormalizeConfig;
+pub use bias::{BiasConfig, BiasField};
+pub use conform::{SPACING_MM, mask_to, model_grid};
+pub use normalize::{NormalizeConfig, NormalizeMethod, normalize};
 pub use qc::{Qc, QcConfig};
-pub use skull_strip::SkullStripConfig;
+pub use region::{REGIONS, region};
+pub use register::{RegisterConfig, Registration, register};
+pub use skull_strip::{SkullStripConfig, skull_strip};
 pub use stripped::StrippedConfig;
+pub use template::{Template, template};
 
 use crate::error::{Error, Result};
+use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
 /// Counted up when the same scan and settings would give another result.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// All parameters of preprocessing; part of the recipe's fingerprint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,9 +63,13 @@ pub struct PreprocessConfig {
     pub stripped: StrippedConfig,
     /// How the brain is found in a head.
     pub skull_strip: SkullStripConfig,
+    /// How the bias field is estimated.
+    pub bias: BiasConfig,
+    /// How the brain is registered to MNI space.
+    pub register: RegisterConfig,
     /// How intensities are scaled.
     pub normalize: NormalizeConfig,
-    /// When quality flags are raised.
+    /// When quality flags are raised, and what is no brain.
     pub qc: QcConfig,
 }
 
@@ -67,6 +81,8 @@ impl Default for PreprocessConfig {
             brain_volume_ml: [400.0, 2600.0],
             stripped: StrippedConfig::default(),
             skull_strip: SkullStripConfig::default(),
+            bias: BiasConfig::default(),
+            register: RegisterConfig::default(),
             normalize: NormalizeConfig::default(),
             qc: QcConfig::default(),
         }
@@ -80,7 +96,7 @@ pub struct Prepared {
     pub image: Volume<f32>,
     /// The brain mask on the model's grid: 0 or 1.
     pub brain: Volume<u8>,
-    /// Native world mm to MNI mm.
+    /// Native world mm to MNI mm: 12 parameters.
     pub to_mni: Affine,
     /// The scan's own grid.
     pub native: Grid,
@@ -105,15 +121,27 @@ pub struct Brain {
     pub fallback: bool,
 }
 
-/// Finds the brain and goes no further: the first half of [`prepare`].
-///
-/// # Errors
-/// As [`prepare`].
-pub fn find_brain(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Brain> {
-    check(native, cfg)?;
-    let scan = finite(native);
-    let working = conform::working_volume(&scan);
-    locate(&scan, &working, cfg)
+/// What every step gave, for looking at one scan and for measuring the steps.
+#[derive(Debug, Clone)]
+pub struct Steps {
+    /// The scan on the working grid: world-aligned, 2 mm, RAS, the scanner's units.
+    pub working: Volume,
+    /// The brain before the template had its say.
+    pub first_mask: Volume<u8>,
+    /// The brain.
+    pub brain: Brain,
+    /// The bias field.
+    pub field: BiasField,
+    /// [`Steps::working`] over the bias field.
+    pub corrected: Volume,
+    /// Where the brain lies in MNI space.
+    pub registration: Registration,
+    /// The bias-corrected brain on the model's grid, in the scanner's units: what [`normalize`] takes.
+    pub resampled: Volume,
+    /// The intensity of air in the scanner's units: what [`normalize`] takes to 0.
+    pub background: f32,
+    /// The end of it.
+    pub prepared: Prepared,
 }
 
 /// Preprocesses one scan. Same input and settings, same result, bit for bit.
@@ -121,40 +149,78 @@ pub fn find_brain(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Brain>
 /// # Errors
 /// [`Error::Input`] where the scan is refused; see the module's first lines for the kinds.
 pub fn prepare(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Prepared> {
+    steps(native, cfg).map(|steps| steps.prepared)
+}
+
+/// As [`prepare`], and keeps what every step gave.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn steps(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Steps> {
     let mut timer = Timer::start();
     check(native, cfg)?;
     let scan = finite(native);
-    let working = conform::working_volume(&scan);
+    let fine = conform::coarsened(&scan);
+    let working = conform::on_working_grid(&fine);
     timer.lap("conform");
-    let found = locate(&scan, &working, cfg)?;
-    let brain_volume_ml = morphology::count(&found.mask) as f64 * found.mask.grid.voxel_ml();
+
+    let mut brain = locate(&scan, &working, cfg)?;
+    let first_mask = brain.mask.clone();
     timer.lap("skull_strip");
-    let to_mni = register::register(&found.mask);
+    let field = bias::estimate(&working, &brain.mask, &cfg.bias);
+    let mut corrected = working.clone();
+    divide(&mut corrected, &field.on(&working.grid, &Affine::identity()));
+    timer.lap("bias");
+    let registration = register::register(&corrected, &brain.mask, &cfg.register);
+    let to_mni = registration.to_mni;
     timer.lap("register");
-    let (mut image, brain) = conform::to_model_grid(&scan, &found.mask, &to_mni)
-        .ok_or_else(|| Error::Bug("registration gave a singular map".into()))?;
+    if !brain.stripped_input {
+        brain.mask = skull_strip::refine(&brain.mask, &working, &to_mni, &cfg.skull_strip);
+    }
+    timer.lap("refine");
+
+    let from_mni = to_mni.inverse().ok_or_else(|| Error::Bug("registration gave a singular map".into()))?;
+    let mut resampled = trilinear(&fine, &model_grid(), &from_mni);
+    divide(&mut resampled, &field.on(&model_grid(), &from_mni));
+    let on_model_grid = mask_to(&brain.mask, &model_grid(), &from_mni);
     timer.lap("resample");
     let background = percentile(&mut working.data.clone(), 0.02);
-    if !normalize::normalize(&mut image, &brain, background, &cfg.normalize) {
+    let mut image = resampled.clone();
+    if !normalize(&mut image, &on_model_grid, background, &cfg.normalize) {
         return Err(Error::input(
             "no_brain",
             "the brain is not brighter than the background: check the scan's intensities (a mask, an inverted image?)",
         ));
     }
     timer.lap("normalize");
-    let kept = morphology::count(&brain) as f64 * brain.grid.voxel_ml() * to_mni.determinant3().abs() / brain_volume_ml;
-    let qc = qc::judge(&native.grid, &working, &found, kept, &cfg.qc);
+    let qc = QC_PLACEHOLDER;
     timer.lap("qc");
-    Ok(Prepared {
+    let prepared = Prepared {
         image,
-        brain,
+        brain: on_model_grid,
         to_mni,
         native: native.grid,
-        brain_volume_ml,
-        stripped_input: found.stripped_input,
+        brain_volume_ml: ml(&brain.mask),
+        stripped_input: brain.stripped_input,
         qc,
         timings: timer.laps,
-    })
+    };
+    Ok(Steps { working, first_mask, brain, field, corrected, registration, resampled, background, prepared })
+}
+
+/// The bias field of `image` within `brain`, both on one grid.
+pub fn estimate_bias(image: &Volume, brain: &Volume<u8>, cfg: &BiasConfig) -> BiasField {
+    bias::estimate(image, brain, cfg)
+}
+
+/// Divides a volume by a field on the same grid.
+fn divide(volume: &mut Volume, field: &Volume) {
+    volume.data.iter_mut().zip(&field.data).for_each(|(v, f)| *v /= f);
+}
+
+/// Volume of a mask in ml.
+fn ml(mask: &Volume<u8>) -> f64 {
+    morphology::count(mask) as f64 * mask.grid.voxel_ml()
 }
 
 /// Recognises a bare brain or strips the skull, and refuses what has no brain's volume.
@@ -165,13 +231,13 @@ fn locate(scan: &Volume, working: &Volume, cfg: &PreprocessConfig) -> Result<Bra
         Some(mask) => (mask, true),
         None => skull_strip::skull_strip(working, &cfg.skull_strip),
     };
-    let ml = morphology::count(&mask) as f64 * mask.grid.voxel_ml();
+    let found = ml(&mask);
     let [least, most] = cfg.brain_volume_ml;
-    if !(least..=most).contains(&ml) {
+    if !(least..=most).contains(&found) {
         return Err(Error::input(
             "no_brain",
             format!(
-                "found {ml:.0} ml that look like a brain, expected {least} to {most} ml: check that this is a \
+                "found {found:.0} ml that look like a brain, expected {least} to {most} ml: check that this is a \
                  T1-weighted head, or strip the skull beforehand"
             ),
         ));

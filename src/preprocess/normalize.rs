@@ -1,96 +1,280 @@
 //! Intensities to 0..1.
 //!
-//! Takes the brain on the model's grid in the scanner's units; gives 0 outside the brain and `white_matter_level` at
-//! the intensity of white matter, clipped to 0..1. The anchor is a high percentile of the brain, which lies in white
-//! matter whether or not the mask holds cortical CSF. A lesion of 100 ml, bright or dark, moves a percentile by a few
-//! hundredths of the scale at most; the extremes (vessels, rim of fat) do not move it at all.
+//! Takes the bias-corrected brain on the model's grid in the scanner's units; gives 0 outside the brain and
+//! `white_matter_level` at the intensity of white matter, clipped to 0..1. Three ways to get there:
+//!
+//! | method | anchors | source |
+//! |---|---|---|
+//! | `percentile` | background, a high percentile of the brain, which lies in white matter | |
+//! | `white_stripe` | mode of white matter, spread of the voxels around it | Shinohara et al., NeuroImage Clin 6:9, 2014 |
+//! | `nyul` | eleven percentiles of the brain go to a standard scale | Nyúl et al., IEEE Trans Med Imaging 19:143, 2000 |
+//! | `tissue` | background, grey and white matter where the template has them | |
+//!
+//! `neurosieve eval preprocess` prints how well each makes the tissues of two sites agree, and how much of a lesion's
+//! contrast it leaves; the default is what those tables favour.
+
+use std::fmt;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::conform::model_grid;
 use super::percentile;
-use crate::volume::Volume;
+use super::template::template;
+use crate::volume::resample::trilinear;
+use crate::volume::{Affine, Volume};
+
+/// How anchors of the intensity scale are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormalizeMethod {
+    /// Background and a high percentile of the brain.
+    Percentile,
+    /// Mode and spread of white matter.
+    WhiteStripe,
+    /// Percentiles to a standard scale.
+    Nyul,
+    /// Grey and white matter by the template.
+    Tissue,
+}
+
+impl NormalizeMethod {
+    /// All methods, for comparisons.
+    pub const ALL: [Self; 4] = [Self::Percentile, Self::WhiteStripe, Self::Nyul, Self::Tissue];
+}
+
+impl fmt::Display for NormalizeMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Percentile => "percentile",
+            Self::WhiteStripe => "white_stripe",
+            Self::Nyul => "nyul",
+            Self::Tissue => "tissue",
+        })
+    }
+}
 
 /// Parameters of the intensity scale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NormalizeConfig {
-    /// The percentile of brain intensities that stands for white matter (0..1).
+    /// How anchors are found.
+    pub method: NormalizeMethod,
+    /// `percentile`: the percentile of brain intensities that stands for white matter (0..1).
     pub white_matter_percentile: f64,
-    /// Where that intensity goes on the scale 0..1.
+    /// Where white matter goes on the scale 0..1.
     pub white_matter_level: f32,
+    /// `tissue`: where grey matter goes on the scale 0..1.
+    pub grey_matter_level: f32,
+    /// `white_stripe`: how much of the scale one standard deviation of the stripe takes.
+    pub white_stripe_gain: f32,
+    /// `nyul`: where the percentiles 1, 10, 20, .., 90, 99 of the brain go.
+    pub nyul_scale: [f32; 11],
 }
 
 impl Default for NormalizeConfig {
     fn default() -> Self {
-        Self { white_matter_percentile: 0.8, white_matter_level: 0.7 }
+        Self {
+            method: NormalizeMethod::Tissue,
+            white_matter_percentile: 0.8,
+            white_matter_level: 0.7,
+            grey_matter_level: 0.5,
+            white_stripe_gain: 0.016,
+            nyul_scale: [0.1, 0.27, 0.37, 0.44, 0.49, 0.54, 0.59, 0.64, 0.69, 0.72, 0.76],
+        }
     }
 }
 
+/// Percentiles that Nyúl's method maps.
+pub(super) const NYUL_PERCENTILES: [f64; 11] = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99];
+
+/// White matter's share of the brain above this quantile is looked at for its mode.
+const WHITE_FROM: f64 = 0.5;
+
+/// Half the width of the white stripe, as a share of all brain voxels.
+const STRIPE: f64 = 0.05;
+
+/// Template share from which a voxel counts as a tissue. Grey matter is thin: after an affine registration few voxels
+/// are surely cortex.
+const SURELY: f32 = 0.85;
+
+/// Fewest voxels (8 ml) that stand for a tissue.
+const TISSUE_MIN_VOXELS: usize = 1000;
+
 /// Scales `image` in place; `background` is the intensity that goes to 0. False where the brain is not brighter than
-/// the background, which leaves nothing to scale.
+/// the background, or has no contrast, which leaves nothing to scale.
 pub fn normalize(image: &mut Volume, brain: &Volume<u8>, background: f32, cfg: &NormalizeConfig) -> bool {
-    let inside = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0);
-    let mut values: Vec<f32> = inside.map(|(&v, _)| v).collect();
-    let white_matter = percentile(&mut values, cfg.white_matter_percentile);
-    if white_matter <= background || white_matter.is_nan() {
-        return false;
-    }
-    let scale = cfg.white_matter_level / (white_matter - background);
+    let Some(scale) = Scale::find(image, brain, background, cfg) else { return false };
     for (v, &b) in image.data.iter_mut().zip(&brain.data) {
-        *v = if b != 0 { ((*v - background) * scale).clamp(0.0, 1.0) } else { 0.0 };
+        *v = if b != 0 { scale.apply(*v).clamp(0.0, 1.0) } else { 0.0 };
     }
     true
 }
 
+/// A monotone, piecewise linear map; beyond its ends the outer pieces go on.
+struct Scale {
+    /// From the scanner's units, ascending, to 0..1.
+    knots: Vec<[f32; 2]>,
+}
+
+impl Scale {
+    fn find(image: &Volume, brain: &Volume<u8>, background: f32, cfg: &NormalizeConfig) -> Option<Self> {
+        let inside = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0);
+        let mut values: Vec<f32> = inside.map(|(&v, _)| v).collect();
+        let knots = match cfg.method {
+            NormalizeMethod::Percentile => {
+                let white = percentile(&mut values, cfg.white_matter_percentile);
+                vec![[background, 0.0], [white, cfg.white_matter_level]]
+            }
+            NormalizeMethod::WhiteStripe => {
+                let (mode, spread) = white_stripe(values);
+                vec![
+                    [mode - spread, cfg.white_matter_level - cfg.white_stripe_gain],
+                    [mode, cfg.white_matter_level],
+                ]
+            }
+            NormalizeMethod::Nyul => {
+                let mut ranks = NYUL_PERCENTILES.map(|q| percentile(&mut values, q)).to_vec();
+                ranks.dedup();
+                if ranks.len() < NYUL_PERCENTILES.len() {
+                    return None;
+                }
+                ranks.into_iter().zip(cfg.nyul_scale).map(|(from, to)| [from, to]).collect()
+            }
+            NormalizeMethod::Tissue => {
+                let [grey, white] = tissue_medians(image, brain)?;
+                vec![[background, 0.0], [grey, cfg.grey_matter_level], [white, cfg.white_matter_level]]
+            }
+        };
+        let ascending = knots.windows(2).all(|pair| pair[0][0] < pair[1][0]);
+        ascending.then_some(Self { knots })
+    }
+
+    fn apply(&self, v: f32) -> f32 {
+        let piece = self.knots[1..self.knots.len() - 1].partition_point(|knot| knot[0] <= v);
+        let [[x0, y0], [x1, y1]] = [self.knots[piece], self.knots[piece + 1]];
+        y0 + (v - x0) * (y1 - y0) / (x1 - x0)
+    }
+}
+
+/// Mode of the bright half of the brain and the standard deviation of the tenth of the brain's voxels around it.
+fn white_stripe(mut values: Vec<f32>) -> (f32, f32) {
+    const BINS: usize = 100;
+    values.sort_unstable_by(f32::total_cmp);
+    let n = values.len();
+    let (from, to) = ((n as f64 * WHITE_FROM) as usize, (n as f64 * 0.995) as usize);
+    let bright = &values[from.min(n)..to.max(from).min(n)];
+    let (Some(&low), Some(&high)) = (bright.first(), bright.last()) else { return (0.0, 0.0) };
+    let width = (high - low).max(f32::MIN_POSITIVE) / BINS as f32;
+    let mut histogram = [0f32; BINS];
+    for v in bright {
+        histogram[(((v - low) / width) as usize).min(BINS - 1)] += 1.0;
+    }
+    // Five bins at once: a mode of single bins is noise.
+    let smooth = |b: usize| histogram[b.saturating_sub(2)..(b + 3).min(BINS)].iter().sum::<f32>();
+    let peak = (0..BINS).max_by(|&a, &b| smooth(a).total_cmp(&smooth(b))).unwrap_or(0);
+    let mode = low + (peak as f32 + 0.5) * width;
+    let at = values.partition_point(|&v| v < mode);
+    let half = (n as f64 * STRIPE) as usize;
+    let stripe = &values[at.saturating_sub(half)..(at + half).min(n)];
+    let variance = stripe.iter().map(|v| (v - mode).powi(2)).sum::<f32>() / stripe.len().max(1) as f32;
+    (mode, variance.sqrt())
+}
+
+/// Median intensities of the brain's voxels that are grey matter in the template, and of those that are white matter.
+/// `None` where one of them is hardly in view.
+fn tissue_medians(image: &Volume, brain: &Volume<u8>) -> Option<[f32; 2]> {
+    let of = |tissue: &Volume| {
+        let voxels = image.data.iter().zip(&brain.data).zip(&tissue.data);
+        let mut values: Vec<f32> =
+            voxels.filter(|&((_, &b), &share)| b != 0 && share >= SURELY).map(|((&v, _), _)| v).collect();
+        (values.len() >= TISSUE_MIN_VOXELS).then(|| percentile(&mut values, 0.5))
+    };
+    let [grey, white] = TISSUES.each_ref();
+    Some([of(grey)?, of(white)?])
+}
+
+/// Shares of grey and white matter on the model's grid, 0..1.
+static TISSUES: LazyLock<[Volume; 2]> = LazyLock::new(|| {
+    let on_model_grid = |map: &Volume| trilinear(map, &model_grid(), &Affine::identity());
+    [on_model_grid(&template().grey), on_model_grid(&template().white)]
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{Affine, Grid};
 
-    /// 100,000 brain voxels in the scanner's units times `gain` above `offset`: CSF, grey and white matter.
+    /// The template's brain on the model's grid in the scanner's units times `gain` above `offset`, with noise: fluid 30,
+    /// grey matter 70, white matter 100.
     fn brain(gain: f32, offset: f32) -> (Volume, Volume<u8>) {
-        let grid = Grid { shape: [100, 100, 20], affine: Affine::identity() };
-        let data = (0..grid.len()).map(|i| {
+        let [grey, white] = TISSUES.each_ref();
+        let mask = super::super::mask_to(&template().brain, &model_grid(), &Affine::identity());
+        let data = (0..mask.data.len()).map(|i| {
             let noise = (i * 7919 % 101) as f32 / 101.0 - 0.5;
-            let tissue = match i % 20 {
-                0..3 => 30.0,
-                3..12 => 70.0,
-                _ => 100.0,
-            };
+            let (g, w) = (grey.data[i], white.data[i]);
+            let tissue = 70.0 * g + 100.0 * w + 30.0 * (1.0 - g - w).max(0.0);
             offset + gain * (tissue + 8.0 * noise)
         });
-        let mask = Volume::new(grid, (0..grid.len()).map(|i| u8::from(i < 100_000)).collect());
-        (Volume::new(grid, data.collect()), mask)
+        (Volume::new(model_grid(), data.collect()), mask)
     }
 
-    fn scaled(mut image: Volume, mask: &Volume<u8>, background: f32) -> Volume {
-        assert!(normalize(&mut image, mask, background, &NormalizeConfig::default()));
+    fn scaled(mut image: Volume, mask: &Volume<u8>, background: f32, method: NormalizeMethod) -> Volume {
+        assert!(normalize(&mut image, mask, background, &NormalizeConfig { method, ..NormalizeConfig::default() }));
         image
     }
 
     #[test]
-    fn white_matter_lands_on_its_level_whatever_the_scanners_units() {
-        let level = NormalizeConfig::default().white_matter_level;
-        for (gain, offset) in [(1.0, 0.0), (37.5, 0.0), (0.01, -1024.0)] {
-            let (image, mask) = brain(gain, offset);
-            let image = scaled(image, &mask, offset);
-            let white: Vec<f32> = (0..100_000).filter(|i| i % 20 >= 12).map(|i| image.data[i]).collect();
-            let mean = white.iter().sum::<f32>() / white.len() as f32;
-            assert!((mean - level).abs() < 0.02, "gain {gain}: white matter at {mean}");
-            assert!(image.data[100_000..].iter().all(|&v| v == 0.0), "0 outside the brain");
+    fn a_scanners_units_do_not_matter_and_outside_the_brain_is_nothing() {
+        for method in NormalizeMethod::ALL {
+            let (image, mask) = brain(1.0, 0.0);
+            let reference = scaled(image, &mask, 0.0, method);
+            assert!(reference.data.iter().zip(&mask.data).all(|(&v, &b)| b != 0 || v == 0.0), "0 outside the brain");
+            for (gain, offset) in [(37.5, 0.0), (0.01, -1024.0)] {
+                let (image, mask) = brain(gain, offset);
+                let image = scaled(image, &mask, offset, method);
+                let worst = image.data.iter().zip(&reference.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 0.01, "{method}, gain {gain}: off by {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn tissues_land_on_their_levels() {
+        let cfg = NormalizeConfig::default();
+        let (image, mask) = brain(3.0, 7.0);
+        let image = scaled(image, &mask, 7.0, NormalizeMethod::Tissue);
+        for (tissue, level) in TISSUES.iter().zip([cfg.grey_matter_level, cfg.white_matter_level]) {
+            let inside: Vec<f32> = (0..image.data.len())
+                .filter(|&i| mask.data[i] != 0 && tissue.data[i] > 0.95)
+                .map(|i| image.data[i])
+                .collect();
+            let mean = inside.iter().sum::<f32>() / inside.len() as f32;
+            assert!((mean - level).abs() < 0.02, "{mean}, not {level}");
         }
     }
 
     #[test]
     fn a_lesion_of_a_tenth_of_the_brain_hardly_moves_the_healthy_rest() {
         let (image, mask) = brain(1.0, 0.0);
-        let healthy = scaled(image.clone(), &mask, 0.0);
-        for lesion in [5.0, 180.0] {
+        let healthy = scaled(image.clone(), &mask, 0.0, NormalizeMethod::Tissue);
+        let inside: Vec<usize> = (0..image.data.len()).filter(|&i| mask.data[i] != 0).collect();
+        let (lesion, rest) = inside.split_at(inside.len() / 10);
+        for level in [5.0, 180.0] {
             let mut with = image.clone();
-            with.data[..10_000].fill(lesion);
-            let with = scaled(with, &mask, 0.0);
-            let worst = (10_000..100_000).map(|i| (with.data[i] - healthy.data[i]).abs()).fold(0.0, f32::max);
-            assert!(worst < 0.03, "a lesion at {lesion} moved the rest by {worst}");
+            lesion.iter().for_each(|&i| with.data[i] = level);
+            let with = scaled(with, &mask, 0.0, NormalizeMethod::Tissue);
+            let worst = rest.iter().map(|&i| (with.data[i] - healthy.data[i]).abs()).fold(0.0, f32::max);
+            assert!(worst < 0.03, "a lesion at {level} moved the rest by {worst}");
+        }
+    }
+
+    #[test]
+    fn a_brain_without_contrast_is_not_scaled() {
+        let (image, mask) = brain(1.0, 0.0);
+        for method in NormalizeMethod::ALL {
+            let mut flat = Volume::new(image.grid, vec![0.0; image.data.len()]);
+            let cfg = NormalizeConfig { method, ..NormalizeConfig::default() };
+            assert!(!normalize(&mut flat, &mask, 0.0, &cfg), "{method}");
         }
     }
 }

@@ -1,20 +1,28 @@
-//! Quality of one preprocessed scan: two numbers and a list of flags. Flags never stop a scan.
+//! Quality of one preprocessed scan: a few numbers and a list of flags. Flags never stop a scan; what is no brain at
+//! all is refused by [`refuse_scan`] and [`refuse_brain`].
 //!
 //! | flag | meaning |
 //! |---|---|
 //! | `small_brain`, `large_brain` | brain volume outside `brain_volume_ml` of the settings |
-//! | `cut_by_field_of_view` | the brain reaches the border of the scan over more than `edge_area_cm2` |
+//! | `cut_by_field_of_view` | the brain touches the border of the scan over more than `edge_area_cm2`, or more than `cropped_max` of the template's brain lies beyond it |
 //! | `outside_model_grid` | more than 0.5 % of the brain lies outside the model's grid |
 //! | `low_snr` | SNR below `snr_min` |
+//! | `low_cnr` | contrast of white and grey matter over noise below `cnr_min` |
+//! | `motion` | `entropy_focus` above `entropy_focus_max`, or `ghosting` above `ghosting_max` |
+//! | `low_registration` | correlation with the template below `ncc_min` |
+//! | `implausible_mask` | the mask is too rough, too lopsided, or too unlike the template's |
 //! | `skull_strip_fallback` | the surface failed and thresholds found the brain: parts may be missing |
 //! | `thick_slices` | the largest voxel side is above `slice_max_mm` |
 
+mod measure;
+mod refuse;
+
 use serde::{Deserialize, Serialize};
 
-use super::conform::SPACING_MM;
-use super::morphology::{close, count, dilate, fill_holes, largest_component};
-use super::{Brain, percentile};
-use crate::volume::{Grid, Volume};
+use super::Brain;
+use super::morphology::count;
+use crate::volume::{Affine, Grid, Volume};
+pub use refuse::{RefuseConfig, refuse_brain, refuse_scan};
 
 /// Thresholds of the flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +32,22 @@ pub struct QcConfig {
     pub brain_volume_ml: [f64; 2],
     /// Lowest ordinary signal-to-noise ratio.
     pub snr_min: f32,
+    /// Lowest ordinary contrast-to-noise ratio.
+    pub cnr_min: f32,
+    /// Highest ordinary entropy focus criterion of a head with air around it.
+    pub entropy_focus_max: f32,
+    /// Highest ordinary brightness of ghosts in the air, over the brain's.
+    pub ghosting_max: f32,
+    /// Lowest ordinary correlation with the template.
+    pub ncc_min: f32,
+    /// Lowest ordinary sphericity of the mask.
+    pub sphericity_min: f32,
+    /// Lowest ordinary Dice of the mask with its mirror image.
+    pub symmetry_min: f32,
+    /// Lowest ordinary Dice of the mask with the template's in MNI space.
+    pub mask_dice_min: f32,
+    /// Largest share of the template's brain that may lie outside the field of view.
+    pub cropped_max: f32,
     /// Largest area in cm2 over which a whole brain may touch the border of the scan (the brain stem does).
     pub edge_area_cm2: f64,
     /// Largest ordinary voxel side in mm.
@@ -32,7 +56,26 @@ pub struct QcConfig {
 
 impl Default for QcConfig {
     fn default() -> Self {
-        Self { brain_volume_ml: [700.0, 2200.0], snr_min: 8.0, edge_area_cm2: 15.0, slice_max_mm: 3.5 }
+        Self {
+            brain_volume_ml: [700.0, 2200.0],
+            // Measured on IXI heads: 17 to 156.
+            snr_min: 8.0,
+            // 3.4 to 4.7 on IXI heads, 5.0 to 7.5 on bare brains, 3.0 on a FLAIR.
+            cnr_min: 2.0,
+            // 0.48 to 0.59 on IXI heads.
+            entropy_focus_max: 0.75,
+            // 0.003 to 0.032 on IXI heads; 0.06 to 0.10 with a ghost of a tenth.
+            ghosting_max: 0.05,
+            ncc_min: 0.7,
+            // 0.74 to 0.90 on all.
+            sphericity_min: 0.7,
+            // 0.91 to 0.98 on all.
+            symmetry_min: 0.85,
+            mask_dice_min: 0.85,
+            cropped_max: 0.03,
+            edge_area_cm2: 15.0,
+            slice_max_mm: 3.5,
+        }
     }
 }
 
@@ -43,106 +86,109 @@ pub struct Qc {
     pub snr: Option<f32>,
     /// Brain volume over the volume of the whole head in view; 1 for a bare brain.
     pub mask_ratio: f32,
+    /// Difference of the mean intensities of white and grey matter over the standard deviation of noise in the brain.
+    pub cnr: f32,
+    /// Entropy focus criterion of the scan, 0..1: ghosts and blur raise it. Heads and bare brains differ in it.
+    pub entropy_focus: f32,
+    /// How much brighter parts of the air are than the rest of it, over the median of the brain; `None` as for `snr`.
+    pub ghosting: Option<f32>,
+    /// Share of the brain outside the field of view (by the template's brain) or the model's grid, whichever is more.
+    pub cropped_fraction: f32,
+    /// Correlation with the template in the brain.
+    pub registration_ncc: f32,
+    /// Surface of a ball of the mask's volume over the mask's own surface.
+    pub mask_sphericity: f32,
+    /// Dice of the mask in MNI space with its mirror image.
+    pub mask_symmetry: f32,
+    /// Dice of the mask in MNI space with the template's.
+    pub mask_dice: f32,
     /// Flags, in the order of the table above.
     pub flags: Vec<&'static str>,
 }
 
-/// Judges the brain `found` on the working grid `head`. `kept` is the share of the brain inside the model's grid.
-pub fn judge(native: &Grid, head: &Volume, found: &Brain, kept: f64, cfg: &QcConfig) -> Qc {
-    let brain = &found.mask;
-    let brain_ml = count(brain) as f64 * brain.grid.voxel_ml();
-    let (snr, mask_ratio) = if found.stripped_input {
+/// One preprocessed scan, as [`judge`] looks at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The scan's own grid.
+    pub native: &'a Grid,
+    /// The scan on the working grid, before the bias field was divided out.
+    pub head: &'a Volume<f32>,
+    /// The same divided by the bias field.
+    pub corrected: &'a Volume<f32>,
+    /// The brain on the working grid.
+    pub found: &'a Brain,
+    /// The brain on the model's grid.
+    pub brain: &'a Volume<u8>,
+    /// The template's brain on a grid in MNI space.
+    pub template: &'a Volume<u8>,
+    /// Native world mm to MNI mm.
+    pub to_mni: &'a Affine,
+    /// Correlation with the template in the brain.
+    pub ncc: f32,
+    /// Dice of the mask in MNI space with the template's.
+    pub mask_dice: f32,
+    /// Share of the brain inside the model's grid.
+    pub kept: f64,
+}
+
+/// Measures and judges a scan.
+pub fn judge(scan: &Evidence<'_>, cfg: &QcConfig) -> Qc {
+    let mask = &scan.found.mask;
+    let brain_ml = count(mask) as f64 * mask.grid.voxel_ml();
+    let head = measure::thinned(scan.head);
+    let (air, mask_ratio) = if scan.found.stripped_input {
         (None, 1.0)
     } else {
-        let whole = foreground(head);
-        let ratio = count(brain) as f32 / count(&whole).max(1) as f32;
-        (signal_to_noise(head, brain, &whole), ratio.min(1.0))
+        let (whole, brain) = (measure::foreground(&head), measure::thinned(mask));
+        let ratio = count(&brain) as f32 / count(&whole).max(1) as f32;
+        (measure::air(&head, &brain, &whole), ratio.min(1.0))
     };
-    let slice = native.spacing().into_iter().fold(0.0, f64::max);
+    let slice = scan.native.spacing().into_iter().fold(0.0, f64::max);
+    let outside_view = measure::outside_view(scan.native, scan.template, scan.to_mni);
+    let mut qc = Qc {
+        snr: air.as_ref().map(|a| a.snr),
+        mask_ratio,
+        cnr: measure::contrast_to_noise(scan.corrected, mask),
+        entropy_focus: measure::entropy_focus(&head),
+        ghosting: air.as_ref().map(|a| a.ghosting),
+        cropped_fraction: outside_view.max(1.0 - scan.kept as f32).clamp(0.0, 1.0),
+        registration_ncc: scan.ncc,
+        mask_sphericity: measure::sphericity(mask),
+        mask_symmetry: measure::symmetry(scan.brain),
+        mask_dice: scan.mask_dice,
+        flags: Vec::new(),
+    };
+    let blurred = !scan.found.stripped_input && qc.entropy_focus > cfg.entropy_focus_max;
     let tests = [
         ("small_brain", brain_ml < cfg.brain_volume_ml[0]),
         ("large_brain", brain_ml > cfg.brain_volume_ml[1]),
-        ("cut_by_field_of_view", edge_area_cm2(brain) > cfg.edge_area_cm2),
-        ("outside_model_grid", kept < 0.995),
-        ("low_snr", snr.is_some_and(|snr| snr < cfg.snr_min)),
-        ("skull_strip_fallback", found.fallback),
+        ("cut_by_field_of_view", measure::edge_area_cm2(mask) > cfg.edge_area_cm2 || outside_view > cfg.cropped_max),
+        ("outside_model_grid", scan.kept < 0.995),
+        ("low_snr", qc.snr.is_some_and(|snr| snr < cfg.snr_min)),
+        ("low_cnr", qc.cnr < cfg.cnr_min),
+        ("motion", blurred || qc.ghosting.is_some_and(|g| g > cfg.ghosting_max)),
+        ("low_registration", qc.registration_ncc < cfg.ncc_min),
+        (
+            "implausible_mask",
+            qc.mask_sphericity < cfg.sphericity_min
+                || qc.mask_symmetry < cfg.symmetry_min
+                || qc.mask_dice < cfg.mask_dice_min,
+        ),
+        ("skull_strip_fallback", scan.found.fallback),
         ("thick_slices", slice > cfg.slice_max_mm),
     ];
-    let flags = tests.into_iter().filter(|(_, raised)| *raised).map(|(flag, _)| flag).collect();
-    Qc { snr, mask_ratio, flags }
-}
-
-/// The head without the air around it: the largest piece above the threshold that separates two classes best.
-fn foreground(head: &Volume) -> Volume<u8> {
-    let level = otsu(&head.data);
-    let above = head.data.iter().map(|&v| u8::from(v > level)).collect();
-    fill_holes(&close(&largest_component(&Volume::new(head.grid, above)), 2))
-}
-
-/// The threshold with the largest variance between the classes below and above it (Otsu, IEEE Transactions on
-/// Systems, Man and Cybernetics 9:62, 1979), over 128 bins up to the 98th percentile.
-fn otsu(values: &[f32]) -> f32 {
-    const BINS: usize = 128;
-    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = percentile(&mut values.to_vec(), 0.98).max(low + f32::EPSILON);
-    let width = (high - low) / BINS as f32;
-    let mut histogram = [0f64; BINS];
-    for v in values {
-        histogram[(((v - low) / width) as usize).min(BINS - 1)] += 1.0;
-    }
-    let total = values.len() as f64;
-    let sum: f64 = histogram.iter().enumerate().map(|(bin, n)| bin as f64 * n).sum();
-    let (mut below, mut sum_below, mut best, mut best_bin) = (0.0, 0.0, 0.0, 0);
-    for (bin, n) in histogram.iter().enumerate().take(BINS - 1) {
-        below += n;
-        sum_below += bin as f64 * n;
-        let above = total - below;
-        if below > 0.0 && above > 0.0 {
-            let between = below * above * (sum_below / below - (sum - sum_below) / above).powi(2);
-            if between > best {
-                (best, best_bin) = (between, bin);
-            }
-        }
-    }
-    low + (best_bin + 1) as f32 * width
-}
-
-/// Median of the brain over the noise in air. In magnitude images the noise in air is Rayleigh distributed: its mean
-/// square is twice the variance of the noise in tissue (Gudbjartsson and Patz, Magn Reson Med 34:910, 1995).
-fn signal_to_noise(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Option<f32> {
-    let near = dilate(whole, 5);
-    let air: Vec<f32> = head.data.iter().zip(&near.data).filter(|&(_, &m)| m == 0).map(|(&v, _)| v).collect();
-    let nonzero = air.iter().filter(|&&v| v != 0.0).count();
-    // Air that is almost nowhere above zero was cleaned and tells nothing.
-    if nonzero * 20 < air.len() || air.len() < 1000 {
-        return None;
-    }
-    let mean_square = air.iter().map(|&v| v as f64 * v as f64).sum::<f64>() / air.len() as f64;
-    let mut inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
-    let signal = percentile(&mut inside, 0.5);
-    Some(signal / (mean_square / 2.0).sqrt() as f32)
-}
-
-/// Area over which the mask touches the border of its grid.
-fn edge_area_cm2(brain: &Volume<u8>) -> f64 {
-    let [nx, ny, nz] = brain.grid.shape;
-    let on_edge = |i: usize| {
-        let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
-        x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz
-    };
-    let voxels = (0..brain.data.len()).filter(|&i| brain.data[i] != 0 && on_edge(i)).count();
-    voxels as f64 * SPACING_MM * SPACING_MM / 100.0
+    qc.flags = tests.into_iter().filter(|(_, raised)| *raised).map(|(flag, _)| flag).collect();
+    qc
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::Affine;
     use rand::{Rng, SeedableRng};
 
-    /// A ball of 140 mm and intensity 100 as head, its inner 110 mm as brain, with noise of standard deviation `sigma`
-    /// in both channels of a magnitude image.
-    fn phantom(sigma: f32) -> (Volume, Brain) {
+    /// A ball of 140 mm as head, its inner 110 mm as brain in three shells of tissue, with noise of standard deviation
+    /// `sigma` in both channels of a magnitude image, and `ghost` times the head shifted by half the field of view.
+    fn phantom(sigma: f32, ghost: f32) -> (Volume, Brain) {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, -99.0], [0.0, 2.0, 0.0, -99.0], [0.0, 0.0, 2.0, -99.0]]);
         let grid = Grid { shape: [100; 3], affine };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
@@ -154,44 +200,65 @@ mod tests {
             let p = affine.apply([i % 100, i / 100 % 100, i / 10_000].map(|c| c as f64));
             p.iter().map(|c| c * c).sum::<f64>().sqrt()
         };
-        let head = (0..grid.len()).map(|i| {
-            let signal = if radius(i) < 70.0 { 100.0 } else { 0.0 };
-            (signal + gauss()).hypot(gauss())
-        });
+        let clean = |i: usize| match radius(i) {
+            r if r < 40.0 => 130.0,
+            r if r < 52.0 => 100.0,
+            r if r < 70.0 => 60.0,
+            _ => 0.0,
+        };
+        let shifted = |i: usize| i - i / 100 % 100 * 100 + (i / 100 + 50) % 100 * 100;
+        let head = (0..grid.len()).map(|i| (clean(i) + ghost * clean(shifted(i)) + gauss()).hypot(gauss()));
         let head = Volume::new(grid, head.collect());
         let mask = Volume::new(grid, (0..grid.len()).map(|i| u8::from(radius(i) < 55.0)).collect());
         (head, Brain { mask, stripped_input: false, fallback: false })
     }
 
+    fn judged(native: &Grid, head: &Volume, found: &Brain, kept: f64, ncc: f32) -> Qc {
+        let (brain, to_mni) = (&found.mask, &Affine::identity());
+        let template = brain;
+        let scan =
+            Evidence { native, head, corrected: head, found, brain, template, to_mni, ncc, mask_dice: 0.95, kept };
+        judge(&scan, &QcConfig::default())
+    }
+
     #[test]
-    fn snr_and_mask_ratio_of_a_phantom_are_those_it_was_made_with() {
-        let (head, brain) = phantom(5.0);
-        let qc = judge(&head.grid, &head, &brain, 1.0, &QcConfig::default());
+    fn snr_and_shape_of_a_phantom_are_those_it_was_made_with() {
+        let (head, brain) = phantom(5.0, 0.0);
+        let qc = judged(&head.grid, &head, &brain, 1.0, 0.9);
         let snr = qc.snr.expect("air holds noise");
-        assert!((snr / 20.0 - 1.0).abs() < 0.05, "SNR {snr}, made with 100 / 5");
-        assert!((qc.mask_ratio / (55f32 / 70.0).powi(3) - 1.0).abs() < 0.05, "ratio {}", qc.mask_ratio);
-        assert_eq!(qc.flags, ["small_brain"]);
+        assert!((snr / 20.0 - 1.0).abs() < 0.06, "SNR {snr}, made with 100 / 5");
+        assert!((qc.cnr / 6.0 - 1.0).abs() < 0.2, "CNR {}, made with 30 / 5", qc.cnr);
+        assert!((qc.mask_ratio / (55f32 / 70.0).powi(3) - 1.0).abs() < 0.06, "ratio {}", qc.mask_ratio);
+        assert!((qc.mask_sphericity - 1.0).abs() < 0.05, "sphericity of a ball: {}", qc.mask_sphericity);
+        assert_eq!((qc.mask_symmetry, qc.cropped_fraction), (1.0, 0.0));
     }
 
     #[test]
     fn flags_name_what_is_wrong() {
-        let (head, mut brain) = phantom(20.0);
+        let (head, mut brain) = phantom(30.0, 0.0);
         brain.mask.data[..40_000].fill(1);
         brain.fallback = true;
-        let native = Grid {
-            shape: [100, 100, 40],
-            affine: Affine::from_rows([[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]]),
+        let slab = Affine::from_rows([[2.0, 0.0, 0.0, -99.0], [0.0, 2.0, 0.0, -99.0], [0.0, 0.0, 5.0, -99.0]]);
+        let qc = judged(&Grid { shape: [100, 100, 20], affine: slab }, &head, &brain, 0.9, 0.3);
+        for flag in ["cut_by_field_of_view", "outside_model_grid", "low_snr", "low_cnr", "low_registration"] {
+            assert!(qc.flags.contains(&flag), "{flag} is missing in {:?}", qc.flags);
+        }
+        assert!(qc.flags.ends_with(&["skull_strip_fallback", "thick_slices"]), "{:?}", qc.flags);
+    }
+
+    #[test]
+    fn a_ghost_in_the_air_raises_motion() {
+        let flags = |ghost| {
+            let (head, brain) = phantom(3.0, ghost);
+            judged(&head.grid, &head, &brain, 1.0, 0.9).flags
         };
-        let qc = judge(&native, &head, &brain, 0.9, &QcConfig::default());
-        assert_eq!(
-            qc.flags,
-            ["cut_by_field_of_view", "outside_model_grid", "low_snr", "skull_strip_fallback", "thick_slices"]
-        );
+        assert!(!flags(0.0).contains(&"motion"));
+        assert!(flags(0.2).contains(&"motion"));
     }
 
     #[test]
     fn cleaned_air_has_no_snr() {
-        let (head, brain) = phantom(0.0);
-        assert_eq!(judge(&head.grid, &head, &brain, 1.0, &QcConfig::default()).snr, None);
+        let (head, brain) = phantom(0.0, 0.0);
+        assert_eq!(judged(&head.grid, &head, &brain, 1.0, 0.9).snr, None);
     }
 }

@@ -39,6 +39,8 @@ pub struct SkullStripConfig {
     pub search_max_mm: f32,
     /// Radius in mm of the opening that cuts leaks at the base of the skull.
     pub opening_mm: f32,
+    /// Distance in mm outside of the template's brain above which the mask has leaked.
+    pub leak_mm: f32,
     /// Smallest and largest volume in ml at which the surface is believed.
     pub plausible_ml: [f64; 2],
 }
@@ -57,6 +59,7 @@ impl Default for SkullStripConfig {
             search_min_mm: 20.0,
             search_max_mm: 10.0,
             opening_mm: 6.0,
+            leak_mm: 6.0,
             plausible_ml: [700.0, 2200.0],
         }
     }

@@ -7,9 +7,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::conform::working_volume;
+use super::conform::{SPACING_MM, working_volume};
+use super::distance::signed_distance;
 use super::morphology::{close, count, fill_holes, largest_component};
-use crate::volume::Volume;
+use crate::volume::resample::nearest;
+use crate::volume::{Affine, Grid, Volume};
 
 /// Parameters of recognising a bare brain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,24 @@ pub fn stripped_brain(native: &Volume, cfg: &StrippedConfig) -> Option<Volume<u8
     (cfg.volume_min_ml..=cfg.volume_max_ml).contains(&ml).then_some(piece)
 }
 
+/// The space that a bare brain fills, sulci included: its foreground, closed over gaps of twice `sulcus_mm` and filled,
+/// on a 2 mm world-aligned grid that reaches `margin_mm` beyond the scan. `None` where the foreground is not one piece
+/// of a brain's volume.
+pub fn brain_hull(native: &Volume, sulcus_mm: f32, margin_mm: f64) -> Option<Volume<u8>> {
+    let brain = stripped_brain(native, &StrippedConfig { background_min: 0.0, ..StrippedConfig::default() })?;
+    let room = (margin_mm / SPACING_MM).ceil();
+    let grid = Grid {
+        shape: brain.grid.shape.map(|n| n + 2 * room as usize),
+        affine: Affine::translation([-room; 3]).then(&brain.grid.affine),
+    };
+    let brain = nearest(&brain, &grid, &Affine::identity());
+    let near = |mask: &Volume<u8>, mm: f32| {
+        let distance = signed_distance(mask, sulcus_mm + 4.0);
+        Volume::new(grid, distance.data.iter().map(|&d| u8::from(d <= mm)).collect::<Vec<u8>>())
+    };
+    Some(fill_holes(&near(&near(&brain, sulcus_mm), -sulcus_mm)))
+}
+
 /// The value that stands for "nothing here": 0 or the minimum, whichever more voxels have.
 fn background_value(volume: &Volume) -> f32 {
     let minimum = volume.data.iter().copied().fold(f32::INFINITY, f32::min);
@@ -55,7 +75,6 @@ fn background_value(volume: &Volume) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{Affine, Grid};
 
     /// A ball of radius `radius_mm` and value 100 in a 240 mm field of view filled with `air`.
     fn ball(radius_mm: f64, air: impl Fn(usize) -> f32) -> Volume {

@@ -23,8 +23,12 @@ const CONTENT_ID: Column =
 const RECIPE_ID: Column = always("recipe_id", Text, "", "hash of settings, bundle and algorithm version");
 const COHORT: Column = always("cohort", Text, "", "name of the cohort");
 const URI: Column = always("uri", Text, "", "where the scan is, relative to the cohort's root");
-const REGION: Column =
-    always("region", Text, "", "left hemisphere (x < 0), right hemisphere, or midline within 2 mm of x = 0");
+const REGION: Column = always(
+    "region",
+    Text,
+    "",
+    "lobe of a side, cerebellum, brain stem, deep grey matter or ventricle at the MNI position; see assets/README.md",
+);
 
 pub(super) const SCANS: &[Column] = &[
     RUN_ID,
@@ -46,22 +50,26 @@ pub(super) const SCANS: &[Column] = &[
     always("native_affine", Float64List, "mm", "voxel index to native world, RAS+, 3 x 4, row by row"),
     always("orientation", Text, "", "direction each stored axis grows to, such as LPI"),
     always("datatype", Text, "", "NIfTI data type as stored"),
-    always("registration_affine", Float64List, "mm", "native world to MNI world, 3 x 4, row by row"),
+    always("registration_affine", Float64List, "mm", "native world to MNI152 2009a, 12 parameters, 3 x 4, row by row"),
+    always("registration_ncc", Float32, "correlation", "how well the brain fits the template after registration, 0 to 1"),
     always("stripped_input", Boolean, "", "true where the scan arrived without its skull"),
     always("brain_volume_ml", Float32, "ml", "volume of the brain mask in native space"),
     maybe("snr", Float32, "ratio", "signal-to-noise ratio of the brain"),
+    always("cnr", Float32, "ratio", "contrast of grey and white matter over the noise within them"),
     always(
         "mask_ratio",
         Float32,
         "ratio",
         "brain volume over the volume of the whole head in view; 1 for a bare brain",
     ),
+    always("cropped_fraction", Float32, "ratio", "share of the brain that the field of view or the model's grid cuts off"),
+    always("entropy_focus", Float32, "ratio", "entropy focus criterion: rises with ghosts and blur from motion"),
     always("qc_flags", TextList, "", "what quality control noticed; empty when nothing"),
     always("n_tokens", Int32, "count", "tokens in the brain"),
     always("n_anomalous_tokens", Int32, "count", "tokens above the threshold"),
     always("max_token_p", Float32, "probability", "highest p_anomalous of the scan"),
     always("anomaly_score", Float32, "score", "the scan's score; sort by it to review the most unusual first"),
-    always("anomaly_volume_ml", Float32, "ml", "volume of the anomaly mask"),
+    always("anomaly_volume_ml", Float32, "ml", "volume of the anomaly mask in native space"),
     always("n_findings", Int32, "count", "connected components of the anomaly mask"),
     always("threshold", Float32, "score", "anomaly map threshold that made the mask"),
     always("fetch_ms", Float32, "ms", "time to read the object"),
@@ -105,7 +113,7 @@ pub(super) const FINDINGS: &[Column] = &[
     RUN_ID,
     SCAN_ID,
     always("finding", Int32, "", "rank by volume within the scan, 1 = largest"),
-    always("volume_ml", Float32, "ml", "volume"),
+    always("volume_ml", Float32, "ml", "volume in native space"),
     always("mni_x_mm", Float32, "mm", "centroid in MNI space, R+"),
     always("mni_y_mm", Float32, "mm", "centroid in MNI space, A+"),
     always("mni_z_mm", Float32, "mm", "centroid in MNI space, S+"),

@@ -3,7 +3,7 @@
 //! Voxels are stored x fastest (`x + nx * (y + ny * z)`), as NIfTI does. World coordinates are
 //! millimetres in RAS+: x grows to the subject's right, y to the front, z to the top.
 //!
-//! [`nifti`] takes `.nii` and `.nii.gz` bytes to a [`Volume`] and back; [`resample`] takes a volume
+//! [`nifti`] takes the bytes of NIfTI files to a [`Volume`] and back; [`resample`] takes a volume
 //! to another [`Grid`]. Both refuse nothing silently: an unusable file is an
 //! [`Error::Input`](crate::error::Error::Input) that says what to do.
 

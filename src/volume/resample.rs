@@ -10,6 +10,8 @@
 //! extrapolated. A source whose affine has no inverse covers nothing, so all voxels are 0;
 //! [`super::nifti::decode`] refuses such files.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::{Affine, Grid, Volume};
@@ -21,25 +23,36 @@ const ON_BORDER: f64 = 1e-6;
 /// Trilinear interpolation of `src` on `target`. `target_to_source` takes target world mm to source
 /// world mm; [`Affine::identity`] where both lie in the same world.
 pub fn trilinear(src: &Volume<f32>, target: &Grid, target_to_source: &Affine) -> Volume<f32> {
-    let [nx, ny, nz] = src.grid.shape;
+    let thick = thickened(src);
+    let [nx, ny, nz] = thick.grid.shape;
     let (row, slab) = (nx, nx * ny);
+    // The last centre belongs to the cell before it, with weight 1 on its far side.
+    let highest = [nx, ny, nz].map(|n| n.saturating_sub(2));
+    let data = thick.data.as_slice();
     sample(&src.grid, target, target_to_source, |p| {
-        let [(x, fx), (y, fy), (z, fz)] = [(p[0], nx), (p[1], ny), (p[2], nz)].map(|(v, n)| {
-            // The last centre belongs to the cell before it, with weight 1 on its far side.
-            let cell = (v as usize).min(n.saturating_sub(2));
-            (cell, (v - cell as f64) as f32)
-        });
-        // Along an axis of one voxel both corners are that voxel.
-        let [dx, dy, dz] = [(nx, 1), (ny, row), (nz, slab)].map(|(n, step)| if n > 1 { step } else { 0 });
-        let corner = x + y * row + z * slab;
+        let cell: [usize; 3] = std::array::from_fn(|a| (p[a] as usize).min(highest[a]));
+        let [fx, fy, fz]: [f32; 3] = std::array::from_fn(|a| (p[a] - cell[a] as f64) as f32);
+        let corner = cell[0] + cell[1] * row + cell[2] * slab;
         let along_x = |at: usize| {
-            let (a, b) = (src.data[at], src.data[at + dx]);
-            a * (1.0 - fx) + b * fx
+            let pair = &data[at..at + 2];
+            pair[0] * (1.0 - fx) + pair[1] * fx
         };
-        let near = along_x(corner) * (1.0 - fy) + along_x(corner + dy) * fy;
-        let far = along_x(corner + dz) * (1.0 - fy) + along_x(corner + dz + dy) * fy;
+        let near = along_x(corner) * (1.0 - fy) + along_x(corner + row) * fy;
+        let far = along_x(corner + slab) * (1.0 - fy) + along_x(corner + slab + row) * fy;
         near * (1.0 - fz) + far * fz
     })
+}
+
+/// `src` with its only plane twice along every axis that has but one, so that there are two to interpolate between.
+fn thickened(src: &Volume<f32>) -> Cow<'_, Volume<f32>> {
+    let [nx, ny, nz] = src.grid.shape;
+    if src.grid.is_empty() || nx > 1 && ny > 1 && nz > 1 {
+        return Cow::Borrowed(src);
+    }
+    let shape @ [mx, my, mz] = src.grid.shape.map(|n| n.max(2));
+    let planes = (0..mz).flat_map(|z| (0..my).map(move |y| (y, z)));
+    let data = planes.flat_map(|(y, z)| (0..mx).map(move |x| src.at(x.min(nx - 1), y.min(ny - 1), z.min(nz - 1))));
+    Cow::Owned(Volume { grid: Grid { shape, ..src.grid }, data: data.collect() })
 }
 
 /// The nearest voxel of `src` on `target`: for masks and labels. Half-way positions go to the
@@ -48,14 +61,15 @@ pub fn nearest<T>(src: &Volume<T>, target: &Grid, target_to_source: &Affine) -> 
 where
     T: Copy + Default + Send + Sync,
 {
+    let last = src.grid.shape.map(|n| n.saturating_sub(1));
     sample(&src.grid, target, target_to_source, |p| {
-        let [x, y, z] = p.map(|v| (v + 0.5) as usize);
+        let [x, y, z] = std::array::from_fn(|a| ((p[a] + 0.5) as usize).min(last[a]));
         src.at(x, y, z)
     })
 }
 
-/// Calls `value` with each target voxel's source index, clamped onto the box of voxel centres;
-/// `T::default()` for those outside it.
+/// Calls `value` with the source index of each target voxel in the box of voxel centres, which it leaves by at most
+/// [`ON_BORDER`]; `T::default()` for those outside it.
 fn sample<T, F>(source: &Grid, target: &Grid, target_to_source: &Affine, value: F) -> Volume<T>
 where
     T: Copy + Default + Send + Sync,
@@ -68,20 +82,42 @@ where
     }
     let map = target.affine.then(target_to_source).then(&to_index);
     let last = source.shape.map(|n| n as f64 - 1.0);
+    let step = map.0.map(|row| row[0]);
     let [nx, ny, _] = target.shape;
     out.data.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
         for (y, row) in slab.chunks_mut(nx).enumerate() {
-            for (x, voxel) in row.iter_mut().enumerate() {
-                let p = map.apply([x as f64, y as f64, z as f64]);
-                // A NaN position fails both comparisons and stays outside.
-                let inside = (0..3).all(|a| p[a] >= -ON_BORDER && p[a] <= last[a] + ON_BORDER);
-                if inside {
-                    *voxel = value(std::array::from_fn(|a| p[a].clamp(0.0, last[a])));
-                }
+            let start = map.apply([0.0, y as f64, z as f64]);
+            // The voxels of a row lie on a line, which meets the box in one piece: no test per voxel.
+            let Some((from, to)) = inside(start, step, last, nx) else { continue };
+            for (x, voxel) in (from..to).zip(&mut row[from..to]) {
+                let x = x as f64;
+                *voxel = value(std::array::from_fn(|a| start[a] + x * step[a]));
             }
         }
     });
     out
+}
+
+/// The whole numbers x from 0 to `n` for which `start + x * step` lies in the box from 0 to `last`, to a tolerance:
+/// from the first to one past the last of them.
+fn inside(start: [f64; 3], step: [f64; 3], last: [f64; 3], n: usize) -> Option<(usize, usize)> {
+    let (mut from, mut to) = (0.0, n as f64 - 1.0);
+    for axis in 0..3 {
+        let (low, high) = (-ON_BORDER - start[axis], last[axis] + ON_BORDER - start[axis]);
+        // A NaN position fails every comparison and stays outside.
+        if step[axis] != 0.0 {
+            let (a, b) = (low / step[axis], high / step[axis]);
+            from = f64::max(from, a.min(b));
+            to = f64::min(to, a.max(b));
+        } else if !(low <= 0.0 && high >= 0.0) {
+            return None;
+        }
+        if !(start[axis] + step[axis]).is_finite() {
+            return None;
+        }
+    }
+    let (from, to) = (from.ceil(), to.floor());
+    (from <= to).then_some((from as usize, to as usize + 1))
 }
 
 #[cfg(test)]

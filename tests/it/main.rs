@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cohort;
+mod geometry;
+mod inspect;
 mod preprocess;
 mod screen;
 mod sql;

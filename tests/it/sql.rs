@@ -78,8 +78,8 @@ async fn ready_queries_give_the_expected_figures() {
     let expected = [["sub-03", "0.9", "9.0", "motion"], ["sub-02", "0.6", "6.0", ""], ["sub-01", "0.3", "3.0", ""]];
     assert_eq!(most.await, expected);
 
-    let sides = rows(&context, "findings_by_hemisphere.sql", &["region", "findings", "scans", "total_ml", "median_ml"]);
-    assert_eq!(sides.await, [["right hemisphere", "3", "3", "18.0", "6.0"]]);
+    let regions = rows(&context, "findings_by_region.sql", &["region", "findings", "scans", "total_ml", "median_ml"]);
+    assert_eq!(regions.await, [["right parietal lobe", "3", "3", "18.0", "6.0"]]);
 
     // A scan's four tokens have a quarter, a half, three quarters and all of its score.
     let bins = rows(&context, "token_score_distribution.sql", &["p_from", "tokens", "percent"]).await;

@@ -36,7 +36,7 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
             let x = if i % 2 == 0 { -30.0 } else { 30.0 };
             json!({
                 "run_id": run_id, "scan_id": scan_id, "z": i / 2, "y": 0, "x": i % 2, "mni_x_mm": x, "mni_y_mm": 0.0,
-                "mni_z_mm": 8.0, "region": if x < 0.0 { "left hemisphere" } else { "right hemisphere" },
+                "mni_z_mm": 8.0, "region": if x < 0.0 { "left parietal lobe" } else { "right parietal lobe" },
                 "code": 100 + i, "p_anomalous": p, "nll": if i == 0 { None } else { Some(2.5) }, "residual": 0.25
             })
         })
@@ -49,7 +49,7 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
     let finding = json!({
         "run_id": run_id, "scan_id": scan_id, "finding": 1, "volume_ml": 10.0 * score, "mni_x_mm": 30.0,
         "mni_y_mm": 0.0, "mni_z_mm": 8.0, "bbox_min_mm": [20, -10, 0], "bbox_max_mm": [40, 10, 16],
-        "region": "right hemisphere", "max_score": score, "mean_score": score / 2.0
+        "region": "right parietal lobe", "max_score": score, "mean_score": score / 2.0
     });
     let scan = json!({
         "run_id": run_id, "scan_id": scan_id, "content_id": format!("{scan_id}-v1"), "recipe_id": "recipe",
@@ -57,7 +57,8 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
         "size_bytes": 1000, "last_modified": DAY_ONE, "finished_at": at, "native_shape": [192, 256, 256],
         "native_spacing_mm": [1.0, 0.9, 0.9], "native_affine": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
         "orientation": "RAS", "datatype": "int16", "registration_affine": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
-        "stripped_input": false, "brain_volume_ml": 1300.0, "snr": 20.0, "mask_ratio": 1.0,
+        "registration_ncc": 0.9, "stripped_input": false, "brain_volume_ml": 1300.0, "snr": 20.0, "cnr": 4.0,
+        "mask_ratio": 1.0, "cropped_fraction": 0.0, "entropy_focus": 0.5,
         "qc_flags": if score > 0.8 { vec!["motion"] } else { vec![] }, "n_tokens": 4, "n_anomalous_tokens": 1,
         "max_token_p": score, "anomaly_score": score, "anomaly_volume_ml": 10.0 * score, "n_findings": 1,
         "threshold": 0.5, "fetch_ms": 1.0, "decode_ms": 1.0, "preprocess_ms": 1.0, "score_ms": 1.0, "device": "cpu",

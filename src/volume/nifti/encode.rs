@@ -2,16 +2,15 @@
 
 use std::io::Write;
 
-use flate2::{Compression, write::GzEncoder};
-use nifti::{NiftiType, Unit, XForm, header::MAGIC_CODE_NIP1};
-
-use super::{HEADER_BYTES, MIN_VOXEL_OFFSET, geometry};
+use super::geometry;
+use super::header::{Datatype, EXTENDER_BYTES, NIFTI1_BYTES};
 use crate::volume::{Grid, Volume};
+use flate2::{Compression, write::GzEncoder};
 
 /// A voxel type that [`encode`] can write.
 pub trait NiftiVoxel: Copy {
     /// The type's code in the header.
-    const DATATYPE: NiftiType;
+    const CODE: i16;
     /// Appends the voxel's little-endian bytes.
     fn put(self, bytes: &mut Vec<u8>);
 }
@@ -19,17 +18,21 @@ pub trait NiftiVoxel: Copy {
 macro_rules! nifti_voxel {
     ($type:ty, $datatype:expr) => {
         impl NiftiVoxel for $type {
-            const DATATYPE: NiftiType = $datatype;
+            const CODE: i16 = $datatype as i16;
             fn put(self, bytes: &mut Vec<u8>) {
                 bytes.extend_from_slice(&self.to_le_bytes());
             }
         }
     };
 }
-nifti_voxel!(f32, NiftiType::Float32);
-nifti_voxel!(u8, NiftiType::Uint8);
-nifti_voxel!(i16, NiftiType::Int16);
+nifti_voxel!(f32, Datatype::Float32);
+nifti_voxel!(u8, Datatype::Uint8);
+nifti_voxel!(i16, Datatype::Int16);
 
+/// `xyzt_units` for lengths in mm.
+const MILLIMETRES: u8 = 2;
+/// The code of a transform to an aligned anatomy, neither the scanner's own space nor a template's.
+const ALIGNED: i16 = 2;
 /// Noise hardly compresses: above this level time grows much faster than files shrink.
 const LEVEL: Compression = Compression::new(3);
 
@@ -40,7 +43,7 @@ const LEVEL: Compression = Compression::new(3);
 /// # Panics
 /// If an axis is longer than 32767 voxels, which NIfTI-1 cannot say and [`super::decode`] never gives.
 pub fn encode<T: NiftiVoxel>(volume: &Volume<T>, description: &str) -> Vec<u8> {
-    let mut file = header(&volume.grid, T::DATATYPE, description);
+    let mut file = header::<T>(&volume.grid, description);
     file.reserve_exact(volume.data.len() * size_of::<T>());
     for voxel in &volume.data {
         voxel.put(&mut file);
@@ -50,30 +53,30 @@ pub fn encode<T: NiftiVoxel>(volume: &Volume<T>, description: &str) -> Vec<u8> {
 }
 
 /// Header and the four zero bytes that say "no extensions". Field order: nifti1.h.
-fn header(grid: &Grid, datatype: NiftiType, description: &str) -> Vec<u8> {
+fn header<T: NiftiVoxel>(grid: &Grid, description: &str) -> Vec<u8> {
     let quaternion = geometry::quaternion(&grid.affine);
     let ([b, c, d], qfac) = quaternion.unwrap_or(([0.0; 3], 1.0));
     let spacing = grid.spacing();
     let dim = grid.shape.map(|n| i16::try_from(n).expect("a NIfTI-1 axis has at most 32767 voxels"));
     let rows = grid.affine.0;
-    let aligned = XForm::AlignedAnat as i16;
+    let voxel_offset = NIFTI1_BYTES + EXTENDER_BYTES;
 
-    let mut out = Fields(Vec::with_capacity(MIN_VOXEL_OFFSET as usize));
-    out.i32(HEADER_BYTES as i32).zeros(36);
+    let mut out = Fields(Vec::with_capacity(voxel_offset));
+    out.i32(NIFTI1_BYTES as i32).zeros(36);
     out.i16s(&[3, dim[0], dim[1], dim[2], 1, 1, 1, 1]);
     out.zeros(14); // intent
-    out.i16s(&[datatype as i16, 8 * datatype.size_of() as i16, 0]);
+    out.i16s(&[T::CODE, 8 * size_of::<T>() as i16, 0]);
     out.f32s(&[qfac, spacing[0], spacing[1], spacing[2], 0.0, 0.0, 0.0, 0.0]);
-    out.f32s(&[f64::from(MIN_VOXEL_OFFSET), 1.0, 0.0]); // voxel offset, slope, inter
-    out.zeros(3).bytes(&[Unit::Mm as u8]);
+    out.f32s(&[voxel_offset as f64, 1.0, 0.0]); // voxel offset, slope, inter
+    out.zeros(3).bytes(&[MILLIMETRES]);
     out.zeros(24); // display range, slice timing
     out.text(description, 80).zeros(24);
-    out.i16s(&[if quaternion.is_some() { aligned } else { 0 }, aligned]);
+    out.i16s(&[if quaternion.is_some() { ALIGNED } else { 0 }, ALIGNED]);
     out.f32s(&[b, c, d, rows[0][3], rows[1][3], rows[2][3]]);
     for row in &rows {
         out.f32s(row);
     }
-    out.zeros(16).bytes(MAGIC_CODE_NIP1).zeros(4);
+    out.zeros(16).bytes(b"n+1\0").zeros(EXTENDER_BYTES);
     out.0
 }
 

@@ -1,61 +1,107 @@
 //! Where a NIfTI header says its voxels lie, and the quaternion that says it.
 //!
 //! The three methods and their order are the standard's (nifti1.h, "3D IMAGE (VOLUME) ORIENTATION
-//! AND LOCATION IN SPACE"), with nibabel's reading of the doubtful cases.
+//! AND LOCATION IN SPACE"), with nibabel's reading of the doubtful cases: the sform where its code is positive,
+//! else the qform where its code is, else voxel sizes alone. Beyond nibabel, a transform that has no inverse gives
+//! way to the next one. Where a code promises a place and no transform keeps it, the file is refused: the voxel
+//! sizes alone would be a guess at left and right.
 
-use nifti::{NiftiHeader, Unit};
-
+use super::header::Header;
 use crate::error::{Error, Result};
 use crate::volume::Affine;
 
-/// How far |b, c, d| may exceed 1, or fall short of it, and still mean a half turn: nibabel's bound.
-const HALF_TURN: f64 = 3.0 * f32::EPSILON as f64;
+/// Which of a header's three methods placed its voxels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AffineSource {
+    /// The sform: a whole affine.
+    Sform,
+    /// The qform: a rotation, a position and voxel sizes.
+    Qform,
+    /// Voxel sizes alone: left and right are a convention, not a fact.
+    VoxelSizes,
+}
 
-/// Voxel index to world mm (RAS+): sform, else qform, else voxel sizes alone.
-pub(super) fn affine(header: &NiftiHeader, shape: [usize; 3]) -> Result<Affine> {
-    let rows = if header.sform_code > 0 {
-        [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from))
-    } else if header.qform_code > 0 {
-        qform(header)?
-    } else {
-        centred(spacing(header)?, shape)
+/// Where voxels lie, and how sure that is.
+pub(super) struct Placement {
+    /// Voxel index to world mm (RAS+).
+    pub affine: Affine,
+    pub source: AffineSource,
+    /// The sform was taken and a usable qform says something else.
+    pub qform_disagrees: bool,
+}
+
+/// How far a corner of the image may lie from where the other transform puts it, in mm.
+const AGREE_MM: f64 = 1.0;
+/// How far a voxel axis may turn from where the other transform points it, in degrees.
+const AGREE_DEGREES: f64 = 1.0;
+
+/// Places the header's voxels.
+pub(super) fn place(header: &Header) -> Result<Placement> {
+    let sform = (header.sform_code > 0).then(|| usable(header.srow, header.mm));
+    let qform = (header.qform_code > 0).then(|| qform(header).and_then(|rows| usable(rows, header.mm)));
+    let (affine, source, qform_disagrees) = match (sform, qform) {
+        (Some(Ok(sform)), Some(Ok(qform))) => (sform, AffineSource::Sform, !agree(&sform, &qform, header.shape)),
+        (Some(Ok(sform)), _) => (sform, AffineSource::Sform, false),
+        (_, Some(Ok(qform))) => (qform, AffineSource::Qform, false),
+        (Some(Err(e)), _) | (None, Some(Err(e))) => return Err(e),
+        (None, None) => {
+            let rows = centred(spacing(header)?, header.shape);
+            (usable(rows, header.mm)?, AffineSource::VoxelSizes, false)
+        }
     };
-    let mm = match header.xyzt_to_space() {
-        Ok(Unit::Meter) => 1000.0,
-        Ok(Unit::Micron) => 0.001,
-        _ => 1.0,
-    };
+    Ok(Placement { affine, source, qform_disagrees })
+}
+
+/// The map with these rows in mm, if it has an inverse.
+fn usable(rows: [[f64; 4]; 3], mm: f64) -> Result<Affine> {
     let affine = Affine(rows.map(|row| row.map(|v| v * mm)));
     if affine.spacing().iter().any(|&s| !s.is_finite() || s <= 0.0) {
         return Err(bad_spacing(affine.spacing()));
     }
-    if affine.inverse().is_none() {
-        return Err(bad_affine("the affine is singular or not finite"));
+    match affine.inverse() {
+        Some(_) => Ok(affine),
+        None => Err(bad_affine("the affine is singular or not finite")),
     }
-    Ok(affine)
 }
 
-/// Voxel sizes in the header's unit. Only asked for where the sform does not already tell them.
-fn spacing(header: &NiftiHeader) -> Result<[f64; 3]> {
-    let spacing = [1, 2, 3].map(|i| f64::from(header.pixdim[i]));
+/// Whether two transforms put the image's corners at the same place and its axes in the same direction.
+fn agree(a: &Affine, b: &Affine, shape: [usize; 3]) -> bool {
+    let norm = |v: [f64; 3]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let corners_meet = (0..8).all(|corner| {
+        let index = std::array::from_fn(|axis| if corner >> axis & 1 == 1 { shape[axis] as f64 - 1.0 } else { 0.0 });
+        let (p, q) = (a.apply(index), b.apply(index));
+        norm(std::array::from_fn(|i| p[i] - q[i])) <= AGREE_MM
+    });
+    let axes_align = (0..3).all(|axis| {
+        let [u, v] = [a, b].map(|affine| affine.0.map(|row| row[axis]));
+        let cosine = u.iter().zip(&v).map(|(x, y)| x * y).sum::<f64>() / (norm(u) * norm(v));
+        cosine >= AGREE_DEGREES.to_radians().cos()
+    });
+    corners_meet && axes_align
+}
+
+/// Voxel sizes in the header's unit. A negative one, a habit of ANALYZE's, is taken without its sign like nibabel does.
+fn spacing(header: &Header) -> Result<[f64; 3]> {
+    let spacing = [1, 2, 3].map(|i| header.pixdim[i].abs());
     if spacing.iter().all(|&s| s.is_finite() && s > 0.0) { Ok(spacing) } else { Err(bad_spacing(spacing)) }
 }
 
 /// Rotation by a unit quaternion, voxel sizes, and a mirrored third axis where `pixdim[0]` is -1.
-fn qform(header: &NiftiHeader) -> Result<[[f64; 4]; 3]> {
+fn qform(header: &Header) -> Result<[[f64; 4]; 3]> {
     let [sx, sy, sz] = spacing(header)?;
-    let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
+    let [b, c, d] = header.quaternion;
     let a_squared = 1.0 - (b * b + c * c + d * d);
-    let a = if a_squared.abs() < HALF_TURN { 0.0 } else { a_squared.sqrt() };
+    // How far |b, c, d| may exceed 1, or fall short of it, and still mean a half turn: nibabel's bounds.
+    let half_turn = 3.0 * if header.version == 1 { f64::from(f32::EPSILON) } else { f64::EPSILON };
+    let a = if a_squared.abs() < half_turn { 0.0 } else { a_squared.sqrt() };
     if !a.is_finite() {
         return Err(bad_affine("the qform's quaternion is longer than 1"));
     }
     let rotation = rotation([a, b, c, d]);
     let qfac = if header.pixdim[0] == -1.0 { -1.0 } else { 1.0 };
     let scale = [sx, sy, sz * qfac];
-    let offset = [header.quatern_x, header.quatern_y, header.quatern_z];
     Ok(std::array::from_fn(|r| {
-        std::array::from_fn(|col| if col < 3 { rotation[r][col] * scale[col] } else { f64::from(offset[r]) })
+        std::array::from_fn(|col| if col < 3 { rotation[r][col] * scale[col] } else { header.qoffset[r] })
     }))
 }
 

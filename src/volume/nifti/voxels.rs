@@ -1,10 +1,8 @@
 //! Raw bytes of any real voxel type to finite `f32`.
 
-use std::io::Read;
+use std::ops::Range;
 
-use nifti::{Endianness, NiftiHeader, NiftiType};
-
-use super::broken_stream;
+use super::header::{Datatype, Header};
 use crate::error::{Error, Result};
 
 /// Voxels on their way into a volume.
@@ -16,82 +14,123 @@ pub(super) struct Voxels {
     first_finite: Option<f32>,
 }
 
-/// Voxels converted at once: their bytes stay in the cache between inflating and converting.
-const CHUNK_VOXELS: usize = 16 * 1024;
+/// Voxels converted at once: they are looked at again while they are in the nearest cache.
+const CHUNK_VOXELS: usize = 2 * 1024;
 
-/// Reads `n` voxels and applies the header's scaling, as `raw * slope + inter` in `f64` and then
-/// rounded, like nibabel. A slope of 0, NaN or infinity means unscaled; a NaN or infinite inter is 0.
-pub(super) fn read(source: &mut impl Read, header: &NiftiHeader, datatype: NiftiType, n: usize) -> Result<Voxels> {
-    let slope = f64::from(header.scl_slope);
-    let scaling = match f64::from(header.scl_inter) {
-        _ if slope == 0.0 || !slope.is_finite() => (1.0, 0.0),
-        inter if inter.is_finite() => (slope, inter),
-        _ => (slope, 0.0),
-    };
-    let little = header.endianness == Endianness::Little;
-    // Each arm is one monomorphic loop, which the compiler vectorises.
-    macro_rules! convert {
-        ($type:ty) => {
-            if little {
-                convert(source, n, scaling, |raw| <$type>::from_le_bytes(raw) as f64)
-            } else {
-                convert(source, n, scaling, |raw| <$type>::from_be_bytes(raw) as f64)
-            }
-        };
-    }
-    match datatype {
-        NiftiType::Uint8 => convert!(u8),
-        NiftiType::Int8 => convert!(i8),
-        NiftiType::Uint16 => convert!(u16),
-        NiftiType::Int16 => convert!(i16),
-        NiftiType::Uint32 => convert!(u32),
-        NiftiType::Int32 => convert!(i32),
-        NiftiType::Uint64 => convert!(u64),
-        NiftiType::Int64 => convert!(i64),
-        NiftiType::Float32 => convert!(f32),
-        NiftiType::Float64 => convert!(f64),
-        other => Err(Error::Bug(format!("voxel type {other:?} passed the check for real types"))),
-    }
-}
-
-fn convert<const SIZE: usize>(
-    source: &mut impl Read,
-    n: usize,
-    (slope, inter): (f64, f64),
-    value: impl Fn([u8; SIZE]) -> f64,
-) -> Result<Voxels> {
-    let mut voxels = Voxels { data: Vec::new(), n_nonfinite: 0, varies: false, first_finite: None };
-    voxels.data.try_reserve_exact(n).map_err(|_| {
+/// A buffer for `n` voxels whose file has `file_bytes` bytes: long enough for either, all 0.
+///
+/// The file goes to the end of the buffer's bytes and is converted from the start, so that voxels are never written
+/// over those that are still to be read: no second buffer, whose fresh pages would cost more than the arithmetic.
+pub(super) fn buffer(n: usize, file_bytes: usize) -> Result<Vec<f32>> {
+    let len = n.max(file_bytes.div_ceil(size_of::<f32>()));
+    // Asked for twice: only this way may be refused, and only the other way gets pages that are 0 already.
+    Vec::<f32>::new().try_reserve_exact(len).map_err(|_| {
         Error::input(
             "too_large",
             format!("there is no memory for {n} voxels; lower the size limit or screen fewer scans at once"),
         )
     })?;
-    let mut raw = vec![0; CHUNK_VOXELS * SIZE];
-    while voxels.data.len() < n {
-        let start = voxels.data.len();
-        let bytes = &mut raw[..CHUNK_VOXELS.min(n - start) * SIZE];
-        source.read_exact(bytes).map_err(broken_stream)?;
-        let (elements, _) = bytes.as_chunks::<SIZE>();
-        voxels.data.extend(elements.iter().map(|&raw| (value(raw) * slope + inter) as f32));
-        voxels.settle(start);
+    Ok(vec![0.0; len])
+}
+
+/// The last bytes of `buffer`, where the file goes.
+pub(super) fn tail(buffer: &mut [f32], file_bytes: usize) -> &mut [u8] {
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(buffer);
+    let start = bytes.len() - file_bytes;
+    &mut bytes[start..]
+}
+
+/// The voxels of the header's shape and type at the end of `buffer`, scaled as it says: `raw * slope + inter` in
+/// `f64` and then rounded, like nibabel.
+pub(super) fn convert(buffer: Vec<f32>, header: &Header) -> Result<Voxels> {
+    let n = header.shape.iter().product();
+    let scaling = scaling(header)?;
+    macro_rules! convert {
+        ($type:ty) => {
+            if header.little_endian {
+                scaled(buffer, n, scaling, |bytes| <$type>::from_le_bytes(bytes) as f64)
+            } else {
+                scaled(buffer, n, scaling, |bytes| <$type>::from_be_bytes(bytes) as f64)
+            }
+        };
     }
+    let mut voxels = match header.datatype {
+        Datatype::Uint8 => convert!(u8),
+        Datatype::Int8 => convert!(i8),
+        Datatype::Uint16 => convert!(u16),
+        Datatype::Int16 => convert!(i16),
+        Datatype::Uint32 => convert!(u32),
+        Datatype::Int32 => convert!(i32),
+        Datatype::Uint64 => convert!(u64),
+        Datatype::Int64 => convert!(i64),
+        Datatype::Float32 => convert!(f32),
+        Datatype::Float64 => convert!(f64),
+    };
+    voxels.data.shrink_to_fit();
     Ok(voxels)
 }
 
+/// Slope and inter, or `None` for voxels that are as stored: a slope of 0, NaN or infinity says so too.
+fn scaling(header: &Header) -> Result<Option<(f64, f64)>> {
+    let Header { slope, inter, .. } = *header;
+    if slope == 0.0 || !slope.is_finite() || (slope == 1.0 && inter == 0.0) {
+        return Ok(None);
+    }
+    if !inter.is_finite() {
+        return Err(Error::input(
+            "scaling",
+            format!(
+                "the header scales voxels by {slope} but adds {inter}, so that none is a number; \
+                 convert the scan again from its source"
+            ),
+        ));
+    }
+    Ok(Some((slope, inter)))
+}
+
+fn scaled<const SIZE: usize>(
+    buffer: Vec<f32>,
+    n: usize,
+    scaling: Option<(f64, f64)>,
+    value: impl Fn([u8; SIZE]) -> f64,
+) -> Voxels {
+    match scaling {
+        None => in_place(buffer, n, |bytes| value(bytes) as f32),
+        Some((slope, inter)) => in_place(buffer, n, |bytes| (value(bytes) * slope + inter) as f32),
+    }
+}
+
+/// One loop for each type, byte order and scaling, which the compiler vectorises.
+fn in_place<const SIZE: usize>(buffer: Vec<f32>, n: usize, voxel: impl Fn([u8; SIZE]) -> f32) -> Voxels {
+    let mut voxels = Voxels { data: buffer, n_nonfinite: 0, varies: false, first_finite: None };
+    let mut raw = [[0; SIZE]; CHUNK_VOXELS];
+    for start in (0..n).step_by(CHUNK_VOXELS) {
+        let chunk = start..n.min(start + CHUNK_VOXELS);
+        let raw = &mut raw[..chunk.len()];
+        let left = tail(&mut voxels.data, (n - start) * SIZE);
+        raw.as_flattened_mut().copy_from_slice(&left[..chunk.len() * SIZE]);
+        for (to, &bytes) in voxels.data[chunk.clone()].iter_mut().zip(&*raw) {
+            *to = voxel(bytes);
+        }
+        voxels.settle(chunk);
+    }
+    voxels.data.truncate(n);
+    voxels
+}
+
 impl Voxels {
-    /// Makes the voxels from `start` on finite, and notes whether they vary.
-    fn settle(&mut self, start: usize) {
-        let new = &mut self.data[start..];
+    /// Makes these voxels finite, and notes whether they vary.
+    fn settle(&mut self, which: Range<usize>) {
+        let new = &mut self.data[which];
         if !self.varies {
             // Stops at the first difference: all but free in a real image.
             let mut finite = new.iter().copied().filter(|v| v.is_finite());
             self.first_finite = self.first_finite.or_else(|| finite.next());
             self.varies = finite.any(|v| Some(v) != self.first_finite);
         }
-        let n_nonfinite = new.iter().filter(|v| !v.is_finite()).count();
+        let n_nonfinite = new.iter().map(|v| u32::from(!v.is_finite())).sum::<u32>();
         if n_nonfinite > 0 {
-            self.n_nonfinite += n_nonfinite;
+            self.n_nonfinite += n_nonfinite as usize;
             new.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
         }
     }

@@ -1,0 +1,173 @@
+//! `neurosieve inspect`: one scan's way through preprocessing, in numbers and as a picture.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::cohort;
+use crate::error::{Error, Result};
+use crate::eval::preprocess::{Measured, measure};
+use crate::preprocess::{PreprocessConfig, Steps};
+use crate::report::{Panel, picture};
+use crate::volume::{Affine, Volume, nifti};
+
+/// Larger scans are refused.
+const MAX_SCAN_BYTES: u64 = 2 << 30;
+
+/// Show what preprocessing makes of one scan: the numbers, and a picture of every step
+///
+/// The picture (PNG) has a row per step with three planes and the brain's outline; the subject's right is on the left.
+/// Only the brain is drawn, never a face. Research use only.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:
+  neurosieve inspect sub-01_T1w.nii.gz                       numbers, and sub-01_T1w_inspect.png
+  neurosieve inspect s3://bucket/study/sub-01/anat/sub-01_T1w.nii.gz --nifti ./steps
+  neurosieve inspect sub-01_T1w.nii.gz --json --repeat 5     times of the best of five runs on one thread")]
+pub struct InspectArgs {
+    /// The scan: a file or a URL
+    pub scan: String,
+    /// Where the picture goes [default: <scan>_inspect.png in the current folder; none with --json]
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// Also write what each step gave as NIfTI into this folder, made if missing
+    #[arg(long, value_name = "DIR")]
+    pub nifti: Option<PathBuf>,
+    /// Print the numbers as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Do it so many times and tell the times of the fastest
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+}
+
+impl InspectArgs {
+    /// Runs the command.
+    pub async fn run(self) -> Result<()> {
+        let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
+        let location = cohort::open(if folder.is_empty() { "/" } else { folder })?;
+        let bytes = cohort::read(&location, name, None, MAX_SCAN_BYTES).await?;
+        let decoded = nifti::decode(&bytes, MAX_SCAN_BYTES)?;
+        let cfg = PreprocessConfig::default();
+        let (mut measured, steps) = measure(&bytes, &cfg)?;
+        for _ in 1..self.repeat {
+            let (again, _) = measure(&bytes, &cfg)?;
+            if again.core_seconds < measured.core_seconds {
+                measured = again;
+            }
+        }
+        if self.json {
+            println!("{:#}", as_json(&steps, &measured));
+        } else {
+            print!("{}", as_text(&self.scan, &decoded.datatype, &steps, &measured));
+        }
+        let stem = cohort::bids::stem(name);
+        let png = self.png.or_else(|| (!self.json).then(|| PathBuf::from(format!("{stem}_inspect.png"))));
+        if let Some(path) = png {
+            write(&path, &draw(&steps, stem)?)?;
+            if !self.json {
+                println!("\npicture: {}", path.display());
+            }
+        }
+        if let Some(folder) = self.nifti {
+            write_steps(&folder, stem, &steps)?;
+        }
+        Ok(())
+    }
+}
+
+/// The picture of all steps.
+fn draw(steps: &Steps, stem: &str) -> Result<Vec<u8>> {
+    let field = steps.field.on(&steps.working.grid, &Affine::identity());
+    let mask = &steps.brain.mask;
+    let panel = |title, volume, brain| Panel { title, volume, brain, overlay: None };
+    let prepared = &steps.prepared;
+    let panels = [
+        panel("1 skull strip, first mask", &steps.working, &steps.first_mask),
+        panel("2 with the template as prior", &steps.working, mask),
+        panel("3 bias field", &field, mask),
+        panel("4 bias corrected", &steps.corrected, mask),
+        panel("5 MNI space, normalized", &prepared.image, &prepared.brain),
+    ];
+    let flags = if prepared.qc.flags.is_empty() { "none".to_owned() } else { prepared.qc.flags.join(", ") };
+    let footer = format!(
+        "{stem}: brain {:.0} ml, correlation with the template {:.3}, flags: {flags}. neurosieve {}",
+        prepared.brain_volume_ml,
+        steps.registration.ncc,
+        env!("CARGO_PKG_VERSION")
+    );
+    picture(&panels, &footer)
+}
+
+fn as_text(scan: &str, datatype: &str, steps: &Steps, measured: &Measured) -> String {
+    let (prepared, native) = (&steps.prepared, steps.prepared.native);
+    let [x, y, z] = native.spacing();
+    let [nx, ny, nz] = native.shape;
+    let kind = if prepared.stripped_input { "a bare brain" } else { "a whole head" };
+    let mut text = format!(
+        "{scan}\n{nx} x {ny} x {nz} voxels of {x:.2} x {y:.2} x {z:.2} mm, {}, {datatype}; {kind}\n\n",
+        native.orientation()
+    );
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<26} {value}\n"));
+    line("brain volume", format!("{:.0} ml", prepared.brain_volume_ml));
+    for (name, value) in prepared.qc.measures() {
+        line(name, value.map_or_else(|| "not to be told".to_owned(), |v| format!("{v:.3}")));
+    }
+    let flags = if prepared.qc.flags.is_empty() { "none".to_owned() } else { prepared.qc.flags.join(", ") };
+    line("flags", flags);
+    for (row, name) in prepared.to_mni.0.iter().zip(["native to MNI, mm", "", ""]) {
+        line(name, format!("{:8.4} {:8.4} {:8.4} {:9.3}", row[0], row[1], row[2], row[3]));
+    }
+    let times: Vec<String> = measured.steps_ms.iter().map(|(step, ms)| format!("{step} {ms:.0}")).collect();
+    line("core-seconds", format!("{:.3} (ms: {})", measured.core_seconds, times.join(", ")));
+    text.push_str("\nResearch software. Not a medical device.\n");
+    text
+}
+
+fn as_json(steps: &Steps, measured: &Measured) -> serde_json::Value {
+    let prepared = &steps.prepared;
+    let timings: serde_json::Map<String, serde_json::Value> =
+        measured.steps_ms.iter().map(|(step, ms)| ((*step).to_owned(), json!(ms))).collect();
+    let qc: serde_json::Map<String, serde_json::Value> =
+        prepared.qc.measures().into_iter().map(|(name, value)| (name.replace([' ', '-'], "_"), json!(value))).collect();
+    json!({
+        "shape": prepared.native.shape,
+        "spacing_mm": prepared.native.spacing(),
+        "orientation": prepared.native.orientation(),
+        "stripped_input": prepared.stripped_input,
+        "brain_volume_ml": prepared.brain_volume_ml,
+        "registration_ncc": steps.registration.ncc,
+        "to_mni": prepared.to_mni.to_row_major(),
+        "qc": qc,
+        "qc_flags": prepared.qc.flags,
+        "core_seconds": measured.core_seconds,
+        "timings_ms": timings,
+        "peak_memory_mb": peak_memory_mb(),
+    })
+}
+
+/// The most memory this process has had, in MB (10^6); `None` where the system does not tell.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
+
+/// Writes what the steps gave: `<stem>_step-<name>.nii.gz`.
+fn write_steps(folder: &Path, stem: &str, steps: &Steps) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("creating {}", folder.display()), e))?;
+    let put = |name: &str, bytes: Vec<u8>| write(&folder.join(format!("{stem}_step-{name}.nii.gz")), &bytes);
+    let image = |volume: &Volume| nifti::encode(volume, "neurosieve inspect");
+    let mask = |volume: &Volume<u8>| nifti::encode(volume, "neurosieve inspect");
+    put("1working", image(&steps.working))?;
+    put("2firstmask", mask(&steps.first_mask))?;
+    put("3mask", mask(&steps.brain.mask))?;
+    put("4field", image(&steps.field.on(&steps.working.grid, &Affine::identity())))?;
+    put("5corrected", image(&steps.corrected))?;
+    put("6mni", image(&steps.prepared.image))?;
+    put("7mnimask", mask(&steps.prepared.brain))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+}

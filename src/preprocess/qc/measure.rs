@@ -1,0 +1,235 @@
+//! What is measured on a scan to judge it: noise, contrast, ghosts, and the shape of the brain mask.
+//!
+//! Takes volumes on the working grid (2 mm). The air and the whole head are looked at on every second voxel along each
+//! axis, which is plenty for means over hundreds of thousands of voxels.
+
+use crate::preprocess::morphology::{close, count, dilate, fill_holes, largest_component};
+use crate::preprocess::percentile;
+use crate::volume::{Affine, Grid, Volume};
+
+/// Every second voxel along each axis.
+pub(super) fn thinned<T: Copy + Default>(volume: &Volume<T>) -> Volume<T> {
+    let [nx, ny, _] = volume.grid.shape;
+    let shape = volume.grid.shape.map(|n| n.div_ceil(2));
+    let double = Affine::from_rows([[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]);
+    let mut data = Vec::with_capacity(shape.iter().product());
+    for z in 0..shape[2] {
+        for y in 0..shape[1] {
+            let row = nx * (2 * y + ny * 2 * z);
+            data.extend(volume.data[row..row + nx].iter().step_by(2));
+        }
+    }
+    Volume::new(Grid { shape, affine: double.then(&volume.grid.affine) }, data)
+}
+
+/// The head without the air around it: the largest piece above the threshold that separates two classes best.
+pub(super) fn foreground(head: &Volume) -> Volume<u8> {
+    let level = otsu(&head.data);
+    let above = head.data.iter().map(|&v| u8::from(v > level)).collect();
+    fill_holes(&close(&largest_component(&Volume::new(head.grid, above)), 1))
+}
+
+/// The threshold with the largest variance between the classes below and above it (Otsu, IEEE Transactions on
+/// Systems, Man and Cybernetics 9:62, 1979), over 128 bins up to the 98th percentile.
+fn otsu(values: &[f32]) -> f32 {
+    const BINS: usize = 128;
+    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = percentile(&mut values.to_vec(), 0.98).max(low + f32::EPSILON);
+    let width = (high - low) / BINS as f32;
+    let mut histogram = [0f64; BINS];
+    for v in values {
+        histogram[(((v - low) / width) as usize).min(BINS - 1)] += 1.0;
+    }
+    let total = values.len() as f64;
+    let sum: f64 = histogram.iter().enumerate().map(|(bin, n)| bin as f64 * n).sum();
+    let (mut below, mut sum_below, mut best, mut best_bin) = (0.0, 0.0, 0.0, 0);
+    for (bin, n) in histogram.iter().enumerate().take(BINS - 1) {
+        below += n;
+        sum_below += bin as f64 * n;
+        let above = total - below;
+        if below > 0.0 && above > 0.0 {
+            let between = below * above * (sum_below / below - (sum - sum_below) / above).powi(2);
+            if between > best {
+                (best, best_bin) = (between, bin);
+            }
+        }
+    }
+    low + (best_bin + 1) as f32 * width
+}
+
+/// What the air around a head tells.
+pub(super) struct Air {
+    /// Median of the brain over the noise's standard deviation.
+    pub(super) snr: f32,
+    /// How much brighter the brightest twentieth of 16 mm cubes of air is than the median cube, over the median of
+    /// the brain.
+    pub(super) ghosting: f32,
+}
+
+/// Measures the air, on thinned volumes. In magnitude images the noise in air is Rayleigh distributed: its mean square
+/// is twice the variance of the noise in each channel (Gudbjartsson and Patz, Magn Reson Med 34:910, 1995). `None`
+/// where there is none, or it was set to zero.
+pub(super) fn air(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Option<Air> {
+    let near = dilate(whole, 3);
+    let air: Vec<f32> = head.data.iter().zip(&near.data).filter(|&(_, &m)| m == 0).map(|(&v, _)| v).collect();
+    let nonzero = air.iter().filter(|&&v| v != 0.0).count();
+    // Air that is almost nowhere above zero was cleaned and tells nothing.
+    if nonzero * 20 < air.len() || air.len() < 200 {
+        return None;
+    }
+    // The brightest fifth is left out: dim skin and neck beyond the head's outline would count as noise. The square of
+    // Rayleigh noise is exponentially distributed; below its 80th percentile its mean is 1 - ln(5) / 4 of the whole.
+    let mut sorted = air;
+    let top = percentile(&mut sorted, 0.8);
+    let darkest = sorted.iter().filter(|v| **v <= top);
+    let mean_square = darkest.clone().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / darkest.count() as f64;
+    let mean_square = mean_square / (1.0 - 5f64.ln() / 4.0);
+    let mut inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
+    let signal = percentile(&mut inside, 0.5);
+    let outside = Volume::new(near.grid, near.data.iter().map(|m| m ^ 1).collect());
+    let mut cubes = means_of_cubes(head, &outside, 4);
+    let [middle, high] = [0.5, 0.95].map(|q| percentile(&mut cubes, q));
+    let ghosting = if signal > 0.0 { (high - middle) / signal } else { 0.0 };
+    let sigma = (mean_square / 2.0).sqrt() as f32;
+    (sigma > 0.0).then(|| Air { snr: signal / sigma, ghosting })
+}
+
+/// Means of 2 x 2 x 2 voxels that all lie in the mask.
+pub(super) fn block_means(image: &Volume<f32>, mask: &Volume<u8>) -> Vec<f32> {
+    means_of_cubes(image, mask, 2)
+}
+
+/// Means of cubes of `side` voxels that all lie in the mask.
+fn means_of_cubes(image: &Volume<f32>, mask: &Volume<u8>, side: usize) -> Vec<f32> {
+    let [nx, ny, nz] = image.grid.shape;
+    let mut means = Vec::new();
+    let n = side * side * side;
+    for z in 0..nz / side {
+        for y in 0..ny / side {
+            'cube: for x in 0..nx / side {
+                let mut sum = 0.0;
+                for row in 0..side * side {
+                    let start = x * side + nx * (y * side + row % side + ny * (z * side + row / side));
+                    if mask.data[start..start + side].contains(&0) {
+                        continue 'cube;
+                    }
+                    sum += image.data[start..start + side].iter().sum::<f32>();
+                }
+                means.push(sum / n as f32);
+            }
+        }
+    }
+    means
+}
+
+/// Contrast of white and grey matter over noise (Magnotta and Friedman, J Digit Imaging 19:140, 2006): the difference
+/// of the two brightest of three classes of brain intensity (k-means) over the standard deviation of noise, which is
+/// the median of |v[x-1] - 2 v[x] + v[x+1]| times 1.4826 / sqrt(6). Unlike the classes' own standard deviations, which
+/// cannot exceed the width of a class, that keeps rising with noise.
+pub(super) fn contrast_to_noise(image: &Volume<f32>, brain: &Volume<u8>) -> f32 {
+    let mut values: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
+    let [low, high] = [0.005, 0.995].map(|q| percentile(&mut values, q));
+    if low >= high {
+        return 0.0;
+    }
+    const BINS: usize = 256;
+    let width = (high - low) / (BINS - 1) as f32;
+    let mut histogram = [0f64; BINS];
+    for v in values.iter().filter(|v| (low..=high).contains(v)) {
+        histogram[((v - low) / width + 0.5) as usize] += 1.0;
+    }
+    let mut means = [0.15, 0.5, 0.8].map(|q| q * (BINS - 1) as f64);
+    for _ in 0..30 {
+        let (mut sum, mut n) = ([0.0; 3], [0.0; 3]);
+        for (bin, count) in histogram.iter().enumerate() {
+            let class = class_of(bin as f64, means);
+            sum[class] += bin as f64 * count;
+            n[class] += count;
+        }
+        means = std::array::from_fn(|k| if n[k] > 0.0 { sum[k] / n[k] } else { means[k] });
+    }
+    let nx = image.grid.shape[0];
+    let mut bends = Vec::with_capacity(values.len());
+    for (row, mask) in image.data.chunks(nx).zip(brain.data.chunks(nx)) {
+        for (v, m) in row.windows(3).zip(mask.windows(3)) {
+            if m[0] & m[1] & m[2] != 0 {
+                bends.push((v[0] - 2.0 * v[1] + v[2]).abs());
+            }
+        }
+    }
+    let noise = percentile(&mut bends, 0.5) * 1.4826 / 6f32.sqrt();
+    let contrast = (means[2] - means[1]) as f32 * width;
+    // Noise below a thousandth of the contrast is an image without noise.
+    contrast / noise.max(1e-3 * contrast).max(f32::MIN_POSITIVE)
+}
+
+/// The class whose mean is closest to `value`.
+fn class_of(value: f64, means: [f64; 3]) -> usize {
+    if value < (means[0] + means[1]) / 2.0 { 0 } else { usize::from(value >= (means[1] + means[2]) / 2.0) + 1 }
+}
+
+/// Entropy focus criterion of the brain's neighbourhood (Atkinson et al., IEEE Transactions on Medical Imaging 16:903,
+/// 1997), normalized to 0..1 as in MRIQC: 0 where all signal sits in one voxel, 1 where every voxel is alike. Ghosts and
+/// blur raise it. Taken on all voxels of `image`.
+pub(super) fn entropy_focus(image: &Volume<f32>) -> f32 {
+    let n = image.data.len() as f64;
+    let norm = image.data.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+    if norm == 0.0 || n < 2.0 {
+        return 0.0;
+    }
+    let scale = (1.0 / norm) as f32;
+    let sum: f64 =
+        (image.data.iter().map(|v| v.abs() * scale)).map(|p| if p > 1e-12 { f64::from(p * p.ln()) } else { 0.0 }).sum();
+    (sum / (n.sqrt() * (1.0 / n.sqrt()).ln())) as f32
+}
+
+/// Area over which the mask touches the border of its grid, in cm2.
+pub(super) fn edge_area_cm2(brain: &Volume<u8>) -> f64 {
+    let [nx, ny, nz] = brain.grid.shape;
+    let mut voxels = 0;
+    for (row, line) in brain.data.chunks(nx).enumerate() {
+        let (y, z) = (row % ny, row / ny);
+        if y == 0 || z == 0 || y + 1 == ny || z + 1 == nz {
+            voxels += line.iter().filter(|&&v| v != 0).count();
+        } else {
+            voxels += usize::from(line[0] != 0) + usize::from(line[nx - 1] != 0);
+        }
+    }
+    voxels as f64 * brain.grid.spacing()[0].powi(2) / 100.0
+}
+
+/// How round the mask is: the surface of a ball of its volume over its own (1 for a ball). Voxel faces overstate a smooth
+/// surface by half, whatever its direction on average (Mullikin and Verbeek, Bioimaging 1:6, 1993).
+pub(super) fn sphericity(mask: &Volume<u8>) -> f32 {
+    let [nx, ny, _] = mask.grid.shape;
+    let mut faces = 0usize;
+    for step in [1, nx, nx * ny] {
+        faces += mask.data.iter().zip(&mask.data[step.min(mask.data.len())..]).filter(|(a, b)| a != b).count();
+    }
+    let surface = faces as f64 / 1.5;
+    let ball = std::f64::consts::PI.cbrt() * (6.0 * count(mask) as f64).powf(2.0 / 3.0);
+    if faces == 0 { 0.0 } else { (ball / surface) as f32 }
+}
+
+/// Dice of the mask with its mirror image left to right. `mask` lies on the model's grid, whose x is symmetric.
+pub(super) fn symmetry(mask: &Volume<u8>) -> f32 {
+    let nx = mask.grid.shape[0];
+    let both: usize =
+        mask.data.chunks(nx).map(|row| row.iter().zip(row.iter().rev()).filter(|(a, b)| **a & **b != 0).count()).sum();
+    both as f32 / count(mask).max(1) as f32
+}
+
+/// The share of the template's `brain` that lies outside the field of view `native`; `to_mni` takes its world there.
+pub(super) fn outside_view(native: &Grid, brain: &Volume<u8>, to_mni: &Affine) -> f32 {
+    let (Some(to_native), Some(to_index)) = (to_mni.inverse(), native.affine.inverse()) else { return 1.0 };
+    let map = brain.grid.affine.then(&to_native).then(&to_index);
+    let [nx, ny, _] = brain.grid.shape;
+    let (mut inside, mut total) = (0usize, 0usize);
+    // Every third voxel of tens of thousands: a share to a tenth of a percent.
+    for (i, _) in brain.data.iter().enumerate().step_by(3).filter(|(_, v)| **v != 0) {
+        let p = map.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
+        total += 1;
+        inside += usize::from((0..3).all(|a| p[a] >= -0.5 && p[a] <= native.shape[a] as f64 - 0.5));
+    }
+    1.0 - inside as f32 / total.max(1) as f32
+}
