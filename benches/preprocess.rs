@@ -82,7 +82,7 @@ fn mask_to_the_model_grid(bencher: Bencher<'_, '_>) {
 fn normalize(bencher: Bencher<'_, '_>) {
     let (steps, cfg) = (steps(), PreprocessConfig::default());
     bencher.with_inputs(|| steps.resampled.clone()).bench_local_values(|mut image| {
-        preprocess::normalize(&mut image, &steps.prepared.brain, steps.background, &cfg.normalize)
+        preprocess::normalize(&mut image, &steps.prepared.brain, &cfg.normalize)
     });
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::cohort;
+use crate::cohort::{self, Selection};
 use crate::error::{Error, Result};
 use crate::eval::preprocess::{Measured, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
@@ -45,8 +45,16 @@ impl InspectArgs {
     pub async fn run(self) -> Result<()> {
         let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
         let location = cohort::open(if folder.is_empty() { "/" } else { folder })?;
-        let bytes = cohort::read(&location, name, None, MAX_SCAN_BYTES).await?;
-        let decoded = nifti::decode(&bytes, MAX_SCAN_BYTES)?;
+        let selection =
+            Selection { suffixes: Vec::new(), include: vec![globset::escape(name)], derivatives: true, ..Selection::default() };
+        let listing = cohort::list(&location, "scan", &selection).await?;
+        let Some(entry) = listing.selected.iter().find(|entry| entry.uri == name) else {
+            return Err(Error::Config(format!(
+                "there is no image {name} in that folder: give a .nii, a .nii.gz, or the .hdr of a .hdr/.img pair"
+            )));
+        };
+        let bytes = cohort::read(&location, entry, MAX_SCAN_BYTES).await?;
+        let decoded = bytes.decode(MAX_SCAN_BYTES)?;
         let cfg = PreprocessConfig::default();
         let (mut measured, steps) = measure(&bytes, &cfg)?;
         for _ in 1..self.repeat {

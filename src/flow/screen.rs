@@ -42,7 +42,6 @@ use crate::error::{Error, Result, Stage};
 use crate::preprocess;
 use crate::score;
 use crate::tables::screen_schema;
-use crate::volume::nifti;
 
 /// The operator; see the module's documentation.
 #[derive(Debug, Clone)]
@@ -246,15 +245,15 @@ async fn process(
     };
 
     let started = Instant::now();
-    let bytes = cohort::read(&screening.location, &entry.uri, entry.etag.as_deref(), screening.limit_bytes)
+    let bytes = cohort::read(&screening.location, entry, screening.limit_bytes)
         .await
         .map_err(|e| (Stage::Fetch, e))?;
     times.fetch_ms = note(0, &metrics.fetch, started.elapsed());
-    metrics.bytes.add(bytes.len());
+    metrics.bytes.add(bytes.n_bytes());
 
     let shared = Arc::clone(screening);
     let (decoded, spent) =
-        on_rayon(move || nifti::decode(&bytes, shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
+        on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
     times.decode_ms = note(1, &metrics.decode, spent);
 
     let shared = Arc::clone(screening);

@@ -20,7 +20,8 @@ use crate::volume::{Affine, Grid, Volume};
 use lattice::{Fit, Lattice};
 use mixture::Mixture;
 
-/// Parameters of the bias field. Defaults chosen on 15 heads of the IXI training split, multiplied by known fields.
+/// Parameters of the bias field. Defaults chosen on 6 heads of the IXI training split, multiplied by
+/// known fields, and on heads with artificial lesions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BiasConfig {

@@ -16,9 +16,12 @@
 //! all), `not_mri` (computed tomography), `no_brain` (nothing of a brain's volume, shape or contrast).
 
 mod bias;
+mod border;
 mod conform;
+mod distance;
 mod morphology;
 mod normalize;
+pub(crate) mod prior;
 mod qc;
 mod region;
 mod register;
@@ -28,6 +31,7 @@ mod surface;
 mod template;
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -35,11 +39,13 @@ use serde::{Deserialize, Serialize};
 pub use bias::{BiasConfig, BiasField};
 pub use conform::{SPACING_MM, mask_to, model_grid};
 pub use normalize::{NormalizeConfig, NormalizeMethod, normalize};
-pub use qc::{Qc, QcConfig};
+use qc::Evidence;
+pub use qc::{Qc, QcConfig, RefuseConfig};
 pub use region::{REGIONS, region};
 pub use register::{RegisterConfig, Registration, register};
 pub use skull_strip::{SkullStripConfig, skull_strip};
 pub use stripped::StrippedConfig;
+pub(crate) use {distance::signed_distance, stripped::brain_hull};
 pub use template::{Template, template};
 
 use crate::error::{Error, Result};
@@ -48,6 +54,9 @@ use crate::volume::{Affine, Grid, Volume};
 
 /// Counted up when the same scan and settings would give another result.
 pub const VERSION: u32 = 2;
+
+/// The share of voxels of a scan that are sure to be air.
+const AIR: f64 = 0.02;
 
 /// All parameters of preprocessing; part of the recipe's fingerprint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,8 +78,10 @@ pub struct PreprocessConfig {
     pub register: RegisterConfig,
     /// How intensities are scaled.
     pub normalize: NormalizeConfig,
-    /// When quality flags are raised, and what is no brain.
+    /// When quality flags are raised.
     pub qc: QcConfig,
+    /// What is refused as no MRI scan of a brain.
+    pub refuse: RefuseConfig,
 }
 
 impl Default for PreprocessConfig {
@@ -85,6 +96,7 @@ impl Default for PreprocessConfig {
             register: RegisterConfig::default(),
             normalize: NormalizeConfig::default(),
             qc: QcConfig::default(),
+            refuse: RefuseConfig::default(),
         }
     }
 }
@@ -124,7 +136,7 @@ pub struct Brain {
 /// What every step gave, for looking at one scan and for measuring the steps.
 #[derive(Debug, Clone)]
 pub struct Steps {
-    /// The scan on the working grid: world-aligned, 2 mm, RAS, the scanner's units.
+    /// The scan on the working grid: world-aligned, 2 mm, RAS, the scanner's units above those of air.
     pub working: Volume,
     /// The brain before the template had its say.
     pub first_mask: Volume<u8>,
@@ -138,8 +150,6 @@ pub struct Steps {
     pub registration: Registration,
     /// The bias-corrected brain on the model's grid, in the scanner's units: what [`normalize`] takes.
     pub resampled: Volume,
-    /// The intensity of air in the scanner's units: what [`normalize`] takes to 0.
-    pub background: f32,
     /// The end of it.
     pub prepared: Prepared,
 }
@@ -161,39 +171,59 @@ pub fn steps(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Steps> {
     check(native, cfg)?;
     let scan = finite(native);
     let fine = conform::coarsened(&scan);
-    let working = conform::on_working_grid(&fine);
+    let mut working = conform::on_working_grid(&fine);
+    qc::refuse_scan(native, &working, &cfg.refuse)?;
+    // Fields and scales multiply, so air must be at 0.
+    let background = percentile(&mut working.data.clone(), AIR);
+    working.data.iter_mut().for_each(|v| *v -= background);
     timer.lap("conform");
 
     let mut brain = locate(&scan, &working, cfg)?;
     let first_mask = brain.mask.clone();
     timer.lap("skull_strip");
-    let field = bias::estimate(&working, &brain.mask, &cfg.bias);
+    let field = bias::estimate(&working, &first_mask, &cfg.bias);
     let mut corrected = working.clone();
     divide(&mut corrected, &field.on(&working.grid, &Affine::identity()));
     timer.lap("bias");
-    let registration = register::register(&corrected, &brain.mask, &cfg.register);
+    let registration = register::register(&corrected, &first_mask, &cfg.register);
     let to_mni = registration.to_mni;
     timer.lap("register");
+    qc::refuse_brain(&corrected, &first_mask, registration.ncc, &cfg.refuse)?;
     if !brain.stripped_input {
-        brain.mask = skull_strip::refine(&brain.mask, &working, &to_mni, &cfg.skull_strip);
+        brain.mask = border::refine(&first_mask, &working, &to_mni, &cfg.skull_strip);
     }
     timer.lap("refine");
 
     let from_mni = to_mni.inverse().ok_or_else(|| Error::Bug("registration gave a singular map".into()))?;
     let mut resampled = trilinear(&fine, &model_grid(), &from_mni);
+    resampled.data.iter_mut().for_each(|v| *v -= background);
     divide(&mut resampled, &field.on(&model_grid(), &from_mni));
     let on_model_grid = mask_to(&brain.mask, &model_grid(), &from_mni);
     timer.lap("resample");
-    let background = percentile(&mut working.data.clone(), 0.02);
     let mut image = resampled.clone();
-    if !normalize(&mut image, &on_model_grid, background, &cfg.normalize) {
+    if !normalize(&mut image, &on_model_grid, &cfg.normalize) {
         return Err(Error::input(
             "no_brain",
             "the brain is not brighter than the background: check the scan's intensities (a mask, an inverted image?)",
         ));
     }
     timer.lap("normalize");
-    let qc = QC_PLACEHOLDER;
+    let kept = ml(&on_model_grid) / to_mni.determinant3().abs() / ml(&brain.mask);
+    let qc = qc::judge(
+        &Evidence {
+            native: &native.grid,
+            head: &working,
+            corrected: &corrected,
+            found: &brain,
+            brain: &on_model_grid,
+            template: template_brain(),
+            to_mni: &to_mni,
+            ncc: registration.ncc,
+            mask_dice: dice(&on_model_grid, template_brain()) as f32,
+            kept,
+        },
+        &cfg.qc,
+    );
     timer.lap("qc");
     let prepared = Prepared {
         image,
@@ -205,12 +235,26 @@ pub fn steps(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Steps> {
         qc,
         timings: timer.laps,
     };
-    Ok(Steps { working, first_mask, brain, field, corrected, registration, resampled, background, prepared })
+    Ok(Steps { working, first_mask, brain, field, corrected, registration, resampled, prepared })
 }
 
 /// The bias field of `image` within `brain`, both on one grid.
 pub fn estimate_bias(image: &Volume, brain: &Volume<u8>, cfg: &BiasConfig) -> BiasField {
     bias::estimate(image, brain, cfg)
+}
+
+/// Twice what two masks on one grid share, over what both hold; 1 where both are empty.
+pub fn dice(a: &Volume<u8>, b: &Volume<u8>) -> f64 {
+    let both = a.data.iter().zip(&b.data).filter(|&(&a, &b)| a != 0 && b != 0).count();
+    let sum = morphology::count(a) + morphology::count(b);
+    if sum == 0 { 1.0 } else { 2.0 * both as f64 / sum as f64 }
+}
+
+/// The template's brain on the model's grid.
+pub fn template_brain() -> &'static Volume<u8> {
+    static BRAIN: LazyLock<Volume<u8>> =
+        LazyLock::new(|| mask_to(&template().brain, &model_grid(), &Affine::identity()));
+    &BRAIN
 }
 
 /// Divides a volume by a field on the same grid.
@@ -320,22 +364,21 @@ impl Timer {
 mod tests {
     use super::*;
 
-    /// An ellipsoid brain of 1483 ml with exact zeros around it, 1 mm voxels, axes running left, posterior, superior.
-    fn bare_brain() -> Volume {
-        let affine = Affine::from_rows([[-1.0, 0.0, 0.0, 100.0], [0.0, -1.0, 0.0, 120.0], [0.0, 0.0, 1.0, -60.0]]);
-        let grid = Grid { shape: [200, 220, 180], affine };
-        let data = (0..grid.len()).map(|i| {
-            let [x, y, z] = affine.apply([i % 200, i / 200 % 220, i / 44_000].map(|c| c as f64));
-            let r = (((x - 4.0) / 68.0).powi(2) + ((y - 10.0) / 84.0).powi(2) + ((z - 25.0) / 62.0).powi(2)).sqrt();
-            if r < 0.8 {
-                900.0
-            } else if r < 1.0 {
-                600.0
-            } else {
-                0.0
-            }
-        });
-        Volume::new(grid, data.collect())
+    /// The template's brain, tilted, shifted and a tenth smaller, with exact zeros around it, in 1.5 mm voxels whose axes
+    /// run left, posterior, superior; and where it lies: native mm to MNI mm.
+    fn bare_brain() -> (Volume, Affine) {
+        let affine = Affine::from_rows([[-1.5, 0.0, 0.0, 110.0], [0.0, -1.5, 0.0, 120.0], [0.0, 0.0, 1.5, -100.0]]);
+        let grid = Grid { shape: [147, 160, 140], affine };
+        let (s, c) = 0.15f64.sin_cos();
+        let to_mni = Affine::from_rows([
+            [1.1, 0.0, 0.0, -4.0],
+            [0.0, 1.1 * c, -1.1 * s, 6.0],
+            [0.0, 1.1 * s, 1.1 * c, -9.0],
+        ]);
+        let mut image = trilinear(&template().t1, &grid, &to_mni);
+        let brain = mask_to(&template().brain, &grid, &to_mni);
+        image.data.iter_mut().zip(&brain.data).for_each(|(v, &b)| *v = if b != 0 { 900.0 * *v } else { 0.0 });
+        (image, to_mni)
     }
 
     fn kind(volume: &Volume) -> &'static str {
@@ -343,31 +386,32 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_brain_arrives_centred_on_the_model_grid_with_its_volume() {
-        let scan = bare_brain();
+    fn a_bare_brain_arrives_where_the_template_has_it_with_its_own_volume() {
+        let (scan, to_mni) = bare_brain();
         let prepared = prepare(&scan, &PreprocessConfig::default()).expect("a brain");
         assert!(prepared.stripped_input);
-        assert_eq!(prepared.image.grid, model_grid());
-        assert_eq!(prepared.brain.grid, model_grid());
-        assert_eq!(prepared.native, scan.grid);
-        let ellipsoid_ml = 4.0 / 3.0 * std::f64::consts::PI * 6.8 * 8.4 * 6.2;
-        assert!((prepared.brain_volume_ml / ellipsoid_ml - 1.0).abs() < 0.02, "{} ml", prepared.brain_volume_ml);
-        let centre = prepared.to_mni.apply([4.0, 10.0, 25.0]);
-        assert!([0.0, -17.0, 8.0].iter().zip(centre).all(|(want, got)| (want - got).abs() < 1.5), "{centre:?}");
+        assert_eq!((prepared.image.grid, prepared.brain.grid, prepared.native), (model_grid(), model_grid(), scan.grid));
+        let own_ml = ml(&template().brain) / 1.1f64.powi(3);
+        assert!((prepared.brain_volume_ml / own_ml - 1.0).abs() < 0.02, "{} ml, not {own_ml}", prepared.brain_volume_ml);
+        for p in [[0.0, 0.0, 0.0], [40.0, 30.0, 20.0], [-40.0, -60.0, 10.0]] {
+            let (want, got) = (to_mni.apply(p), prepared.to_mni.apply(p));
+            assert!(want.iter().zip(got).all(|(w, g)| (w - g).abs() < 1.5), "{p:?} went to {got:?}, not {want:?}");
+        }
         assert!(prepared.image.data.iter().all(|v| (0.0..=1.0).contains(v)));
         let outside = prepared.image.data.iter().zip(&prepared.brain.data).filter(|&(_, &b)| b == 0);
         assert!(outside.map(|(v, _)| v).all(|&v| v == 0.0));
         assert_eq!(prepared.qc.flags, Vec::<&str>::new());
-        assert!(find_brain(&scan, &PreprocessConfig::default()).expect("a brain").stripped_input);
+        assert!(dice(&prepared.brain, template_brain()) > 0.97);
     }
 
     #[test]
     fn storage_order_and_missing_values_do_not_change_the_result() {
-        let mut scan = bare_brain();
+        let (mut scan, _) = bare_brain();
         let cfg = PreprocessConfig::default();
         let first = prepare(&scan, &cfg).expect("a brain");
         let flipped = prepare(&scan.reoriented_ras(), &cfg).expect("a brain");
-        assert!(first.brain == flipped.brain, "flipping the storage order changed the brain");
+        let overlap = dice(&first.brain, &flipped.brain);
+        assert!(overlap > 0.995, "flipping the storage order changed the brain: Dice {overlap}");
         scan.data[0] = f32::NAN;
         scan.data[1] = f32::INFINITY;
         assert!(prepare(&scan, &cfg).expect("a brain").image == first.image, "missing values in air changed the image");
@@ -375,7 +419,7 @@ mod tests {
 
     #[test]
     fn what_cannot_hold_a_brain_is_refused_by_kind() {
-        let scan = bare_brain();
+        let (scan, _) = bare_brain();
         let rescaled = |factor: f64| {
             let mut grid = scan.grid;
             grid.affine.0.iter_mut().for_each(|row| row[..3].iter_mut().for_each(|v| *v *= factor));

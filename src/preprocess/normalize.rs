@@ -1,14 +1,14 @@
 //! Intensities to 0..1.
 //!
-//! Takes the bias-corrected brain on the model's grid in the scanner's units; gives 0 outside the brain and
+//! Takes the bias-corrected brain on the model's grid in the scanner's units, air at 0; gives 0 outside the brain and
 //! `white_matter_level` at the intensity of white matter, clipped to 0..1. Three ways to get there:
 //!
 //! | method | anchors | source |
 //! |---|---|---|
-//! | `percentile` | background, a high percentile of the brain, which lies in white matter | |
+//! | `percentile` | air, a high percentile of the brain, which lies in white matter | |
 //! | `white_stripe` | mode of white matter, spread of the voxels around it | Shinohara et al., NeuroImage Clin 6:9, 2014 |
 //! | `nyul` | eleven percentiles of the brain go to a standard scale | Nyúl et al., IEEE Trans Med Imaging 19:143, 2000 |
-//! | `tissue` | background, grey and white matter where the template has them | |
+//! | `tissue` | air, fluid by a low percentile, grey and white matter where the template has them | |
 //!
 //! `neurosieve eval preprocess` prints how well each makes the tissues of two sites agree, and how much of a lesion's
 //! contrast it leaves; the default is what those tables favour.
@@ -28,13 +28,13 @@ use crate::volume::{Affine, Volume};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormalizeMethod {
-    /// Background and a high percentile of the brain.
+    /// Air and a high percentile of the brain.
     Percentile,
     /// Mode and spread of white matter.
     WhiteStripe,
     /// Percentiles to a standard scale.
     Nyul,
-    /// Grey and white matter by the template.
+    /// Fluid by a percentile, grey and white matter by the template.
     Tissue,
 }
 
@@ -66,6 +66,10 @@ pub struct NormalizeConfig {
     pub white_matter_level: f32,
     /// `tissue`: where grey matter goes on the scale 0..1.
     pub grey_matter_level: f32,
+    /// `tissue`: the percentile of brain intensities that stands for fluid (0..1).
+    pub fluid_percentile: f64,
+    /// `tissue`: where fluid goes on the scale 0..1.
+    pub fluid_level: f32,
     /// `white_stripe`: how much of the scale one standard deviation of the stripe takes.
     pub white_stripe_gain: f32,
     /// `nyul`: where the percentiles 1, 10, 20, .., 90, 99 of the brain go.
@@ -79,6 +83,8 @@ impl Default for NormalizeConfig {
             white_matter_percentile: 0.8,
             white_matter_level: 0.7,
             grey_matter_level: 0.5,
+            fluid_percentile: 0.02,
+            fluid_level: 0.2,
             white_stripe_gain: 0.016,
             nyul_scale: [0.1, 0.27, 0.37, 0.44, 0.49, 0.54, 0.59, 0.64, 0.69, 0.72, 0.76],
         }
@@ -101,10 +107,10 @@ const SURELY: f32 = 0.85;
 /// Fewest voxels (8 ml) that stand for a tissue.
 const TISSUE_MIN_VOXELS: usize = 1000;
 
-/// Scales `image` in place; `background` is the intensity that goes to 0. False where the brain is not brighter than
-/// the background, or has no contrast, which leaves nothing to scale.
-pub fn normalize(image: &mut Volume, brain: &Volume<u8>, background: f32, cfg: &NormalizeConfig) -> bool {
-    let Some(scale) = Scale::find(image, brain, background, cfg) else { return false };
+/// Scales `image` in place. False where the brain is not brighter than air, or has no contrast, which leaves nothing to
+/// scale.
+pub fn normalize(image: &mut Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> bool {
+    let Some(scale) = Scale::find(image, brain, cfg) else { return false };
     for (v, &b) in image.data.iter_mut().zip(&brain.data) {
         *v = if b != 0 { scale.apply(*v).clamp(0.0, 1.0) } else { 0.0 };
     }
@@ -118,13 +124,13 @@ struct Scale {
 }
 
 impl Scale {
-    fn find(image: &Volume, brain: &Volume<u8>, background: f32, cfg: &NormalizeConfig) -> Option<Self> {
+    fn find(image: &Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> Option<Self> {
         let inside = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0);
         let mut values: Vec<f32> = inside.map(|(&v, _)| v).collect();
         let knots = match cfg.method {
             NormalizeMethod::Percentile => {
                 let white = percentile(&mut values, cfg.white_matter_percentile);
-                vec![[background, 0.0], [white, cfg.white_matter_level]]
+                vec![[0.0, 0.0], [white, cfg.white_matter_level]]
             }
             NormalizeMethod::WhiteStripe => {
                 let (mode, spread) = white_stripe(values);
@@ -143,11 +149,18 @@ impl Scale {
             }
             NormalizeMethod::Tissue => {
                 let [grey, white] = tissue_medians(image, brain)?;
-                vec![[background, 0.0], [grey, cfg.grey_matter_level], [white, cfg.white_matter_level]]
+                let fluid = percentile(&mut values, cfg.fluid_percentile);
+                let levels = [cfg.fluid_level, cfg.grey_matter_level, cfg.white_matter_level];
+                let knots = [fluid, grey, white].into_iter().zip(levels).map(|(from, to)| [from, to]);
+                std::iter::once([0.0, 0.0]).chain(knots).collect()
             }
         };
-        let ascending = knots.windows(2).all(|pair| pair[0][0] < pair[1][0]);
-        ascending.then_some(Self { knots })
+        if knots.windows(2).all(|pair| pair[0][0] < pair[1][0]) {
+            return Some(Self { knots });
+        }
+        // Grey matter brighter than white, as in FLAIR and T2w: its tissues have no place on a T1w scale.
+        let percentile = NormalizeConfig { method: NormalizeMethod::Percentile, ..cfg.clone() };
+        (cfg.method == NormalizeMethod::Tissue).then(|| Self::find(image, brain, &percentile)).flatten()
     }
 
     fn apply(&self, v: f32) -> f32 {
@@ -204,34 +217,34 @@ static TISSUES: LazyLock<[Volume; 2]> = LazyLock::new(|| {
 mod tests {
     use super::*;
 
-    /// The template's brain on the model's grid in the scanner's units times `gain` above `offset`, with noise: fluid 30,
+    /// The template's brain on the model's grid in the scanner's units times `gain`, with noise: fluid 30,
     /// grey matter 70, white matter 100.
-    fn brain(gain: f32, offset: f32) -> (Volume, Volume<u8>) {
+    fn brain(gain: f32) -> (Volume, Volume<u8>) {
         let [grey, white] = TISSUES.each_ref();
         let mask = super::super::mask_to(&template().brain, &model_grid(), &Affine::identity());
         let data = (0..mask.data.len()).map(|i| {
             let noise = (i * 7919 % 101) as f32 / 101.0 - 0.5;
             let (g, w) = (grey.data[i], white.data[i]);
             let tissue = 70.0 * g + 100.0 * w + 30.0 * (1.0 - g - w).max(0.0);
-            offset + gain * (tissue + 8.0 * noise)
+            gain * (tissue + 8.0 * noise)
         });
         (Volume::new(model_grid(), data.collect()), mask)
     }
 
-    fn scaled(mut image: Volume, mask: &Volume<u8>, background: f32, method: NormalizeMethod) -> Volume {
-        assert!(normalize(&mut image, mask, background, &NormalizeConfig { method, ..NormalizeConfig::default() }));
+    fn scaled(mut image: Volume, mask: &Volume<u8>, method: NormalizeMethod) -> Volume {
+        assert!(normalize(&mut image, mask, &NormalizeConfig { method, ..NormalizeConfig::default() }));
         image
     }
 
     #[test]
     fn a_scanners_units_do_not_matter_and_outside_the_brain_is_nothing() {
         for method in NormalizeMethod::ALL {
-            let (image, mask) = brain(1.0, 0.0);
-            let reference = scaled(image, &mask, 0.0, method);
+            let (image, mask) = brain(1.0);
+            let reference = scaled(image, &mask, method);
             assert!(reference.data.iter().zip(&mask.data).all(|(&v, &b)| b != 0 || v == 0.0), "0 outside the brain");
-            for (gain, offset) in [(37.5, 0.0), (0.01, -1024.0)] {
-                let (image, mask) = brain(gain, offset);
-                let image = scaled(image, &mask, offset, method);
+            for gain in [37.5, 0.01] {
+                let (image, mask) = brain(gain);
+                let image = scaled(image, &mask, method);
                 let worst = image.data.iter().zip(&reference.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 0.01, "{method}, gain {gain}: off by {worst}");
             }
@@ -241,8 +254,8 @@ mod tests {
     #[test]
     fn tissues_land_on_their_levels() {
         let cfg = NormalizeConfig::default();
-        let (image, mask) = brain(3.0, 7.0);
-        let image = scaled(image, &mask, 7.0, NormalizeMethod::Tissue);
+        let (image, mask) = brain(3.0);
+        let image = scaled(image, &mask, NormalizeMethod::Tissue);
         for (tissue, level) in TISSUES.iter().zip([cfg.grey_matter_level, cfg.white_matter_level]) {
             let inside: Vec<f32> = (0..image.data.len())
                 .filter(|&i| mask.data[i] != 0 && tissue.data[i] > 0.95)
@@ -255,14 +268,14 @@ mod tests {
 
     #[test]
     fn a_lesion_of_a_tenth_of_the_brain_hardly_moves_the_healthy_rest() {
-        let (image, mask) = brain(1.0, 0.0);
-        let healthy = scaled(image.clone(), &mask, 0.0, NormalizeMethod::Tissue);
+        let (image, mask) = brain(1.0);
+        let healthy = scaled(image.clone(), &mask, NormalizeMethod::Tissue);
         let inside: Vec<usize> = (0..image.data.len()).filter(|&i| mask.data[i] != 0).collect();
         let (lesion, rest) = inside.split_at(inside.len() / 10);
         for level in [5.0, 180.0] {
             let mut with = image.clone();
             lesion.iter().for_each(|&i| with.data[i] = level);
-            let with = scaled(with, &mask, 0.0, NormalizeMethod::Tissue);
+            let with = scaled(with, &mask, NormalizeMethod::Tissue);
             let worst = rest.iter().map(|&i| (with.data[i] - healthy.data[i]).abs()).fold(0.0, f32::max);
             assert!(worst < 0.03, "a lesion at {level} moved the rest by {worst}");
         }
@@ -270,11 +283,11 @@ mod tests {
 
     #[test]
     fn a_brain_without_contrast_is_not_scaled() {
-        let (image, mask) = brain(1.0, 0.0);
+        let (image, mask) = brain(1.0);
         for method in NormalizeMethod::ALL {
             let mut flat = Volume::new(image.grid, vec![0.0; image.data.len()]);
             let cfg = NormalizeConfig { method, ..NormalizeConfig::default() };
-            assert!(!normalize(&mut flat, &mask, 0.0, &cfg), "{method}");
+            assert!(!normalize(&mut flat, &mask, &cfg), "{method}");
         }
     }
 }

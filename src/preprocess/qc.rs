@@ -58,7 +58,6 @@ impl Default for QcConfig {
     fn default() -> Self {
         Self {
             brain_volume_ml: [700.0, 2200.0],
-            // Measured on IXI heads: 17 to 156.
             snr_min: 8.0,
             // 3.4 to 4.7 on IXI heads, 5.0 to 7.5 on bare brains, 3.0 on a FLAIR.
             cnr_min: 2.0,
@@ -66,7 +65,8 @@ impl Default for QcConfig {
             entropy_focus_max: 0.75,
             // 0.003 to 0.032 on IXI heads; 0.06 to 0.10 with a ghost of a tenth.
             ghosting_max: 0.05,
-            ncc_min: 0.7,
+            // 0.53 to 0.66 on IXI heads, 0.51 on a FLAIR.
+            ncc_min: 0.45,
             // 0.74 to 0.90 on all.
             sphericity_min: 0.7,
             // 0.91 to 0.98 on all.
@@ -104,6 +104,24 @@ pub struct Qc {
     pub mask_dice: f32,
     /// Flags, in the order of the table above.
     pub flags: Vec<&'static str>,
+}
+
+impl Qc {
+    /// What was measured, by name, for people; `None` where it could not be.
+    pub fn measures(&self) -> [(&'static str, Option<f32>); 10] {
+        [
+            ("SNR", self.snr),
+            ("CNR", Some(self.cnr)),
+            ("mask ratio", Some(self.mask_ratio)),
+            ("entropy focus", Some(self.entropy_focus)),
+            ("ghosting", self.ghosting),
+            ("cropped fraction", Some(self.cropped_fraction)),
+            ("registration NCC", Some(self.registration_ncc)),
+            ("mask sphericity", Some(self.mask_sphericity)),
+            ("mask symmetry", Some(self.mask_symmetry)),
+            ("mask Dice with template", Some(self.mask_dice)),
+        ]
+    }
 }
 
 /// One preprocessed scan, as [`judge`] looks at it.

@@ -24,7 +24,7 @@ const BONE: f32 = 0.06;
 #[derive(Debug, Clone)]
 pub(super) struct Tissues {
     grey: f32,
-    fluid: f32,
+    pub(super) fluid: f32,
     fat: f32,
     marrow: f32,
     muscle: f32,
@@ -158,7 +158,7 @@ fn sheet(field: f32, width: f32) -> f32 {
 }
 
 /// Everything around the brain; `inside` is what lies within the skull, `below` the distance to neck and face.
-fn around(
+pub(super) fn around(
     tissues: &Tissues,
     p: [f32; 3],
     distance: Distance,
@@ -217,12 +217,12 @@ fn bones_and_holes(tissues: &Tissues, p: [f32; 3], soft: f32, wobble: &[f32; 2],
 }
 
 /// Distance to the neck's surface.
-fn neck([x, y, z]: [f32; 3]) -> f32 {
+pub(super) fn neck([x, y, z]: [f32; 3]) -> f32 {
     ellipse(x, y + 26.0, 62.0, 64.0).max(z + 40.0)
 }
 
 /// Distance to the face's surface: cheeks and jaw, with a nose.
-fn face(p: [f32; 3]) -> f32 {
+pub(super) fn face(p: [f32; 3]) -> f32 {
     let cheeks = ellipsoid(p, [0.0, 34.0, -64.0], [64.0, 62.0, 68.0]);
     smooth_min(cheeks, ellipsoid(p, [0.0, 94.0, -60.0], [13.0, 16.0, 18.0]), 10.0)
 }

@@ -21,9 +21,11 @@ mod bids;
 mod field;
 mod head;
 mod lesion;
+mod skull;
 mod subject;
 mod template;
 
 pub use bids::{CohortSpec, Participant, write};
+pub use skull::put_in_head;
 pub use subject::Subject;
 pub use template::Template;

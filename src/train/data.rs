@@ -12,9 +12,9 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use crate::cohort::ScanBytes;
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
-use crate::volume::nifti;
 
 /// A slice is learnt from when at least this many of its pixels are brain (2 % of 96 x 112).
 const MIN_BRAIN_PIXELS: usize = 200;
@@ -208,7 +208,7 @@ pub(super) fn spread(slices: &Slices, n: usize) -> Vec<usize> {
 pub(super) struct Raw {
     pub(super) scan_id: String,
     pub(super) content_id: String,
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: ScanBytes,
 }
 
 /// Where the prepared brain of a scan is kept.
@@ -237,7 +237,7 @@ pub(super) fn prepare(raw: Vec<Raw>, work: &Path, config: &PreprocessConfig) -> 
 }
 
 fn prepare_one(raw: &Raw, path: &Path, config: &PreprocessConfig) -> Result<Brain> {
-    let decoded = nifti::decode(&raw.bytes, MAX_SCAN_BYTES)?;
+    let decoded = raw.bytes.decode(MAX_SCAN_BYTES)?;
     let prepared = preprocess::prepare(&decoded.volume, config)?;
     let image: Vec<u8> = prepared.image.data.iter().map(|v| (v * 255.).round().clamp(0., 255.) as u8).collect();
     let mask = prepared.brain.data;

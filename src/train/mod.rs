@@ -137,8 +137,7 @@ async fn brains(pipeline: &TrainPipeline, split: &str) -> Result<(Vec<Brain>, us
     for chunk in missing.chunks(PREPARE_AT_ONCE) {
         let mut raw = Vec::new();
         for entry in chunk {
-            let bytes =
-                cohort::read(&location, &entry.uri, entry.etag.as_deref(), data::MAX_SCAN_BYTES).await?.to_vec();
+            let bytes = cohort::read(&location, entry, data::MAX_SCAN_BYTES).await?;
             raw.push(data::Raw { scan_id: entry.scan_id.clone(), content_id: entry.content_id.clone(), bytes });
         }
         for (scan_id, result) in data::prepare(raw, &config.work, &pipeline.preprocess) {

@@ -98,13 +98,13 @@ async fn of_two_files_with_one_scan_id_the_first_is_kept_and_the_scanners_own_be
 #[tokio::test]
 async fn any_tree_of_images_works_whatever_its_names() {
     let listing = list(
-        &["A/Scan 1.nii", "a/Scan 1.nii", "a/scan 1.nii", "a/Größe_é.NII.GZ", "a/b/c.nii.gz", "notes.txt", "x.hdr"],
+        &["A/Scan 1.nii", "a/Scan 1.nii", "a/scan 1.nii", "a/Größe_é.NII.GZ", "a/b/c.nii.gz", "notes.txt"],
         &Selection::default(),
     )
     .await;
     assert!(!listing.bids);
     assert_eq!(ids(&listing), ["ukb/A/Scan 1", "ukb/a/Größe_é", "ukb/a/Scan 1", "ukb/a/b/c", "ukb/a/scan 1"]);
-    assert_eq!((skipped(&listing).len(), listing.n_other), (0, 2));
+    assert_eq!((skipped(&listing).len(), listing.n_other), (0, 1));
 }
 
 #[tokio::test]
@@ -229,5 +229,57 @@ async fn real_datasets_list_whole() {
         let filter = Selection { participants: [("split".into(), vec!["val".into()])].into(), ..Selection::default() };
         let chosen = cohort::list(&location, name, &filter).await.unwrap().selected.len();
         assert!(validation.is_none_or(|n| n == chosen) && chosen > 0 && chosen <= scans, "{name}: {chosen}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_and_its_image_are_one_scan() {
+    let files = ["sub-01/anat/sub-01_T1w.hdr", "sub-01/anat/sub-01_T1w.img", "sub-01/anat/sub-01_T1w.json"];
+    let listing = list(&files, &Selection::default()).await;
+    assert_eq!(ids(&listing), ["ukb/sub-01_T1w"]);
+    let scan = &listing.selected[0];
+    assert_eq!((scan.uri.as_str(), scan.voxels_uri.as_deref()), (files[0], Some(files[1])));
+    assert_eq!((scan.size_bytes, scan.sidecar_uri.as_deref()), (12, Some(files[2])));
+    assert!(scan.etag.is_some() && scan.voxels_etag.is_some());
+    let batch = manifest::to_batch(&listing.selected).unwrap();
+    assert_eq!(manifest::from_batch(&batch).unwrap(), listing.selected);
+    let whole = ["x.img", "x.nii.gz", "x.hdr.gz", "x.img.gz"];
+    let listing = list(&whole, &Selection::default()).await;
+    assert_eq!(listing.selected[0].uri, "x.hdr.gz");
+    assert_eq!(skipped(&listing), [("x.img", Reason::Duplicate), ("x.nii.gz", Reason::Duplicate)]);
+}
+
+#[tokio::test]
+async fn a_pair_is_read_whole_and_pinned_to_what_was_listed() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/volume");
+    let folder = tempfile::tempdir().unwrap();
+    for half in ["pair.hdr", "pair.img"] {
+        std::fs::copy(golden.join(half), folder.path().join(half)).unwrap();
+    }
+    let location = cohort::open(folder.path().to_str().unwrap()).unwrap();
+    let before = cohort::list(&location, "c", &Selection::default()).await.unwrap().selected;
+    let bytes = cohort::read(&location, &before[0], 1 << 20).await.unwrap();
+    assert_eq!(bytes.n_bytes() as i64, before[0].size_bytes);
+    assert_eq!(bytes.decode(1 << 20).unwrap().volume.grid.shape, [5, 4, 3]);
+    assert_eq!(cohort::read(&location, &before[0], 400).await.unwrap_err().kind(), "too_large");
+
+    // Another image under the same header.
+    let mut image = std::fs::read(golden.join("pair.img")).unwrap();
+    image.push(0);
+    std::fs::write(folder.path().join("pair.img"), image).unwrap();
+    assert_eq!(cohort::read(&location, &before[0], 1 << 20).await.unwrap_err().kind(), "changed_while_reading");
+    let after = cohort::list(&location, "c", &Selection::default()).await.unwrap().selected;
+    assert_ne!(before[0].content_id, after[0].content_id);
+    assert_eq!(before[0].etag, after[0].etag);
+}
+
+#[tokio::test]
+async fn half_a_pair_is_a_scan_that_fails_with_the_reason() {
+    for (half, missing) in [("a/x.hdr", ".img"), ("x.img.gz", ".hdr")] {
+        let location = bucket(&[(half, "bytes")]).await;
+        let listing = cohort::list(&location, "c", &Selection::default()).await.unwrap();
+        let error = cohort::read(&location, &listing.selected[0], 1 << 20).await.unwrap_err();
+        assert_eq!(error.kind(), "half_pair");
+        assert!(error.to_string().contains(&format!("put the {missing}")), "{error}");
     }
 }

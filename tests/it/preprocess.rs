@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use neurosieve::preprocess::{PreprocessConfig, find_brain, model_grid, prepare};
+use neurosieve::preprocess::{PreprocessConfig, dice, model_grid, prepare, steps, template_brain};
 use neurosieve::volume::resample::nearest;
 use neurosieve::volume::{Affine, Volume, nifti};
 
@@ -30,12 +30,6 @@ fn scan(folder: &Path, subject: &str) -> Volume {
     read(&folder.join(subject).join("anat").join(format!("{subject}_T1w.nii.gz")))
 }
 
-fn dice(a: &Volume<u8>, b: &Volume) -> f64 {
-    let both = a.data.iter().zip(&b.data).filter(|&(&a, &b)| a != 0 && b > 0.0).count();
-    let sum = a.data.iter().filter(|&&v| v != 0).count() + b.data.iter().filter(|&&v| v > 0.0).count();
-    2.0 * both as f64 / sum as f64
-}
-
 #[test]
 fn the_brain_of_whole_heads_agrees_with_the_reference_masks() {
     let Some(folder) = data("healthy-t1") else { return };
@@ -46,14 +40,18 @@ fn the_brain_of_whole_heads_agrees_with_the_reference_masks() {
         let native = scan(&folder, subject);
         let mask = folder.join("derivatives/brainmask").join(subject).join("anat");
         let mask = read(&mask.join(format!("{subject}_space-orig_desc-brain_mask.nii.gz")));
-        let found = find_brain(&native, &cfg).expect("a head holds a brain");
-        assert!(!found.stripped_input, "{subject} has its skull");
-        let dice = dice(&nearest(&found.mask, &mask.grid, &Affine::identity()), &mask);
-        assert!(dice > 0.93, "{subject}: Dice {dice:.3}");
-        sum += dice;
+        let found = steps(&native, &cfg).expect("a head holds a brain");
+        assert!(!found.brain.stripped_input, "{subject} has its skull");
+        let truth = Volume::new(mask.grid, mask.data.iter().map(|&v| u8::from(v > 0.0)).collect());
+        let overlap = dice(&nearest(&found.brain.mask, &truth.grid, &Affine::identity()), &truth);
+        assert!(overlap > 0.96, "{subject}: Dice {overlap:.3}");
+        let in_mni = dice(&found.prepared.brain, template_brain());
+        assert!(in_mni > 0.93, "{subject}: Dice with the template {in_mni:.3}");
+        assert_eq!(found.prepared.qc.flags, Vec::<&str>::new(), "{subject}");
+        sum += overlap;
     }
     let mean = sum / subjects.len() as f64;
-    assert!(mean > 0.955, "mean Dice {mean:.3}");
+    assert!(mean > 0.97, "mean Dice {mean:.3}");
 }
 
 #[test]

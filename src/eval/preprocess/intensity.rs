@@ -54,7 +54,7 @@ pub(super) fn compare<'a>(
         let cfg = NormalizeConfig { method, ..cfg.clone() };
         let scaled = |image: &Volume, steps: &Steps| {
             let mut image = image.clone();
-            normalize(&mut image, &steps.prepared.brain, steps.background, &cfg);
+            normalize(&mut image, &steps.prepared.brain, &cfg);
             image
         };
         let shifts: Vec<f64> = scans.clone().map(|(_, steps)| lesion_shift(steps, &tissues[1], scaled)).collect();

@@ -3,8 +3,7 @@
 use rand::Rng;
 
 use super::geometry::random_axis;
-use super::masks::dice;
-use crate::preprocess::{mask_to, model_grid};
+use crate::preprocess::{dice, mask_to, model_grid};
 use crate::volume::{Affine, Grid, Volume};
 
 /// Lesions drawn for every scan.

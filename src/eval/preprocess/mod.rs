@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 pub use report::{Bar, Report};
 pub use speed::{Measured, measure};
 
-use crate::cohort::{self, Location, Selection, participants::Participants};
+use crate::cohort::{self, Location, ScanBytes, Selection, participants::Participants};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::synth;
@@ -63,7 +63,7 @@ pub struct Settings {
 /// One scan under test.
 struct Case {
     scan_id: String,
-    bytes: Vec<u8>,
+    bytes: ScanBytes,
     native: Volume,
     reference: Option<Volume>,
     /// True for a whole head, false for a bare brain, where the cohort tells.
@@ -177,8 +177,8 @@ async fn load(location: &Location, selection: &Selection, participants: &Partici
     let listing = cohort::list(location, location.name(), selection).await?;
     let mut cases = Vec::new();
     for entry in listing.selected {
-        let bytes = cohort::read(location, &entry.uri, entry.etag.as_deref(), MAX_SCAN_BYTES).await?.to_vec();
-        let native = match nifti::decode(&bytes, MAX_SCAN_BYTES) {
+        let bytes = cohort::read(location, &entry, MAX_SCAN_BYTES).await?;
+        let native = match bytes.decode(MAX_SCAN_BYTES) {
             Ok(decoded) => decoded.volume,
             Err(error) => {
                 eprintln!("{} left out: {error}", entry.scan_id);
@@ -229,7 +229,7 @@ fn judge(case: &Case, settings: &Settings) -> (ScanFigures, Option<Steps>) {
         figures.mask_dice = Some(masks::dice_with(&steps.brain.mask, reference));
         figures.first_mask_dice = Some(masks::dice_with(&steps.first_mask, reference));
     }
-    figures.template_dice = masks::template_dice(&steps.prepared.brain);
+    figures.template_dice = preprocess::dice(&steps.prepared.brain, preprocess::template_brain());
     figures.registration_ncc = steps.registration.ncc;
     figures.brain_volume_ml = steps.prepared.brain_volume_ml;
     figures.flags = steps.prepared.qc.flags.clone();

@@ -11,6 +11,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 
 use super::{Case, MAX_SCAN_BYTES};
+use crate::cohort::ScanBytes;
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::volume::resample::trilinear;
@@ -53,12 +54,12 @@ pub struct Speed {
 /// Decodes and preprocesses one scan on one thread and tells the processor time.
 ///
 /// # Errors
-/// As [`nifti::decode`] and [`preprocess::steps`].
-pub fn measure(bytes: &[u8], cfg: &PreprocessConfig) -> Result<(Measured, Steps)> {
+/// As [`ScanBytes::decode`] and [`preprocess::steps`].
+pub fn measure(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<(Measured, Steps)> {
     threads(1)?.install(|| {
         let started = ThreadTime::now();
         let clock = Instant::now();
-        let native = nifti::decode(bytes, MAX_SCAN_BYTES)?.volume;
+        let native = bytes.decode(MAX_SCAN_BYTES)?.volume;
         let decode_ms = clock.elapsed().as_secs_f32() * 1000.0;
         let steps = preprocess::steps(&native, cfg)?;
         let mut steps_ms = vec![("decode", decode_ms)];
@@ -68,7 +69,7 @@ pub fn measure(bytes: &[u8], cfg: &PreprocessConfig) -> Result<(Measured, Steps)
 }
 
 /// The least of a few measurements.
-fn least(bytes: &[u8], cfg: &PreprocessConfig) -> Result<Measured> {
+fn least(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<Measured> {
     let mut best = measure(bytes, cfg)?.0;
     for _ in 1..REPEATS {
         let again = measure(bytes, cfg)?.0;
@@ -89,10 +90,10 @@ pub(super) fn measure_all(cases: &[Case], cfg: &PreprocessConfig) -> Result<Spee
     let head_2mm = measured.swap_remove(measured.len() / 2);
 
     let fine = nifti::encode(&one_millimetre(first), "1 mm");
-    let head_1mm = least(&fine, cfg)?;
+    let head_1mm = least(&ScanBytes::File(fine.clone().into()), cfg)?;
     let peak_memory_mb = peak_memory(&fine)?;
 
-    let queue: Vec<&[u8]> = heads.iter().cycle().take(SCALING_SCANS).map(|case| case.bytes.as_slice()).collect();
+    let queue: Vec<&ScanBytes> = heads.iter().cycle().take(SCALING_SCANS).map(|case| &case.bytes).collect();
     let rate = |n: usize| -> Result<f64> {
         let pool = threads(n)?;
         let mut best = Duration::MAX;
@@ -100,7 +101,7 @@ pub(super) fn measure_all(cases: &[Case], cfg: &PreprocessConfig) -> Result<Spee
             let started = Instant::now();
             pool.install(|| {
                 queue.par_iter().with_max_len(1).try_for_each(|bytes| {
-                    preprocess::prepare(&nifti::decode(bytes, MAX_SCAN_BYTES)?.volume, cfg).map(drop)
+                    preprocess::prepare(&bytes.decode(MAX_SCAN_BYTES)?.volume, cfg).map(drop)
                 })
             })?;
             best = best.min(started.elapsed());

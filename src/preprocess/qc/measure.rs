@@ -135,7 +135,7 @@ pub(super) fn contrast_to_noise(image: &Volume<f32>, brain: &Volume<u8>) -> f32 
     const BINS: usize = 256;
     let width = (high - low) / (BINS - 1) as f32;
     let mut histogram = [0f64; BINS];
-    for v in values.iter().filter(|v| (low..=high).contains(v)) {
+    for v in values.iter().filter(|v| (low..=high).contains(*v)) {
         histogram[((v - low) / width + 0.5) as usize] += 1.0;
     }
     let mut means = [0.15, 0.5, 0.8].map(|q| q * (BINS - 1) as f64);
