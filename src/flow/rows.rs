@@ -131,7 +131,7 @@ fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         registration_ncc: f32,
         stripped_input: bool,
         brain_volume_ml: f32,
-        snr: Option<f32>,
+        snr: f32,
         cnr: f32,
         mask_ratio: f32,
         cropped_fraction: f32,

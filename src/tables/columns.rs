@@ -54,7 +54,7 @@ pub(super) const SCANS: &[Column] = &[
     always("registration_ncc", Float32, "correlation", "how well the brain fits the template after registration, 0 to 1"),
     always("stripped_input", Boolean, "", "true where the scan arrived without its skull"),
     always("brain_volume_ml", Float32, "ml", "volume of the brain mask in native space"),
-    maybe("snr", Float32, "ratio", "signal-to-noise ratio of the brain"),
+    always("snr", Float32, "ratio", "median intensity of the brain over the noise in it"),
     always("cnr", Float32, "ratio", "contrast of grey and white matter over the noise within them"),
     always(
         "mask_ratio",

@@ -79,5 +79,5 @@ fn a_head_whose_air_was_set_to_zero_still_is_a_head() {
     native.data.iter_mut().filter(|v| **v < level).for_each(|v| *v = 0.0);
     let prepared = prepare(&native, &PreprocessConfig::default()).expect("a brain");
     assert!(!prepared.stripped_input);
-    assert_eq!(prepared.qc.snr, None, "cleaned air tells nothing about noise");
+    assert_eq!(prepared.qc.ghosting, None, "cleaned air tells nothing about ghosts");
 }

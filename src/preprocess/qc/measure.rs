@@ -57,19 +57,9 @@ fn otsu(values: &[f32]) -> f32 {
     low + (best_bin + 1) as f32 * width
 }
 
-/// What the air around a head tells.
-pub(super) struct Air {
-    /// Median of the brain over the noise's standard deviation.
-    pub(super) snr: f32,
-    /// How much brighter the brightest twentieth of 16 mm cubes of air is than the median cube, over the median of
-    /// the brain.
-    pub(super) ghosting: f32,
-}
-
-/// Measures the air, on thinned volumes. In magnitude images the noise in air is Rayleigh distributed: its mean square
-/// is twice the variance of the noise in each channel (Gudbjartsson and Patz, Magn Reson Med 34:910, 1995). `None`
-/// where there is none, or it was set to zero.
-pub(super) fn air(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Option<Air> {
+/// Ghosts in the air around a head, on thinned volumes: how much brighter the brightest twentieth of 16 mm cubes of air
+/// is than the median cube, over the median of the brain. `None` where there is no air, or it was set to zero.
+pub(super) fn ghosting(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Option<f32> {
     let near = dilate(whole, 3);
     let air: Vec<f32> = head.data.iter().zip(&near.data).filter(|&(_, &m)| m == 0).map(|(&v, _)| v).collect();
     let nonzero = air.iter().filter(|&&v| v != 0.0).count();
@@ -77,21 +67,12 @@ pub(super) fn air(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Opti
     if nonzero * 20 < air.len() || air.len() < 200 {
         return None;
     }
-    // The brightest fifth is left out: dim skin and neck beyond the head's outline would count as noise. The square of
-    // Rayleigh noise is exponentially distributed; below its 80th percentile its mean is 1 - ln(5) / 4 of the whole.
-    let mut sorted = air;
-    let top = percentile(&mut sorted, 0.8);
-    let darkest = sorted.iter().filter(|v| **v <= top);
-    let mean_square = darkest.clone().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / darkest.count() as f64;
-    let mean_square = mean_square / (1.0 - 5f64.ln() / 4.0);
     let mut inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
     let signal = percentile(&mut inside, 0.5);
     let outside = Volume::new(near.grid, near.data.iter().map(|m| m ^ 1).collect());
     let mut cubes = means_of_cubes(head, &outside, 4);
     let [middle, high] = [0.5, 0.95].map(|q| percentile(&mut cubes, q));
-    let ghosting = if signal > 0.0 { (high - middle) / signal } else { 0.0 };
-    let sigma = (mean_square / 2.0).sqrt() as f32;
-    (sigma > 0.0).then(|| Air { snr: signal / sigma, ghosting })
+    (signal > 0.0).then(|| (high - middle) / signal)
 }
 
 /// Means of 2 x 2 x 2 voxels that all lie in the mask.
@@ -122,16 +103,27 @@ fn means_of_cubes(image: &Volume<f32>, mask: &Volume<u8>, side: usize) -> Vec<f3
     means
 }
 
-/// Contrast of white and grey matter over noise (Magnotta and Friedman, J Digit Imaging 19:140, 2006): the difference
-/// of the two brightest of three classes of brain intensity (k-means) over the standard deviation of noise, which is
-/// the median of |v[x-1] - 2 v[x] + v[x+1]| times 1.4826 / sqrt(6). Unlike the classes' own standard deviations, which
-/// cannot exceed the width of a class, that keeps rising with noise.
-pub(super) fn contrast_to_noise(image: &Volume<f32>, brain: &Volume<u8>) -> f32 {
+/// What stands out of the noise in the brain.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OverNoise {
+    /// Median intensity over the standard deviation of noise.
+    pub(super) signal: f32,
+    /// Contrast of white and grey matter (Magnotta and Friedman, J Digit Imaging 19:140, 2006): the difference of the
+    /// two brightest of three classes of brain intensity (k-means) over the standard deviation of noise.
+    pub(super) contrast: f32,
+}
+
+/// Signal and contrast over noise. The noise's standard deviation is the median of |v[x-1] - 2 v[x] + v[x+1]| times
+/// 1.4826 / sqrt(6): unlike the classes' own standard deviations, which cannot exceed the width of a class, that keeps
+/// rising with noise; unlike the noise in air, it is there in scans whose air was cleaned or rounded away. Fine anatomy
+/// counts as noise, so the ratios are lower than those of a phantom.
+pub(super) fn over_noise(image: &Volume<f32>, brain: &Volume<u8>) -> OverNoise {
     let mut values: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
     let [low, high] = [0.005, 0.995].map(|q| percentile(&mut values, q));
     if low >= high {
-        return 0.0;
+        return OverNoise::default();
     }
+    let signal = percentile(&mut values, 0.5);
     const BINS: usize = 256;
     let width = (high - low) / (BINS - 1) as f32;
     let mut histogram = [0f64; BINS];
@@ -160,7 +152,8 @@ pub(super) fn contrast_to_noise(image: &Volume<f32>, brain: &Volume<u8>) -> f32 
     let noise = percentile(&mut bends, 0.5) * 1.4826 / 6f32.sqrt();
     let contrast = (means[2] - means[1]) as f32 * width;
     // Noise below a thousandth of the contrast is an image without noise.
-    contrast / noise.max(1e-3 * contrast).max(f32::MIN_POSITIVE)
+    let noise = noise.max(1e-3 * contrast).max(f32::MIN_POSITIVE);
+    OverNoise { signal: signal / noise, contrast: contrast / noise }
 }
 
 /// The class whose mean is closest to `value`.

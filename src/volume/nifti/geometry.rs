@@ -52,16 +52,23 @@ pub(super) fn place(header: &Header) -> Result<Placement> {
     Ok(Placement { affine, source, qform_disagrees })
 }
 
-/// The map with these rows in mm, if it has an inverse.
+/// Voxels with less than this of the volume that their sides have at right angles are refused: scanners shear by far
+/// less, and of axes that nearly coincide nobody can say which is which.
+const FLAT: f64 = 0.01;
+
+/// The map with these rows in mm, if it has an inverse and its axes can be told apart.
 fn usable(rows: [[f64; 4]; 3], mm: f64) -> Result<Affine> {
     let affine = Affine(rows.map(|row| row.map(|v| v * mm)));
     if affine.spacing().iter().any(|&s| !s.is_finite() || s <= 0.0) {
         return Err(bad_spacing(affine.spacing()));
     }
-    match affine.inverse() {
-        Some(_) => Ok(affine),
-        None => Err(bad_affine("the affine is singular or not finite")),
+    if affine.inverse().is_none() {
+        return Err(bad_affine("the affine is singular or not finite"));
     }
+    if affine.determinant3().abs() < FLAT * affine.spacing().iter().product::<f64>() {
+        return Err(bad_affine("the affine's axes nearly coincide"));
+    }
+    Ok(affine)
 }
 
 /// Whether two transforms put the image's corners at the same place and its axes in the same direction.
@@ -198,6 +205,14 @@ mod tests {
             let error = back.as_flattened().iter().zip(r.as_flattened()).map(|(x, y)| (x - y).abs());
             assert!(error.fold(0.0, f64::max) < 1e-7, "{turn:?}");
         }
+    }
+
+    /// Found by fuzzing: no permutation of such axes is RAS, whichever way one looks at them.
+    #[test]
+    fn axes_that_nearly_coincide_are_refused_and_a_tilted_gantry_is_not() {
+        let sheared = |shear: f64| usable([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, shear, 0.0], [0.0, 0.0, 1.0, 0.0]], 1.0);
+        assert_eq!(sheared(1e4).expect_err("refused").kind(), "affine");
+        assert!(sheared(30f64.to_radians().tan()).is_ok());
     }
 
     #[test]
