@@ -45,8 +45,12 @@ impl InspectArgs {
     pub async fn run(self) -> Result<()> {
         let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
         let location = cohort::open(if folder.is_empty() { "/" } else { folder })?;
-        let selection =
-            Selection { suffixes: Vec::new(), include: vec![globset::escape(name)], derivatives: true, ..Selection::default() };
+        let selection = Selection {
+            suffixes: Vec::new(),
+            include: vec![globset::escape(name)],
+            derivatives: true,
+            ..Selection::default()
+        };
         let listing = cohort::list(&location, "scan", &selection).await?;
         let Some(entry) = listing.selected.iter().find(|entry| entry.uri == name) else {
             return Err(Error::Config(format!(

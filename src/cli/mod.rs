@@ -4,6 +4,7 @@ mod cohort;
 mod doctor;
 mod eval;
 mod export;
+mod fit_border;
 mod inspect;
 mod run;
 mod sql;
@@ -47,6 +48,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    FitBorder(fit_border::FitBorderArgs),
 }
 
 /// Exit codes of the program besides 0.
@@ -90,6 +93,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => args.run().map(done),
         Command::Inspect(args) => args.run().await.map(done),
         Command::Eval(args) => args.run().await,
+        Command::FitBorder(args) => args.run().await.map(done),
         Command::Doctor(args) => args.run().await.map(done),
     }
 }

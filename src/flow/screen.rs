@@ -245,15 +245,12 @@ async fn process(
     };
 
     let started = Instant::now();
-    let bytes = cohort::read(&screening.location, entry, screening.limit_bytes)
-        .await
-        .map_err(|e| (Stage::Fetch, e))?;
+    let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await.map_err(|e| (Stage::Fetch, e))?;
     times.fetch_ms = note(0, &metrics.fetch, started.elapsed());
     metrics.bytes.add(bytes.n_bytes());
 
     let shared = Arc::clone(screening);
-    let (decoded, spent) =
-        on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
+    let (decoded, spent) = on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
     times.decode_ms = note(1, &metrics.decode, spent);
 
     let shared = Arc::clone(screening);

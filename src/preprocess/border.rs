@@ -4,17 +4,21 @@
 //! gives the mask with its border moved. Parts of the mask that lie far outside the template's brain are leaks and are
 //! cut. In a shell around what is left, a logistic regression says for each voxel whether it is brain (with cortical
 //! CSF), from the distances to the mask and to the template and from the intensities along the normal; the odds are
-//! smoothed and the largest piece above evens is the brain. A large leak draws the template's fit, so that one is done
-//! twice. Where the scan is not T1-weighted the intensities mean something else, and leaks are cut only.
+//! smoothed and the largest piece above evens is the brain. Where the scan is not T1-weighted the intensities mean
+//! something else, and leaks are cut only. The regression's weights are `assets/brain_border.toml`; `train::border` fits
+//! them to what [`Sight`] sees, the same that is looked at here.
+
+use std::sync::LazyLock;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::distance::signed_distance;
 use super::morphology::{count, fill_holes, largest_component};
 use super::percentile;
 use super::prior::prior;
 use super::skull_strip::SkullStripConfig;
-use crate::volume::{Affine, Volume};
+use crate::volume::{Affine, Grid, Volume};
 
 /// Offsets along the normal in mm, inside to outside, at which intensities are read.
 const PROFILE_MM: [f32; 13] = [-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0];
@@ -22,98 +26,163 @@ const PROFILE_MM: [f32; 13] = [-12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4
 /// The mask's own distance counts as far as this, in mm.
 const REACH_MM: f32 = 8.0;
 
-/// Rounds of the template's fit to a mask as it comes, and after leaks were cut.
-const FIT_ROUNDS: [usize; 2] = [12, 8];
-
 /// Odds (natural logarithm) of voxels that need no second look, and the limit of all others.
 const SURE: f32 = 6.0;
 
 /// Share of the mask's volume by which its border may move before a second round is worth its time.
 const SETTLED: f64 = 0.06;
 
-const FEATURES: usize = 64;
+/// Depths in mm below the template's surface that are mostly white matter, and mostly cortex and CSF.
+const DEPTHS_MM: [[f32; 2]; 2] = [[-20.0, -14.0], [-8.0, 0.0]];
 
-// Fitted by ridge-penalised logistic regression to every second head of the IXI training split, the same heads turned
-// up to 30 degrees, resampled to 0.8 and 1.5 mm and with other contrasts, and heads of `synth::put_in_head` at a
-// quarter of their weight. In the order of `features`.
-const BIAS: f32 = -0.9943;
-#[rustfmt::skip]
-const WEIGHTS: [f32; FEATURES] = [
-    // Distances: template, mask, mask without sign, squares.
-    -0.4164, -0.1117, -0.1172, -0.2234, -0.0625,
-    // Intensities along the normal, their squares, their products with the two distances.
-    -0.7669, 0.2134, -2.0883, 0.7572, 1.4363, 4.7864, -3.9637, 0.2430, -0.4933, -1.1150, -0.9716, -0.8783, 2.5326,
-    0.5622, -0.2675, 0.7361, -1.0813, -0.8444, -2.3274, 0.1701, -2.4219, -0.8676, 0.3416, 0.1599, 0.0485, -1.6038,
-    -0.2434, -0.0691, -0.1813, 1.1435, 0.8174, -1.2670, -0.8500, -0.1933, 1.0030, 0.3835, 0.2813, 0.0414, 0.4094,
-    -0.2068, 0.0015, 0.0090, -0.3303, -0.5680, 0.0958, 0.7777, -0.9659, -0.8586, 0.0607, -0.0243, 0.0874, 0.2112,
-    // Extremes along the normal; product of the distances.
-    3.5889, -0.5819, -1.1662, 1.7069, -1.5785, 5.0828, 0.3292,
-];
+/// Numbers that the regression sees of one voxel.
+pub(crate) const FEATURES: usize = 64;
 
-/// `mask` with its border moved to where `head` and the template see it. `to_mni` takes the mask's world mm to MNI mm;
-/// it needs to be right to a centimetre and 15 degrees only, as the template is fitted to the mask's surface from there.
-pub fn refine(mask: &Volume<u8>, head: &Volume, to_mni: &Affine, cfg: &SkullStripConfig) -> Volume<u8> {
-    let Some(levels) = Levels::of(head, mask) else { return mask.clone() };
-    let (trimmed, fitted) = trimmed(mask, to_mni, cfg);
-    if !levels.t1_weighted(head, &trimmed) {
-        return trimmed;
+/// The fitted regression.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Weights {
+    /// Logarithm of the odds where all features are 0.
+    pub(crate) constant: f32,
+    /// Change of the logarithm of the odds with every feature, [`FEATURES`] of them in the order of `features`.
+    pub(crate) features: Vec<f32>,
+}
+
+impl Weights {
+    /// Logarithm of the odds that a voxel is brain.
+    pub(crate) fn log_odds(&self, seen: &[f32; FEATURES]) -> f32 {
+        self.constant + seen.iter().zip(&self.features).map(|(f, w)| f * w).sum::<f32>()
     }
-    let moved = border(&trimmed, head, &fitted, &levels);
+}
+
+/// The weights in use, read once.
+fn weights() -> &'static Weights {
+    static WEIGHTS: LazyLock<Weights> = LazyLock::new(|| {
+        let weights: Weights =
+            toml::from_str(include_str!("../../assets/brain_border.toml")).expect("the embedded weights are TOML");
+        assert_eq!(weights.features.len(), FEATURES, "the embedded weights are those of other features");
+        weights
+    });
+    &WEIGHTS
+}
+
+/// `mask` with its border moved to where `head` and the template see it. `to_mni` takes the mask's world mm to MNI mm.
+pub fn refine(mask: &Volume<u8>, head: &Volume, to_mni: &Affine, cfg: &SkullStripConfig) -> Volume<u8> {
+    let trimmed = trimmed(mask, to_mni, cfg);
+    let Some(sight) = Sight::new(&trimmed, head, to_mni) else { return trimmed };
+    let moved = sight.brain(weights());
     let changed = mask.data.iter().zip(&moved.data).filter(|(a, b)| a != b).count() as f64;
     if changed < SETTLED * count(mask) as f64 {
         return moved;
     }
-    let (again, fitted) = self::trimmed(&moved, &fitted, cfg);
-    border(&again, head, &fitted, &levels)
+    match Sight::new(&moved, head, to_mni) {
+        Some(sight) => sight.brain(weights()),
+        None => moved,
+    }
 }
 
-/// The mask without what lies too far outside of the template, and the map that fits it to the template.
-fn trimmed(mask: &Volume<u8>, to_mni: &Affine, cfg: &SkullStripConfig) -> (Volume<u8>, Affine) {
-    let [first, second] = FIT_ROUNDS;
-    let fitted = prior().fit(mask, to_mni, first);
+/// The mask without what lies too far outside of the template.
+pub(crate) fn trimmed(mask: &Volume<u8>, to_mni: &Affine, cfg: &SkullStripConfig) -> Volume<u8> {
     let [nx, ny, _] = mask.grid.shape;
-    let map = mask.grid.affine.then(&fitted);
+    let map = mask.grid.affine.then(to_mni);
     let mut kept = mask.clone();
     for (i, v) in kept.data.iter_mut().enumerate().filter(|(_, v)| **v != 0) {
         let p = map.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64)).map(|c| c as f32);
         *v = u8::from(prior().distance(p).0 <= cfg.leak_mm);
     }
-    let leaked = count(mask) - count(&kept);
-    if leaked * 200 < count(mask) {
-        return (kept, fitted);
-    }
-    let fitted = prior().fit(&kept, &fitted, second);
-    (kept, fitted)
+    kept
 }
 
-/// The largest piece whose smoothed odds are above evens.
-fn border(mask: &Volume<u8>, head: &Volume, to_mni: &Affine, levels: &Levels) -> Volume<u8> {
-    let own = signed_distance(mask, REACH_MM);
-    let [nx, ny, _] = head.grid.shape;
-    let map = head.grid.affine.then(to_mni);
-    let mut odds: Vec<f32> = own.data.iter().map(|d| -SURE * d.signum()).collect();
-    odds.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
-        for (i, odds) in slab.iter_mut().enumerate() {
-            let d_mask = own.data[z * nx * ny + i];
-            if d_mask.abs() >= REACH_MM {
-                continue;
-            }
-            let index = [i % nx, i / nx, z].map(|c| c as f64);
-            let (d_template, gradient) = prior().distance(map.apply(index).map(|c| c as f32));
-            let inside = d_template < -5.0 && d_mask < -5.0;
-            if inside || d_template > 12.0 || (d_template > 6.0 && d_mask > 6.0) {
-                continue;
-            }
-            let normal: [f32; 3] = std::array::from_fn(|c| (0..3).map(|r| map.0[r][c] as f32 * gradient[r]).sum());
-            let index = index.map(|c| c as f32);
-            let features = features(d_template, d_mask, &levels.profile(head, index, normal));
-            let sum: f32 = features.iter().zip(&WEIGHTS).map(|(f, w)| f * w).sum();
-            *odds = (BIAS + sum).clamp(-SURE, SURE);
+/// A mask in its head, as the regression sees it: the box around the mask with room for the border to move.
+pub(crate) struct Sight<'a> {
+    head: &'a Volume,
+    levels: Levels,
+    /// Distance to the mask, on the box.
+    own: Volume<f32>,
+    /// The box's first voxel in the head.
+    first: [usize; 3],
+    /// Voxel of the box to MNI mm.
+    map: Affine,
+}
+
+impl<'a> Sight<'a> {
+    /// `None` where the head is not T1-weighted or the mask is empty. Mask and head share one grid.
+    pub(crate) fn new(mask: &Volume<u8>, head: &'a Volume, to_mni: &Affine) -> Option<Self> {
+        let levels = Levels::of(head, mask)?;
+        if !levels.t1_weighted(head, mask, to_mni) {
+            return None;
         }
-    });
-    smooth(&mut odds, head.grid.shape);
-    let brain = odds.iter().map(|&o| u8::from(o > 0.0)).collect();
-    fill_holes(&largest_component(&Volume::new(head.grid, brain)))
+        let (first, mask) = boxed(mask);
+        let map = mask.grid.affine.then(to_mni);
+        Some(Self { head, levels, own: signed_distance(&mask, REACH_MM), first, map })
+    }
+
+    /// The box that is looked at, in the world of the head.
+    pub(crate) fn grid(&self) -> &Grid {
+        &self.own.grid
+    }
+
+    /// What the regression sees of a voxel of the box; `None` where the mask is right beyond doubt.
+    pub(crate) fn features(&self, i: usize) -> Option<[f32; FEATURES]> {
+        let d_mask = self.own.data[i];
+        if d_mask.abs() >= REACH_MM {
+            return None;
+        }
+        let [nx, ny, _] = self.own.grid.shape;
+        let index = [i % nx, i / nx % ny, i / (nx * ny)];
+        let (d_template, gradient) = prior().distance(self.map.apply(index.map(|c| c as f64)).map(|c| c as f32));
+        let inside = d_template < -5.0 && d_mask < -5.0;
+        if inside || d_template > 12.0 || (d_template > 6.0 && d_mask > 6.0) {
+            return None;
+        }
+        let normal: [f32; 3] = std::array::from_fn(|c| (0..3).map(|r| self.map.0[r][c] as f32 * gradient[r]).sum());
+        let at = std::array::from_fn(|a| (index[a] + self.first[a]) as f32);
+        Some(features(d_template, d_mask, &self.levels.profile(self.head, at, normal)))
+    }
+
+    /// The largest piece whose smoothed odds are above evens, on the head's grid.
+    fn brain(&self, weights: &Weights) -> Volume<u8> {
+        let shape @ [nx, ny, _] = self.own.grid.shape;
+        let voxels = (0..self.own.data.len()).into_par_iter().with_min_len(nx * ny);
+        let odds = voxels.map(|i| match self.features(i) {
+            Some(seen) => weights.log_odds(&seen).clamp(-SURE, SURE),
+            None => -SURE * self.own.data[i].signum(),
+        });
+        let mut odds: Vec<f32> = odds.collect();
+        smooth(&mut odds, shape);
+        let brain = odds.iter().map(|&o| u8::from(o > 0.0)).collect();
+        let brain = fill_holes(&largest_component(&Volume::new(self.own.grid, brain)));
+        let mut whole = Volume::<u8>::zeros(self.head.grid);
+        let [x, y, z] = self.first;
+        for (row, voxels) in brain.data.chunks(nx).enumerate() {
+            let start = whole.index(x, y + row % ny, z + row / ny);
+            whole.data[start..start + nx].copy_from_slice(voxels);
+        }
+        whole
+    }
+}
+
+/// The mask cut to its bounding box and the room around it that its border may move through, and the box's first voxel.
+fn boxed(mask: &Volume<u8>) -> ([usize; 3], Volume<u8>) {
+    let shape @ [nx, ny, _] = mask.grid.shape;
+    let room = (REACH_MM / mask.grid.spacing()[0] as f32).ceil() as usize + 2;
+    let (mut first, mut end) = (shape, [0; 3]);
+    for (row, voxels) in mask.data.chunks(nx).enumerate() {
+        let Some(low) = voxels.iter().position(|&v| v != 0) else { continue };
+        let high = voxels.iter().rposition(|&v| v != 0).unwrap_or(low);
+        for (a, [low, high]) in [[low, high], [row % ny; 2], [row / ny; 2]].into_iter().enumerate() {
+            first[a] = first[a].min(low.saturating_sub(room));
+            end[a] = end[a].max((high + room + 1).min(shape[a]));
+        }
+    }
+    let inner: [usize; 3] = std::array::from_fn(|a| end[a].saturating_sub(first[a]));
+    let affine = Affine::translation(first.map(|n| n as f64)).then(&mask.grid.affine);
+    let mut cut = Volume::zeros(Grid { shape: inner, affine });
+    for (row, voxels) in cut.data.chunks_mut(inner[0].max(1)).enumerate() {
+        let start = mask.index(first[0], first[1] + row % inner[1], first[2] + row / inner[1]);
+        voxels.copy_from_slice(&mask.data[start..start + inner[0]]);
+    }
+    (first, cut)
 }
 
 /// What the regression sees of one voxel.
@@ -148,13 +217,22 @@ impl Levels {
     }
 
     /// True where the depth of the brain, mostly white matter, is brighter than its rim, mostly cortex and CSF.
-    fn t1_weighted(&self, head: &Volume, mask: &Volume<u8>) -> bool {
-        let depth = signed_distance(mask, 20.0);
-        let median = |from: f32, to: f32| {
-            let here = head.data.iter().zip(&depth.data).filter(|&(_, &d)| (from..to).contains(&d));
-            percentile(&mut here.map(|(&v, _)| v).collect::<Vec<f32>>(), 0.5)
-        };
-        median(-19.9, -14.0) > median(-8.0, 0.0)
+    fn t1_weighted(&self, head: &Volume, mask: &Volume<u8>, to_mni: &Affine) -> bool {
+        let [nx, ny, _] = mask.grid.shape;
+        let map = mask.grid.affine.then(to_mni);
+        let mut layers = [Vec::new(), Vec::new()];
+        // Every third voxel tells a median as well as all.
+        for i in (0..mask.data.len()).step_by(3).filter(|&i| mask.data[i] != 0) {
+            let p = map.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64)).map(|c| c as f32);
+            let depth = prior().distance(p).0;
+            for (layer, [from, to]) in layers.iter_mut().zip(DEPTHS_MM) {
+                if (from..to).contains(&depth) {
+                    layer.push(head.data[i]);
+                }
+            }
+        }
+        let [deep, rim] = layers.map(|mut layer| percentile(&mut layer, 0.5));
+        deep > rim
     }
 
     /// Intensities along `normal` through the voxel `index`, cut at one and a half times white matter.
@@ -167,12 +245,13 @@ impl Levels {
     }
 }
 
-/// Trilinear interpolation at a position in voxels; at the border of the grid beyond it.
+/// Trilinear interpolation at a position in voxels; at the border of the grid beyond it. Whole
+/// and fraction by way of an integer: `fract` is a call on the oldest x86-64 processors.
 fn interpolated(head: &Volume, at: [f32; 3]) -> f32 {
     let [nx, ny, _] = head.grid.shape;
     let [(x, fx), (y, fy), (z, fz)] = std::array::from_fn(|a| {
         let v = at[a].clamp(0.0, head.grid.shape[a] as f32 - 1.001);
-        (v as usize, v.fract())
+        (v as usize, v - (v as i32) as f32)
     });
     let corner = x + nx * (y + ny * z);
     let along = |i: usize| head.data[i] + fx * (head.data[i + 1] - head.data[i]);
@@ -231,7 +310,7 @@ mod tests {
                 leaking.data[row..row + 20].fill(1);
             }
         }
-        let start = Affine::translation([4.0, -6.0, 5.0]);
+        let start = Affine::translation([1.0, -2.0, 1.0]);
         let refined = refine(&leaking, &head, &start, &SkullStripConfig::default());
         let (before, after) = (dice(&leaking, &brain), dice(&refined, &brain));
         assert!(after > 0.96 && after > before, "Dice {before} before, {after} after");

@@ -23,20 +23,21 @@ pub fn signed_distance(mask: &Volume<u8>, reach_mm: f32) -> Volume<f32> {
 }
 
 /// Squared distance in voxels to the nearest voxel of `value`; larger than `reach` squared where none is so near.
-fn squared_to(mask: &Volume<u8>, value: u8, reach: usize) -> Vec<u16> {
+/// Signed, because every x86-64 takes the minimum of eight such numbers at once.
+fn squared_to(mask: &Volume<u8>, value: u8, reach: usize) -> Vec<i16> {
     let [nx, ny, nz] = mask.grid.shape;
-    let far = ((reach + 1) * (reach + 1)) as u16;
+    let far = ((reach + 1) * (reach + 1)) as i16;
     let mut along_x = vec![far; mask.data.len()];
     for (row, source) in along_x.chunks_mut(nx).zip(mask.data.chunks(nx)) {
         let mut steps = reach + 1;
         for (d, &v) in row.iter_mut().zip(source) {
             steps = if v == value { 0 } else { (steps + 1).min(reach + 1) };
-            *d = (steps * steps) as u16;
+            *d = (steps * steps) as i16;
         }
         steps = reach + 1;
         for (d, &v) in row.iter_mut().zip(source).rev() {
             steps = if v == value { 0 } else { (steps + 1).min(reach + 1) };
-            *d = (*d).min((steps * steps) as u16);
+            *d = (*d).min((steps * steps) as i16);
         }
     }
     let along_y = nearest_rows(&along_x, nx, ny, reach, |row| (row % ny, row));
@@ -46,17 +47,17 @@ fn squared_to(mask: &Volume<u8>, value: u8, reach: usize) -> Vec<u16> {
 /// The minimum over rows up to `reach` before and after each, plus the squared number of rows between. `place` gives a
 /// row's position along its axis, of `count`, and its index.
 fn nearest_rows(
-    source: &[u16],
+    source: &[i16],
     length: usize,
     count: usize,
     reach: usize,
     place: impl Fn(usize) -> (usize, usize) + Sync,
-) -> Vec<u16> {
+) -> Vec<i16> {
     let mut nearest = source.to_vec();
     nearest.par_chunks_mut(length).enumerate().for_each(|(row, target)| {
         let (position, index) = place(row);
         let mut lower = |other: usize, steps: usize| {
-            let added = (steps * steps) as u16;
+            let added = (steps * steps) as i16;
             let from = &source[other * length..(other + 1) * length];
             target.iter_mut().zip(from).for_each(|(t, &s)| *t = (*t).min(s + added));
         };

@@ -3,33 +3,12 @@
 //! A mask is a [`Volume<u8>`] of 0 and 1. Neighbours are the six that share a face; one step of erosion or
 //! dilation therefore moves the border by one voxel along the axes. Outside the grid counts as background.
 
+use std::ops::Range;
+
+use petgraph::unionfind::UnionFind;
 use rayon::prelude::*;
 
 use crate::volume::Volume;
-
-/// Calls `visit` with the index of every face neighbour of voxel `i`.
-fn for_neighbours(shape: [usize; 3], i: usize, mut visit: impl FnMut(usize)) {
-    let [nx, ny, nz] = shape;
-    let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
-    if x > 0 {
-        visit(i - 1);
-    }
-    if x + 1 < nx {
-        visit(i + 1);
-    }
-    if y > 0 {
-        visit(i - nx);
-    }
-    if y + 1 < ny {
-        visit(i + nx);
-    }
-    if z > 0 {
-        visit(i - nx * ny);
-    }
-    if z + 1 < nz {
-        visit(i + nx * ny);
-    }
-}
 
 /// Dilates by `steps` voxels.
 pub(super) fn dilate(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
@@ -89,56 +68,76 @@ pub(super) fn close(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
 
 /// Keeps the largest face-connected component; empty stays empty.
 pub(super) fn largest_component(mask: &Volume<u8>) -> Volume<u8> {
-    let shape = mask.grid.shape;
-    let mut label = vec![0u32; mask.data.len()];
-    let (mut best, mut best_size, mut current) = (0u32, 0usize, 0u32);
-    let mut stack = Vec::new();
-    for start in 0..label.len() {
-        if mask.data[start] == 0 || label[start] != 0 {
-            continue;
-        }
-        current += 1;
-        let mut size = 0;
-        label[start] = current;
-        stack.push(start);
-        while let Some(i) = stack.pop() {
-            size += 1;
-            for_neighbours(shape, i, |j| {
-                if mask.data[j] != 0 && label[j] == 0 {
-                    label[j] = current;
-                    stack.push(j);
-                }
-            });
-        }
-        if size > best_size {
-            (best, best_size) = (current, size);
-        }
+    let runs = Runs::of(mask, 1);
+    let mut size = vec![0usize; runs.runs.len()];
+    for (run, &piece) in runs.runs.iter().zip(&runs.piece) {
+        size[piece] += run.len();
     }
-    Volume { grid: mask.grid, data: label.iter().map(|&l| u8::from(l != 0 && l == best)).collect() }
+    let most = size.iter().copied().max().unwrap_or(0);
+    let best = size.iter().position(|&n| n == most);
+    let mut out = Volume::zeros(mask.grid);
+    for (run, _) in runs.runs.into_iter().zip(&runs.piece).filter(|&(_, &piece)| Some(piece) == best) {
+        out.data[run].fill(1);
+    }
+    out
 }
 
 /// Fills background that has no face-connected way to the border of the grid.
 pub(super) fn fill_holes(mask: &Volume<u8>) -> Volume<u8> {
-    let shape @ [nx, ny, nz] = mask.grid.shape;
-    let mut outside = vec![false; mask.data.len()];
-    let mut stack: Vec<usize> = Vec::new();
-    for (i, seen) in outside.iter_mut().enumerate() {
-        let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
-        let border = x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz;
-        if border && mask.data[i] == 0 {
-            *seen = true;
-            stack.push(i);
-        }
+    let [nx, ny, nz] = mask.grid.shape;
+    let runs = Runs::of(mask, 0);
+    let mut open = vec![false; runs.runs.len()];
+    for (run, &piece) in runs.runs.iter().zip(&runs.piece) {
+        let (y, z) = (run.start / nx % ny, run.start / (nx * ny));
+        let along_x = run.start % nx == 0 || run.end % nx == 0;
+        open[piece] |= along_x || y == 0 || z == 0 || y + 1 == ny || z + 1 == nz;
     }
-    while let Some(i) = stack.pop() {
-        for_neighbours(shape, i, |j| {
-            if mask.data[j] == 0 && !outside[j] {
-                outside[j] = true;
-                stack.push(j);
+    let mut out = mask.clone();
+    for (run, _) in runs.runs.into_iter().zip(&runs.piece).filter(|&(_, &piece)| !open[piece]) {
+        out.data[run].fill(1);
+    }
+    out
+}
+
+/// Voxels of one value as runs along x, in storage order, and the face-connected piece that each belongs to.
+struct Runs {
+    runs: Vec<Range<usize>>,
+    piece: Vec<usize>,
+}
+
+impl Runs {
+    fn of(mask: &Volume<u8>, value: u8) -> Self {
+        let [nx, ny, _] = mask.grid.shape;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        // The first run of every row, and the end of the last.
+        let mut first = vec![0];
+        for (row, voxels) in mask.data.chunks(nx).enumerate() {
+            let mut x = 0;
+            for same in voxels.chunk_by(|a, b| a == b) {
+                if same[0] == value {
+                    runs.push(row * nx + x..row * nx + x + same.len());
+                }
+                x += same.len();
             }
-        });
+            first.push(runs.len());
+        }
+        let mut pieces = UnionFind::<usize>::new(runs.len());
+        for row in 0..first.len() - 1 {
+            let before = [(row % ny > 0).then(|| row - 1), row.checked_sub(ny)];
+            for other in before.into_iter().flatten() {
+                let shift = (row - other) * nx;
+                let (mut i, mut j) = (first[row], first[other]);
+                while i < first[row + 1] && j < first[other + 1] {
+                    let (here, there) = (&runs[i], runs[j].start + shift..runs[j].end + shift);
+                    if here.start < there.end && there.start < here.end {
+                        pieces.union(i, j);
+                    }
+                    if here.end < there.end { i += 1 } else { j += 1 }
+                }
+            }
+        }
+        Self { piece: pieces.into_labeling(), runs }
     }
-    Volume { grid: mask.grid, data: outside.iter().map(|&o| u8::from(!o)).collect() }
 }
 
 /// Voxels of the mask.

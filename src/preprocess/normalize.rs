@@ -134,10 +134,7 @@ impl Scale {
             }
             NormalizeMethod::WhiteStripe => {
                 let (mode, spread) = white_stripe(values);
-                vec![
-                    [mode - spread, cfg.white_matter_level - cfg.white_stripe_gain],
-                    [mode, cfg.white_matter_level],
-                ]
+                vec![[mode - spread, cfg.white_matter_level - cfg.white_stripe_gain], [mode, cfg.white_matter_level]]
             }
             NormalizeMethod::Nyul => {
                 let mut ranks = NYUL_PERCENTILES.map(|q| percentile(&mut values, q)).to_vec();

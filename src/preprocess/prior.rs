@@ -50,7 +50,7 @@ impl Prior {
     pub fn distance(&self, p: [f32; 3]) -> (f32, [f32; 3]) {
         let cell: [(usize, f32); 3] = std::array::from_fn(|a| {
             let at = ((p[a] - self.first[a]) * self.per_mm[a]).clamp(0.0, self.shape[a] as f32 - 1.001);
-            (at as usize, at.fract())
+            (at as usize, at - (at as i32) as f32)
         });
         let [(x, fx), (y, fy), (z, fz)] = cell;
         let (row, slab) = (self.shape[0], self.shape[0] * self.shape[1]);
@@ -125,17 +125,17 @@ fn surface(mask: &Volume<u8>) -> Vec<[f64; 3]> {
 }
 
 /// Solves a symmetric positive definite system by Gaussian elimination.
-fn solve(mut matrix: [[f64; 12]; 12], mut right: [f64; 12]) -> [f64; 12] {
-    for i in 0..12 {
+pub(crate) fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64; N] {
+    for i in 0..N {
         let pivot = matrix[i];
-        for r in i + 1..12 {
+        for r in i + 1..N {
             let factor = matrix[r][i] / pivot[i];
             matrix[r].iter_mut().zip(&pivot).for_each(|(v, p)| *v -= factor * p);
             right[r] -= factor * right[i];
         }
     }
-    for i in (0..12).rev() {
-        let known: f64 = (i + 1..12).map(|c| matrix[i][c] * right[c]).sum();
+    for i in (0..N).rev() {
+        let known: f64 = (i + 1..N).map(|c| matrix[i][c] * right[c]).sum();
         right[i] = (right[i] - known) / matrix[i][i];
     }
     right

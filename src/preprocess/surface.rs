@@ -151,13 +151,15 @@ impl Mesh {
         let (r_min, r_max) = (cfg.curvature_radius_min_mm, cfg.curvature_radius_max_mm);
         let e = (1.0 / r_min + 1.0 / r_max) / 2.0;
         let f = 6.0 / (1.0 / r_min - 1.0 / r_max);
+        // The nearest voxel. Truncated after half a voxel is added: `round` is a call on the oldest x86-64 processors.
         let sample = |p: [f32; 3]| -> f32 {
-            let [x, y, z] = p.map(|c| (c / spacing).round());
+            let at = p.map(|c| c + 0.5);
+            let [x, y, z] = at.map(|c| (c as i32) as usize);
             let [nx, ny, nz] = head.grid.shape;
-            let inside = x >= 0.0 && y >= 0.0 && z >= 0.0;
-            let (x, y, z) = (x as usize, y as usize, z as usize);
-            if inside && x < nx && y < ny && z < nz { head.data[x + nx * (y + ny * z)] } else { t2 }
+            let inside = at.iter().all(|&c| c >= 0.0) && x < nx && y < ny && z < nz;
+            if inside { head.data[x + nx * (y + ny * z)] } else { t2 }
         };
+        let per_mm = 1.0 / spacing;
         let steps_min = (cfg.search_min_mm / spacing) as usize;
         let steps_max = (cfg.search_max_mm / spacing) as usize;
         let mut edge = self.mean_edge();
@@ -179,8 +181,9 @@ impl Mesh {
                 let curvature = 2.0 * along.abs() / (edge * edge);
                 let f2 = (1.0 + (f * (curvature - e)).tanh()) / 2.0;
                 let (mut i_min, mut i_max) = (tm, t);
+                let here = scale(*v, per_mm);
                 for step in 1..=steps_min.max(steps_max) {
-                    let value = sample(sub(*v, scale(n, step as f32 * spacing)));
+                    let value = sample(sub(here, scale(n, step as f32)));
                     if step <= steps_min {
                         i_min = i_min.min(value);
                     }

@@ -14,6 +14,7 @@
 
 mod adamw;
 mod anomaly;
+pub mod border;
 mod calibrate;
 mod card;
 mod data;

@@ -69,7 +69,9 @@ fn evaluation_names_every_bar_it_has_data_for() {
     let (folder, _) = head();
     let run = program(&["eval", "preprocess", "--cohort", "cohort", "--moves", "1", "--json", "e.json"], folder.path());
     let text = String::from_utf8(run.stdout).unwrap();
-    for bar in ["scans refused", "registered again", "Dice with the template's", "variation in white matter", "lesion masks"] {
+    for bar in
+        ["scans refused", "registered again", "Dice with the template's", "variation in white matter", "lesion masks"]
+    {
         assert!(text.contains(bar), "no `{bar}` in\n{text}");
     }
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("e.json")).unwrap()).unwrap();

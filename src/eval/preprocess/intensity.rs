@@ -47,7 +47,13 @@ pub(super) fn compare<'a>(
     cfg: &NormalizeConfig,
 ) -> Option<Vec<Row>> {
     let tissues = [&template().grey, &template().white].map(|map| trilinear(map, &model_grid(), &Affine::identity()));
-    let raw = table("whole image", 1.0, None, &tissues, scans.clone().map(|(case, steps)| (case, whole_image(case, steps), steps)))?;
+    let raw = table(
+        "whole image",
+        1.0,
+        None,
+        &tissues,
+        scans.clone().map(|(case, steps)| (case, whole_image(case, steps), steps)),
+    )?;
     let raw_distance = raw.site_distance_percent;
     let mut rows = vec![raw];
     for method in NormalizeMethod::ALL {
@@ -116,7 +122,8 @@ fn table<'a>(
     let white = (mean(&a, &|p| p.medians[1]) + mean(&b, &|p| p.medians[1])) / 2.0;
     let percent = 100.0 / white;
     let site_distance_percent = percent * apart(&curves[0], &curves[1]);
-    let from_own: Vec<f64> = [&a, &b].into_iter().zip(&curves).flat_map(|(site, c)| site.iter().map(|p| apart(&p.quantiles, c))).collect();
+    let from_own: Vec<f64> =
+        [&a, &b].into_iter().zip(&curves).flat_map(|(site, c)| site.iter().map(|p| apart(&p.quantiles, c))).collect();
     let difference = |t: usize| percent * (mean(&a, &|p| p.medians[t]) - mean(&b, &|p| p.medians[t])).abs();
     Some(Row {
         method: method.to_owned(),
@@ -148,6 +155,7 @@ fn lesion_shift(steps: &Steps, white: &Volume, scaled: impl Fn(&Volume, &Steps) 
     with.data.iter_mut().zip(&inside).filter(|(_, ball)| **ball).for_each(|(v, _)| *v = level);
     let (healthy, with) = (scaled(image, steps), scaled(&with, steps));
     let outside = (0..inside.len()).filter(|&i| !inside[i] && brain.data[i] != 0);
-    let (sum, n) = outside.fold((0.0, 0.0), |(sum, n), i| (sum + f64::from((with.data[i] - healthy.data[i]).abs()), n + 1.0));
+    let (sum, n) =
+        outside.fold((0.0, 0.0), |(sum, n), i| (sum + f64::from((with.data[i] - healthy.data[i]).abs()), n + 1.0));
     100.0 * sum / f64::max(n, 1.0) / f64::from(mean_white(&healthy))
 }

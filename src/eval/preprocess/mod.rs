@@ -152,10 +152,8 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
         &settings.preprocess.normalize,
     );
     let mut scans: Vec<ScanFigures> = judged.into_iter().map(|(figures, _)| figures).collect();
-    let skulls: Vec<(String, Result<f64>)> = fine
-        .par_iter()
-        .map(|case| (case.scan_id.clone(), in_synthetic_skull(case, &settings.preprocess)))
-        .collect();
+    let skulls: Vec<(String, Result<f64>)> =
+        fine.par_iter().map(|case| (case.scan_id.clone(), in_synthetic_skull(case, &settings.preprocess))).collect();
     for (scan_id, dice) in skulls {
         match (dice, scans.iter_mut().find(|scan| scan.scan_id == scan_id)) {
             (Ok(dice), Some(scan)) => scan.synthetic_head_dice = Some(dice),
@@ -166,6 +164,22 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
         }
     }
     Ok(Report::new(scans, intensity, settings.preprocess.normalize.method, speed))
+}
+
+/// Whole heads of a split and their reference masks, by path; every `nth` of them.
+///
+/// # Errors
+/// Storage errors, and those of a mask that cannot be read.
+pub async fn heads_with_masks(cohort: &str, split: &str, nth: usize) -> Result<Vec<(Volume, Volume)>> {
+    let location = cohort::open(cohort)?;
+    let participants = Participants::load(&location).await?.unwrap_or_default();
+    let selection = Selection {
+        participants: BTreeMap::from([("split".to_owned(), vec![split.to_owned()])]),
+        ..Selection::default()
+    };
+    let cases = load(&location, &selection, &participants).await?;
+    let heads = cases.into_iter().filter(|case| case.head != Some(false));
+    Ok(heads.filter_map(|case| Some((case.native, case.reference?))).step_by(nth.max(1)).collect())
 }
 
 fn is_fine(native: &Volume) -> bool {
@@ -188,7 +202,11 @@ async fn load(location: &Location, selection: &Selection, participants: &Partici
         let about = |column: &str| entry.subject.as_deref().and_then(|subject| participants.value(subject, column));
         let head = about("skull").map(|skull| skull == "yes");
         let site = about("source").unwrap_or("one site").to_owned();
-        let reference = reference_mask(location, &entry.uri).await?;
+        let reference = match reference_mask(location, &entry.uri).await? {
+            // What is left of a bare brain is its own reference.
+            None if head == Some(false) => Some(native.clone()),
+            found => found,
+        };
         cases.push(Case { scan_id: entry.scan_id, bytes, native, reference, head, site });
     }
     Ok(cases)
@@ -234,13 +252,15 @@ fn judge(case: &Case, settings: &Settings) -> (ScanFigures, Option<Steps>) {
     figures.brain_volume_ml = steps.prepared.brain_volume_ml;
     figures.flags = steps.prepared.qc.flags.clone();
     let mut rng = case.rng("move");
-    figures.moved =
-        (0..settings.moves).map(|_| geometry::register_moved(&case.native, &steps, &settings.preprocess, &mut rng)).collect();
+    figures.moved = (0..settings.moves)
+        .map(|_| geometry::register_moved(&case.native, &steps, &settings.preprocess, &mut rng))
+        .collect();
     for [raw, corrected] in bias::put_on_and_off(&steps, &settings.preprocess.bias, &mut case.rng("bias")) {
         figures.bias_ratio.push(raw);
         figures.bias_ratio_corrected.push(corrected);
     }
-    figures.lesions = lesions::there_and_back(&steps.brain.mask, &case.native.grid, &steps.prepared.to_mni, &mut case.rng("lesion"));
+    figures.lesions =
+        lesions::there_and_back(&steps.brain.mask, &case.native.grid, &steps.prepared.to_mni, &mut case.rng("lesion"));
     (figures, Some(steps))
 }
 

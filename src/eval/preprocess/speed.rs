@@ -82,7 +82,8 @@ fn least(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<Measured> {
 
 /// Measures heads among `cases`; empty where there is none.
 pub(super) fn measure_all(cases: &[Case], cfg: &PreprocessConfig) -> Result<Speed> {
-    let heads = cases.iter().filter(|c| c.head != Some(false) && c.native.grid.spacing().iter().all(|&s| s > COARSE_MM));
+    let heads =
+        cases.iter().filter(|c| c.head != Some(false) && c.native.grid.spacing().iter().all(|&s| s > COARSE_MM));
     let heads: Vec<&Case> = heads.take(HEADS).collect();
     let Some(first) = heads.first() else { return Ok(Speed::default()) };
     let mut measured = heads.iter().map(|case| least(&case.bytes, cfg)).collect::<Result<Vec<_>>>()?;
@@ -100,9 +101,10 @@ pub(super) fn measure_all(cases: &[Case], cfg: &PreprocessConfig) -> Result<Spee
         for _ in 0..2 {
             let started = Instant::now();
             pool.install(|| {
-                queue.par_iter().with_max_len(1).try_for_each(|bytes| {
-                    preprocess::prepare(&bytes.decode(MAX_SCAN_BYTES)?.volume, cfg).map(drop)
-                })
+                queue
+                    .par_iter()
+                    .with_max_len(1)
+                    .try_for_each(|bytes| preprocess::prepare(&bytes.decode(MAX_SCAN_BYTES)?.volume, cfg).map(drop))
             })?;
             best = best.min(started.elapsed());
         }
@@ -139,7 +141,8 @@ fn one_millimetre(case: &Case) -> Volume<i16> {
 /// Most memory of a process that inspects this scan; `None` where this is not the command line program, or the system
 /// does not tell.
 fn peak_memory(scan: &[u8]) -> Result<Option<f64>> {
-    let Some(program) = std::env::current_exe().ok().filter(|p| p.file_stem().is_some_and(|s| s == "neurosieve")) else {
+    let Some(program) = std::env::current_exe().ok().filter(|p| p.file_stem().is_some_and(|s| s == "neurosieve"))
+    else {
         return Ok(None);
     };
     let path: PathBuf = std::env::temp_dir().join(format!("neurosieve-eval-{}.nii.gz", std::process::id()));

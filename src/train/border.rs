@@ -1,0 +1,217 @@
+//! The weights of the brain border's regression: `assets/brain_border.toml` is what [`fit`] gives.
+//!
+//! Takes whole heads with their brain masks; gives the text of the asset. Every head is seen as it is and in a few
+//! copies that another scanner could have made: turned, on voxels of another size, with another contrast, a bias field
+//! and noise. Each goes through preprocessing up to its registration, so that the regression learns from masks and maps
+//! as it will get them. The fit is a ridge-penalised logistic regression by iteratively reweighted least squares
+//! (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 4.4.1) in f64. Same heads, same text. Heads that
+//! preprocessing refuses or takes for bare brains teach nothing. Refuses a list without a usable head.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::preprocess::border::{FEATURES, Sight, Weights, trimmed};
+use crate::preprocess::prior::solve;
+use crate::preprocess::{self, PreprocessConfig};
+use crate::volume::resample::trilinear;
+use crate::volume::{Affine, Grid, Volume};
+
+/// Copies of every head beside itself.
+const COPIES: usize = 2;
+
+/// Voxels that are learnt from in every copy.
+const VOXELS: usize = 2000;
+
+/// Penalty on the squares of standardised weights, in voxels' worth of evidence.
+const RIDGE: f64 = 20.0;
+
+/// Rounds of reweighting; the weights settle after about ten.
+const ROUNDS: usize = 15;
+
+/// A constant beside the features.
+const TERMS: usize = FEATURES + 1;
+
+/// What one voxel looks like, and whether it is brain.
+type Example = ([f32; FEATURES], bool);
+
+/// The asset's text from heads and their brain masks (above 0 is brain), each on any grid in the head's world. `source`
+/// is a line on where they come from and under which licence, for the asset's reader.
+///
+/// # Errors
+/// [`Error::Config`] where no head could be learnt from.
+pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> Result<String> {
+    let views: Vec<Vec<Example>> = (0..cases.len() * (1 + COPIES))
+        .into_par_iter()
+        .map(|view| {
+            let (head, reference) = &cases[view / (1 + COPIES)];
+            if view % (1 + COPIES) == 0 {
+                return examples(head, reference, cfg);
+            }
+            let (head, reference) = copy(head, reference, &mut ChaCha8Rng::seed_from_u64(view as u64));
+            examples(&head, &reference, cfg)
+        })
+        .collect();
+    let used = views.iter().filter(|view| !view.is_empty()).count();
+    let examples = views.concat();
+    if examples.is_empty() {
+        return Err(Error::Config(
+            "no head to learn the brain's border from: give whole T1-weighted heads with their brain masks".into(),
+        ));
+    }
+    let weights = regression(&examples);
+    let right = examples.iter().filter(|(seen, brain)| (weights.log_odds(seen) > 0.0) == *brain).count();
+    let text = toml::to_string(&weights).map_err(|e| Error::Bug(format!("the weights are no TOML: {e}")))?;
+    Ok(format!(
+        "# The regression of src/preprocess/border.rs, fitted by src/train/border.rs.\n# Learnt from: {source}\n# {} heads, \
+         {used} views of them, {} voxels, {:.1} % of which it gets right.\n{text}",
+        cases.len(),
+        examples.len(),
+        100.0 * right as f64 / examples.len() as f64
+    ))
+}
+
+/// Evenly spread voxels around the border of the mask that preprocessing starts from.
+fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Example> {
+    let Ok(steps) = preprocess::steps(head, cfg) else { return Vec::new() };
+    if steps.brain.stripped_input {
+        return Vec::new();
+    }
+    let to_mni = &steps.registration.to_mni;
+    let mask = trimmed(&steps.first_mask, to_mni, &cfg.skull_strip);
+    let Some(sight) = Sight::new(&mask, &steps.working, to_mni) else { return Vec::new() };
+    let brain = Volume::new(reference.grid, reference.data.iter().map(|&v| u8::from(v > 0.0)).collect());
+    let brain = preprocess::mask_to(&brain, sight.grid(), &Affine::identity());
+    let seen: Vec<Example> =
+        brain.data.iter().enumerate().filter_map(|(i, &b)| Some((sight.features(i)?, b != 0))).collect();
+    let stride = (seen.len() / VOXELS).max(1);
+    seen.into_iter().step_by(stride).collect()
+}
+
+/// The head as another scanner could have taken it, and its mask: turned up to 30 degrees, on voxels of another size,
+/// with another contrast, a bias field and noise.
+fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volume) {
+    let native = head.grid.to_ras();
+    let middle = native.affine.apply(native.shape.map(|n| (n as f64 - 1.0) / 2.0));
+    let spacing = rng.random_range(0.9..2.0);
+    let shape = std::array::from_fn(|a| (native.shape[a] as f64 * native.spacing()[a] / spacing).ceil() as usize);
+    let scale = [[spacing, 0.0, 0.0, 0.0], [0.0, spacing, 0.0, 0.0], [0.0, 0.0, spacing, 0.0]];
+    let centred = Affine::translation(shape.map(|n| (1.0 - n as f64) / 2.0));
+    let affine = centred.then(&Affine::from_rows(scale)).then(&Affine::translation(middle));
+    let turn = turned(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
+    let turn = Affine::translation(middle.map(|c| -c)).then(&turn).then(&Affine::translation(middle));
+    let grid = Grid { shape, affine };
+    let mut image = trilinear(head, &grid, &turn);
+    acquire(&mut image, middle, rng);
+    (image, trilinear(reference, &grid, &turn))
+}
+
+/// The turn by these angles (radians) about x, then y, then z.
+fn turned(angles: [f64; 3]) -> Affine {
+    let mut map = Affine::identity();
+    for (axis, angle) in angles.into_iter().enumerate() {
+        let (sin, cos) = angle.sin_cos();
+        let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
+        let mut turn = Affine::identity();
+        (turn.0[a][a], turn.0[a][b], turn.0[b][a], turn.0[b][b]) = (cos, -sin, sin, cos);
+        map = map.then(&turn);
+    }
+    map
+}
+
+/// Another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
+fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
+    let top = image.data.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+    let power = rng.random_range(0.75f32..1.35);
+    let noise = rng.random_range(0.0f32..0.015);
+    let slope: [f64; 3] = std::array::from_fn(|_| rng.random_range(-0.001..0.001));
+    let [nx, ny, _] = image.grid.shape;
+    for (i, value) in image.data.iter_mut().enumerate() {
+        let p = image.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
+        let gain = (0..3).map(|a| slope[a] * (p[a] - middle[a])).sum::<f64>().exp() as f32;
+        // A sum of uniform numbers with variance 1; magnitudes are never negative.
+        let grain: f32 = (0..4).map(|_| rng.random_range(-0.866f32..0.866)).sum();
+        *value = top * ((*value / top).max(0.0).powf(power) * gain + noise * grain).abs();
+    }
+}
+
+/// The weights that make the examples most likely, less the penalty.
+fn regression(examples: &[Example]) -> Weights {
+    let n = examples.len() as f64;
+    let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
+        std::array::from_fn(|k| examples.iter().map(|(seen, _)| of(k, f64::from(seen[k]))).sum::<f64>() / n)
+    };
+    let mean = moment(&|_, v| v);
+    let deviation = moment(&|k, v| (v - mean[k]).powi(2)).map(|v| v.sqrt().max(1e-6));
+    let mut weights = [0.0; TERMS];
+    for _ in 0..ROUNDS {
+        let (mut normal, mut right) = ([[0.0; TERMS]; TERMS], [0.0; TERMS]);
+        for (seen, brain) in examples {
+            let terms: [f64; TERMS] = std::array::from_fn(|k| match k {
+                FEATURES => 1.0,
+                k => (f64::from(seen[k]) - mean[k]) / deviation[k],
+            });
+            let odds: f64 = terms.iter().zip(&weights).map(|(t, w)| t * w).sum();
+            let share = 1.0 / (1.0 + (-odds).exp());
+            // A floor under the curvature keeps the step short where all voxels seem sure.
+            let curvature = share * (1.0 - share) + 1e-4;
+            let miss = f64::from(u8::from(*brain)) - share;
+            for (i, row) in normal.iter_mut().enumerate() {
+                let weighted = curvature * terms[i];
+                row.iter_mut().zip(&terms).for_each(|(v, t)| *v += weighted * t);
+                right[i] += miss * terms[i];
+            }
+        }
+        for k in 0..TERMS {
+            normal[k][k] += RIDGE;
+            right[k] -= if k < FEATURES { RIDGE * weights[k] } else { 0.0 };
+        }
+        weights.iter_mut().zip(solve(normal, right)).for_each(|(w, step)| *w += step);
+    }
+    let raw: [f64; FEATURES] = std::array::from_fn(|k| weights[k] / deviation[k]);
+    let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
+    // Four decimals are more than the odds can tell apart, and make the asset readable.
+    let rounded = |w: f64| ((w * 1e4).round() / 1e4) as f32;
+    Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_regression_finds_the_weights_that_examples_were_drawn_from() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let truth: [f32; FEATURES] = std::array::from_fn(|k| if k < 4 { 1.5 - k as f32 } else { 0.0 });
+        let mut draw = || {
+            let seen: [f32; FEATURES] = std::array::from_fn(|_| rng.random_range(-2.0f32..2.0));
+            let odds = 0.5 + seen.iter().zip(&truth).map(|(v, w)| v * w).sum::<f32>();
+            (seen, rng.random_range(0.0f32..1.0) < 1.0 / (1.0 + (-odds).exp()))
+        };
+        let examples: Vec<Example> = (0..8000).map(|_| draw()).collect();
+        let found = regression(&examples);
+        // The standard error of a weight is about 0.03 here.
+        assert!((found.constant - 0.5).abs() < 0.15, "constant {}", found.constant);
+        for (k, (found, truth)) in found.features.iter().zip(truth).enumerate() {
+            assert!((found - truth).abs() < 0.15, "weight {k}: {found}, drawn from {truth}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_a_head_takes_its_mask_along() {
+        let affine = Affine::from_rows([[2.0, 0.0, 0.0, -60.0], [0.0, 2.0, 0.0, -60.0], [0.0, 0.0, 2.0, -60.0]]);
+        let grid = Grid { shape: [60; 3], affine };
+        let inside = |i: usize| [i % 60, i / 60 % 60, i / 3600].iter().all(|c| (20..35).contains(c));
+        let mask = Volume::new(grid, (0..grid.len()).map(|i| f32::from(u8::from(inside(i)))).collect());
+        let head = Volume::new(grid, mask.data.iter().map(|v| 100.0 * v).collect());
+        let (image, reference) = copy(&head, &mask, &mut ChaCha8Rng::seed_from_u64(5));
+        assert!(image.grid == reference.grid && image.grid != grid);
+        let ml = reference.data.iter().sum::<f32>() * reference.grid.voxel_ml() as f32;
+        assert!((ml / 27.0 - 1.0).abs() < 0.03, "{ml} ml of 27");
+        assert!(
+            image.data.iter().zip(&reference.data).all(|(&v, &m)| (v > 50.0) == (m > 0.5) || (0.2..0.8).contains(&m))
+        );
+        assert!(fit(&[(head, mask)], &PreprocessConfig::default(), "a cube").is_err());
+    }
+}
