@@ -18,6 +18,7 @@
 mod bias;
 pub(crate) mod border;
 mod conform;
+mod contrast;
 mod distance;
 mod morphology;
 mod normalize;
@@ -190,7 +191,8 @@ pub fn steps(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Steps> {
     timer.lap("register");
     qc::refuse_brain(&corrected, &first_mask, registration.ncc, &cfg.refuse)?;
     if !brain.stripped_input {
-        brain.mask = border::refine(&first_mask, &working, &to_mni, &cfg.skull_strip);
+        let t1_like = contrast::t1_like(&working, &first_mask);
+        brain.mask = border::refine(&first_mask, &t1_like, &to_mni, &cfg.skull_strip);
     }
     timer.lap("refine");
 

@@ -1,15 +1,17 @@
 //! Tells a scan whose skull is already removed from a whole head.
 //!
-//! Takes the native scan; gives the brain mask on the 2 mm working grid where the input is a bare
+//! Takes the native scan, all voxels finite; gives the brain mask on the 2 mm working grid where the input is a bare
 //! brain, `None` where it is a head. A bare brain differs from a head, also from a head whose air was set to zero or
-//! whose face was removed, in two things: a large part of the field of view is exactly the background value, and what
-//! is left has the volume of a brain. An adult head down to the chin holds more than 3 litres.
+//! whose face was removed, in three things: a large part of the field of view holds the background value, but for the
+//! ringing of an interpolation; what is left has the volume of a brain, an adult head down to the chin holding more
+//! than 3 litres; and it is one piece, whereas zeroed bone parts a head into brain and scalp.
 
 use serde::{Deserialize, Serialize};
 
 use super::conform::{SPACING_MM, working_volume};
 use super::distance::signed_distance;
 use super::morphology::{close, count, fill_holes, largest_component};
+use super::percentile;
 use crate::volume::resample::nearest;
 use crate::volume::{Affine, Grid, Volume};
 
@@ -17,8 +19,16 @@ use crate::volume::{Affine, Grid, Volume};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StrippedConfig {
-    /// Smallest share of voxels at exactly the background value (0..1).
+    /// Smallest share of voxels at the background value (0..1).
     pub background_min: f64,
+    /// The same where the scan is cropped to the brain: next to nothing of it touches the border.
+    pub cropped_background_min: f64,
+    /// Largest share of the border's voxels (0..1) that the brain of such a scan may touch.
+    pub border_max: f64,
+    /// Departure from the background value that still is background, as a share of the range of intensities (0..1).
+    pub tolerance: f32,
+    /// Smallest share of the foreground that is one piece (0..1).
+    pub one_piece_min: f64,
     /// Smallest volume of the foreground in ml.
     pub volume_min_ml: f64,
     /// Largest volume of the foreground in ml: above it, it is a head.
@@ -27,31 +37,77 @@ pub struct StrippedConfig {
 
 impl Default for StrippedConfig {
     fn default() -> Self {
-        Self { background_min: 0.4, volume_min_ml: 400.0, volume_max_ml: 2300.0 }
+        Self {
+            background_min: 0.4,
+            cropped_background_min: 0.2,
+            border_max: 0.2,
+            tolerance: 0.01,
+            one_piece_min: 0.9,
+            volume_min_ml: 400.0,
+            // Brains stretched to MNI space hold 1.9 l. A few defaced IXI heads that were also cut off below the brain hold
+            // less than 2050 ml in cleaned air and still pass for bare.
+            volume_max_ml: 2050.0,
+        }
     }
 }
 
 /// The brain mask on the working grid where `native` already is a bare brain; `None` for a whole head.
 pub fn stripped_brain(native: &Volume, cfg: &StrippedConfig) -> Option<Volume<u8>> {
-    let background = background_value(native);
-    let empty = native.data.iter().filter(|&&v| v == background).count();
-    if (empty as f64) < cfg.background_min * native.data.len() as f64 {
+    let foreground = foreground(native, cfg.tolerance);
+    let empty = foreground.data.iter().filter(|&&v| v == 0.0).count() as f64 / foreground.data.len() as f64;
+    if empty < cfg.cropped_background_min {
         return None;
     }
-    let foreground = native.data.iter().map(|&v| f32::from(u8::from(v != background))).collect();
+    if empty < cfg.background_min && on_border(&foreground) > cfg.border_max {
+        return None;
+    }
     // Through the same interpolation as the image: at least half of a working voxel is foreground.
-    let share = working_volume(&Volume::new(native.grid, foreground));
+    let share = working_volume(&foreground);
     let foreground = Volume::new(share.grid, share.data.iter().map(|&s| u8::from(s >= 0.5)).collect());
-    let piece = fill_holes(&close(&largest_component(&foreground), 1));
+    let largest = largest_component(&foreground);
+    if (count(&largest) as f64) < cfg.one_piece_min * count(&foreground) as f64 {
+        return None;
+    }
+    let piece = fill_holes(&close(&largest, 1));
     let ml = count(&piece) as f64 * piece.grid.voxel_ml();
     (cfg.volume_min_ml..=cfg.volume_max_ml).contains(&ml).then_some(piece)
+}
+
+/// 1 where the scan departs from its background value, 0 elsewhere.
+fn foreground(native: &Volume, tolerance: f32) -> Volume {
+    // A few hundred thousand voxels tell a percentile well enough.
+    let stride = (native.data.len() / 200_000).max(1) | 1;
+    let mut some: Vec<f32> = native.data.iter().copied().step_by(stride).collect();
+    let low = percentile(&mut some, 0.02);
+    let within = tolerance * (percentile(&mut some, 0.98) - low);
+    let near = |value: f32| native.data.iter().filter(|&&v| (v - value).abs() <= within).count();
+    // What stands for "nothing here" is 0 or, below all tissue but an undershoot or two, some other value.
+    let background = if near(low) > near(0.0) { low } else { 0.0 };
+    Volume::new(native.grid, native.data.iter().map(|v| f32::from(u8::from((v - background).abs() > within))).collect())
+}
+
+/// The share of the voxels on the six faces of the grid that are foreground.
+fn on_border(foreground: &Volume) -> f64 {
+    let shape @ [nx, ny, _] = foreground.grid.shape;
+    let (mut all, mut touched) = (0usize, 0usize);
+    for (i, &v) in foreground.data.iter().enumerate() {
+        let index = [i % nx, i / nx % ny, i / (nx * ny)];
+        if index.iter().zip(shape).any(|(&c, n)| c == 0 || c + 1 == n) {
+            all += 1;
+            touched += usize::from(v != 0.0);
+        }
+    }
+    touched as f64 / all.max(1) as f64
 }
 
 /// The space that a bare brain fills, sulci included: its foreground, closed over gaps of twice `sulcus_mm` and filled,
 /// on a 2 mm world-aligned grid that reaches `margin_mm` beyond the scan. `None` where the foreground is not one piece
 /// of a brain's volume.
 pub fn brain_hull(native: &Volume, sulcus_mm: f32, margin_mm: f64) -> Option<Volume<u8>> {
-    let brain = stripped_brain(native, &StrippedConfig { background_min: 0.0, ..StrippedConfig::default() })?;
+    let brain = stripped_brain(
+        native,
+        &StrippedConfig { background_min: 0.0, cropped_background_min: 0.0, ..StrippedConfig::default() },
+    )?;
     let room = (margin_mm / SPACING_MM).ceil();
     let grid = Grid {
         shape: brain.grid.shape.map(|n| n + 2 * room as usize),
@@ -63,13 +119,6 @@ pub fn brain_hull(native: &Volume, sulcus_mm: f32, margin_mm: f64) -> Option<Vol
         Volume::new(grid, distance.data.iter().map(|&d| u8::from(d <= mm)).collect::<Vec<u8>>())
     };
     Some(fill_holes(&near(&near(&brain, sulcus_mm), -sulcus_mm)))
-}
-
-/// The value that stands for "nothing here": 0 or the minimum, whichever more voxels have.
-fn background_value(volume: &Volume) -> f32 {
-    let minimum = volume.data.iter().copied().fold(f32::INFINITY, f32::min);
-    let with = |value: f32| volume.data.iter().filter(|&&v| v == value).count();
-    if with(minimum) > with(0.0) { minimum } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -99,6 +148,34 @@ mod tests {
         let ball_ml = 4.0 / 3.0 * std::f64::consts::PI * 6.7f64.powi(3);
         assert!((count(&mask) as f64 * 0.008 / ball_ml - 1.0).abs() < 0.01);
         assert!(recognised(&ball(67.0, |_| -1024.0)), "a negative background is a background");
+    }
+
+    #[test]
+    fn ringing_and_a_tight_crop_leave_a_bare_brain_what_it_is() {
+        let ringing = |i: usize| 0.009 * 100.0 * ((i * 7919 % 101) as f32 / 50.0 - 1.0);
+        assert!(recognised(&ball(67.0, ringing)), "a background that rings by less than 1 %");
+        assert!(recognised(&ball(67.0, |i| -1.0 + ringing(i) / 9.0)), "ringing around a negative background");
+        // A rounded box of 1070 ml that just reaches all six faces of its grid and leaves three tenths of it empty.
+        let grid = Grid { shape: [55, 67, 51], affine: ball(1.0, |_| 0.0).grid.affine };
+        let data = (0..grid.len()).map(|i| {
+            let index = [i % 55, i / 55 % 67, i / 3685];
+            let off: [f64; 3] = std::array::from_fn(|a| (2.0 * index[a] as f64 + 1.0) / grid.shape[a] as f64 - 1.0);
+            if off.iter().map(|c| c.abs().powi(3)).sum::<f64>() < 1.0 { 100.0 } else { 0.0 }
+        });
+        let cropped = Volume::new(grid, data.collect());
+        let empty = cropped.data.iter().filter(|&&v| v == 0.0).count() as f64 / grid.len() as f64;
+        assert!(empty < 0.4 && recognised(&cropped), "{empty} of a tight crop is background");
+    }
+
+    #[test]
+    fn a_head_whose_bone_was_zeroed_with_its_air_is_not_a_bare_brain() {
+        let mut head = ball(67.0, |_| 0.0);
+        let scalp = ball(82.0, |_| 0.0);
+        let skull = ball(75.0, |_| 0.0);
+        for (v, (s, k)) in head.data.iter_mut().zip(scalp.data.iter().zip(&skull.data)) {
+            *v += s - k;
+        }
+        assert!(!recognised(&head), "brain and scalp are two pieces");
     }
 
     #[test]
