@@ -23,15 +23,38 @@ const ON_BORDER: f64 = 1e-6;
 /// Trilinear interpolation of `src` on `target`. `target_to_source` takes target world mm to source
 /// world mm; [`Affine::identity`] where both lie in the same world.
 pub fn trilinear(src: &Volume<f32>, target: &Grid, target_to_source: &Affine) -> Volume<f32> {
+    if meets_centres(&src.grid, target, target_to_source) {
+        return nearest(src, target, target_to_source);
+    }
+    interpolate(src, target, target_to_source, None)
+}
+
+/// As [`trilinear`], but only where `wanted`, on `target`, is not 0; 0 elsewhere.
+///
+/// # Panics
+/// If `wanted` is not on `target`.
+pub fn trilinear_within(src: &Volume<f32>, wanted: &Volume<u8>, target_to_source: &Affine) -> Volume<f32> {
+    interpolate(src, &wanted.grid, target_to_source, Some(&wanted.data))
+}
+
+/// Whether every voxel of `target` falls on a voxel centre of `source`: axes permuted or flipped, shifted by whole
+/// voxels. Then there is nothing to interpolate.
+fn meets_centres(source: &Grid, target: &Grid, target_to_source: &Affine) -> bool {
+    let Some(to_index) = source.affine.inverse() else { return false };
+    let map = target.affine.then(target_to_source).then(&to_index);
+    map.0.iter().flatten().all(|v| (v - v.round()).abs() < 1e-9)
+}
+
+fn interpolate(src: &Volume<f32>, target: &Grid, target_to_source: &Affine, wanted: Option<&[u8]>) -> Volume<f32> {
     let thick = thickened(src);
     let [nx, ny, nz] = thick.grid.shape;
     let (row, slab) = (nx, nx * ny);
     // The last centre belongs to the cell before it, with weight 1 on its far side.
     let highest = [nx, ny, nz].map(|n| n.saturating_sub(2));
     let data = thick.data.as_slice();
-    sample(&src.grid, target, target_to_source, |p| {
-        let cell: [usize; 3] = std::array::from_fn(|a| (p[a] as usize).min(highest[a]));
-        let [fx, fy, fz]: [f32; 3] = std::array::from_fn(|a| (p[a] - cell[a] as f64) as f32);
+    sample(&src.grid, target, target_to_source, wanted, |p| {
+        let cell: [usize; 3] = std::array::from_fn(|a| p[a].cell().min(highest[a]));
+        let [fx, fy, fz]: [f32; 3] = std::array::from_fn(|a| p[a].beyond(cell[a]));
         let corner = cell[0] + cell[1] * row + cell[2] * slab;
         let along_x = |at: usize| {
             let pair = &data[at..at + 2];
@@ -61,19 +84,47 @@ pub fn nearest<T>(src: &Volume<T>, target: &Grid, target_to_source: &Affine) -> 
 where
     T: Copy + Default + Send + Sync,
 {
+    let [nx, ny, _] = src.grid.shape;
     let last = src.grid.shape.map(|n| n.saturating_sub(1));
-    sample(&src.grid, target, target_to_source, |p| {
-        let [x, y, z] = std::array::from_fn(|a| ((p[a] + 0.5) as usize).min(last[a]));
-        src.at(x, y, z)
+    sample(&src.grid, target, target_to_source, None, |p| {
+        let [x, y, z] = std::array::from_fn(|a| p[a].plus_half().cell().min(last[a]));
+        src.data[x + nx * (y + ny * z)]
     })
 }
 
-/// Calls `value` with the source index of each target voxel in the box of voxel centres, which it leaves by at most
-/// [`ON_BORDER`]; `T::default()` for those outside it.
-fn sample<T, F>(source: &Grid, target: &Grid, target_to_source: &Affine, value: F) -> Volume<T>
+/// A position along one axis of the source in voxels, in steps of 2^-32: along a row of the target it is a sum of whole
+/// numbers, which costs a third of what converting a float per voxel does.
+#[derive(Debug, Clone, Copy)]
+struct Fixed(i64);
+
+impl Fixed {
+    const ONE: f64 = (1u64 << 32) as f64;
+
+    fn of(position: f64) -> Self {
+        Self((position * Self::ONE).round() as i64)
+    }
+
+    fn plus_half(self) -> Self {
+        Self(self.0 + (1 << 31))
+    }
+
+    /// The centre at or below it; those below the first centre, by the tolerance, count as on it.
+    fn cell(self) -> usize {
+        (self.0.max(0) >> 32) as usize
+    }
+
+    /// How far it lies beyond a centre, in voxels.
+    fn beyond(self, cell: usize) -> f32 {
+        (self.0 - ((cell as i64) << 32)).max(0) as f32 * (1.0 / Self::ONE) as f32
+    }
+}
+
+/// Calls `value` with the source position of each target voxel in the box of voxel centres, which it leaves by at most
+/// [`ON_BORDER`]; `T::default()` for those outside it, and for those where `wanted` is 0.
+fn sample<T, F>(source: &Grid, target: &Grid, target_to_source: &Affine, wanted: Option<&[u8]>, value: F) -> Volume<T>
 where
     T: Copy + Default + Send + Sync,
-    F: Fn([f64; 3]) -> T + Sync,
+    F: Fn([Fixed; 3]) -> T + Sync,
 {
     let mut out = Volume::zeros(*target);
     let Some(to_index) = source.affine.inverse() else { return out };
@@ -83,15 +134,21 @@ where
     let map = target.affine.then(target_to_source).then(&to_index);
     let last = source.shape.map(|n| n as f64 - 1.0);
     let step = map.0.map(|row| row[0]);
+    let fixed_step = step.map(Fixed::of);
     let [nx, ny, _] = target.shape;
+    assert!(wanted.is_none_or(|wanted| wanted.len() == out.data.len()), "the mask is not on the target's grid");
     out.data.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
         for (y, row) in slab.chunks_mut(nx).enumerate() {
             let start = map.apply([0.0, y as f64, z as f64]);
             // The voxels of a row lie on a line, which meets the box in one piece: no test per voxel.
             let Some((from, to)) = inside(start, step, last, nx) else { continue };
-            for (x, voxel) in (from..to).zip(&mut row[from..to]) {
-                let x = x as f64;
-                *voxel = value(std::array::from_fn(|a| start[a] + x * step[a]));
+            let mut at: [Fixed; 3] = std::array::from_fn(|a| Fixed::of(start[a] + from as f64 * step[a]));
+            let wanted = wanted.map(|wanted| &wanted[nx * (y + ny * z)..][from..to]);
+            for (x, voxel) in row[from..to].iter_mut().enumerate() {
+                if wanted.is_none_or(|wanted| wanted[x] != 0) {
+                    *voxel = value(at);
+                }
+                at = std::array::from_fn(|a| Fixed(at[a].0 + fixed_step[a].0));
             }
         }
     });
