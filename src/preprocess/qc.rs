@@ -246,7 +246,7 @@ mod tests {
     fn snr_and_shape_of_a_phantom_are_those_it_was_made_with() {
         let (head, brain) = phantom(5.0, 0.0);
         let qc = judged(&head.grid, &head, &brain, 1.0, 0.9);
-        assert!((qc.snr / 20.0 - 1.0).abs() < 0.1, "SNR {}, made with 100 / 5", qc.snr);
+        assert!((qc.snr / 20.0 - 1.0).abs() < 0.2, "SNR {}, made with 100 / 5", qc.snr);
         assert!((qc.cnr / 6.0 - 1.0).abs() < 0.2, "CNR {}, made with 30 / 5", qc.cnr);
         assert!((qc.mask_ratio / (55f32 / 70.0).powi(3) - 1.0).abs() < 0.06, "ratio {}", qc.mask_ratio);
         assert!((qc.mask_sphericity - 1.0).abs() < 0.05, "sphericity of a ball: {}", qc.mask_sphericity);
