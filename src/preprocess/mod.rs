@@ -25,7 +25,7 @@ mod normalize;
 pub(crate) mod prior;
 mod qc;
 mod region;
-mod register;
+pub(crate) mod register;
 mod skull_strip;
 mod stripped;
 mod surface;

@@ -6,6 +6,7 @@
 
 use std::sync::LazyLock;
 
+use super::register::linear::solve_damped;
 use crate::volume::{Affine, Volume, nifti};
 
 /// More than the embedded file unpacked.
@@ -19,6 +20,9 @@ const TRUST_MM: [f64; 2] = [12.0, 5.0];
 
 /// Length in mm that makes rotations and scales count like shifts.
 const ARM_MM: f64 = 70.0;
+
+/// Share of its diagonal added to the normal matrix.
+const DAMPING: f64 = 0.01;
 
 /// Signed distances to the template brain's surface.
 pub struct Prior {
@@ -93,10 +97,7 @@ impl Prior {
                     right[i] -= weighted * distance;
                 }
             }
-            for (i, row) in normal.iter_mut().enumerate() {
-                row[i] = 1.01 * row[i] + f64::MIN_POSITIVE;
-            }
-            let step = solve(normal, right);
+            let Some(step) = solve_damped(normal, right, DAMPING) else { break };
             for (row, change) in map.iter_mut().zip(step.chunks(4)) {
                 let slope: [f64; 3] = std::array::from_fn(|k| change[k] / ARM_MM);
                 row.iter_mut().zip(slope).for_each(|(v, s)| *v += s);
@@ -122,23 +123,6 @@ fn surface(mask: &Volume<u8>) -> Vec<[f64; 3]> {
         }
     }
     points
-}
-
-/// Solves a symmetric positive definite system by Gaussian elimination.
-pub(crate) fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64; N] {
-    for i in 0..N {
-        let pivot = matrix[i];
-        for r in i + 1..N {
-            let factor = matrix[r][i] / pivot[i];
-            matrix[r].iter_mut().zip(&pivot).for_each(|(v, p)| *v -= factor * p);
-            right[r] -= factor * right[i];
-        }
-    }
-    for i in (0..N).rev() {
-        let known: f64 = (i + 1..N).map(|c| matrix[i][c] * right[c]).sum();
-        right[i] = (right[i] - known) / matrix[i][i];
-    }
-    right
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::preprocess::border::{FEATURES, Sight, Weights, trimmed};
-use crate::preprocess::prior::solve;
+use crate::preprocess::register::linear::solve_damped;
 use crate::preprocess::{self, PreprocessConfig};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
@@ -167,7 +167,8 @@ fn regression(examples: &[Example]) -> Weights {
             normal[k][k] += RIDGE;
             right[k] -= if k < FEATURES { RIDGE * weights[k] } else { 0.0 };
         }
-        weights.iter_mut().zip(solve(normal, right)).for_each(|(w, step)| *w += step);
+        let Some(steps) = solve_damped(normal, right, 0.0) else { break };
+        weights.iter_mut().zip(steps).for_each(|(w, step)| *w += step);
     }
     let raw: [f64; FEATURES] = std::array::from_fn(|k| weights[k] / deviation[k]);
     let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();

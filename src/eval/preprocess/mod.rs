@@ -132,7 +132,7 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
     if let Some(split) = &settings.split {
         selection.participants = BTreeMap::from([("split".to_owned(), vec![split.clone()])]);
     }
-    let cases = load(&location, &selection, &participants).await?;
+    let cases = load(&location, &selection, &participants, |_| true).await?;
     if cases.is_empty() {
         return Err(Error::Config(
             "the cohort has no T1w scan to evaluate on; `neurosieve cohort` shows what it has, and --split chooses by the \
@@ -141,8 +141,8 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
         ));
     }
     // Bare brains at their native resolution are few: all of the cohort are taken, whatever their split.
-    let fine = load(&location, &Selection::default(), &participants).await?;
-    let fine: Vec<Case> = fine.into_iter().filter(|case| case.head == Some(false) && is_fine(&case.native)).collect();
+    let mut fine = load(&location, &Selection::default(), &participants, |head| head == Some(false)).await?;
+    fine.retain(|case| is_fine(&case.native));
 
     eprintln!("{} scans of {}, {} bare brains for synthetic skulls", cases.len(), settings.cohort, fine.len());
     let speed = speed::measure_all(&cases, &settings.preprocess)?;
@@ -177,20 +177,30 @@ pub async fn heads_with_masks(cohort: &str, split: &str, nth: usize) -> Result<V
         participants: BTreeMap::from([("split".to_owned(), vec![split.to_owned()])]),
         ..Selection::default()
     };
-    let cases = load(&location, &selection, &participants).await?;
-    let heads = cases.into_iter().filter(|case| case.head != Some(false));
-    Ok(heads.filter_map(|case| Some((case.native, case.reference?))).step_by(nth.max(1)).collect())
+    let cases = load(&location, &selection, &participants, |head| head != Some(false)).await?;
+    Ok(cases.into_iter().filter_map(|case| Some((case.native, case.reference?))).step_by(nth.max(1)).collect())
 }
 
 fn is_fine(native: &Volume) -> bool {
     native.grid.spacing().iter().all(|&mm| mm <= FINE_MM)
 }
 
-/// Reads scans and what is known of them.
-async fn load(location: &Location, selection: &Selection, participants: &Participants) -> Result<Vec<Case>> {
+/// Reads scans and what is known of them; those only that `wanted` takes, which is told whether the cohort says that a
+/// scan is a whole head.
+async fn load(
+    location: &Location,
+    selection: &Selection,
+    participants: &Participants,
+    wanted: impl Fn(Option<bool>) -> bool,
+) -> Result<Vec<Case>> {
     let listing = cohort::list(location, location.name(), selection).await?;
     let mut cases = Vec::new();
     for entry in listing.selected {
+        let about = |column: &str| entry.subject.as_deref().and_then(|subject| participants.value(subject, column));
+        let head = about("skull").map(|skull| skull == "yes");
+        if !wanted(head) {
+            continue;
+        }
         let bytes = cohort::read(location, &entry, MAX_SCAN_BYTES).await?;
         let native = match bytes.decode(MAX_SCAN_BYTES) {
             Ok(decoded) => decoded.volume,
@@ -199,8 +209,6 @@ async fn load(location: &Location, selection: &Selection, participants: &Partici
                 continue;
             }
         };
-        let about = |column: &str| entry.subject.as_deref().and_then(|subject| participants.value(subject, column));
-        let head = about("skull").map(|skull| skull == "yes");
         let site = about("source").unwrap_or("one site").to_owned();
         let reference = match reference_mask(location, &entry.uri).await? {
             // What is left of a bare brain is its own reference.

@@ -5,7 +5,7 @@ const RIDGE: f64 = 1e-9;
 
 /// Solves `matrix x = right` for a symmetric positive definite matrix by Cholesky's decomposition, with `damping`
 /// times its diagonal added. `None` where the matrix is not positive definite or not finite.
-pub(super) fn solve_damped<const N: usize>(matrix: [[f64; N]; N], right: [f64; N], damping: f64) -> Option<[f64; N]> {
+pub(crate) fn solve_damped<const N: usize>(matrix: [[f64; N]; N], right: [f64; N], damping: f64) -> Option<[f64; N]> {
     let mut lower = [[0.0; N]; N];
     for r in 0..N {
         for c in 0..=r {

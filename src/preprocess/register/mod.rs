@@ -12,7 +12,7 @@
 
 mod fit;
 mod levels;
-mod linear;
+pub(crate) mod linear;
 mod pose;
 
 use serde::{Deserialize, Serialize};
