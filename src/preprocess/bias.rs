@@ -210,9 +210,9 @@ impl Samples {
         }
         let mut log = vec![0.0; shape.iter().product()];
         inside.iter().for_each(|&i| log[i] = image.data[at(i)].ln());
-        let mut values: Vec<f32> = inside.iter().map(|&i| log[i]).collect();
-        let range = cfg.range.map(|q| percentile(&mut values, q));
-        let starts = TISSUE_PERCENTILES.map(|q| percentile(&mut values, q));
+        let values: Vec<f32> = inside.iter().map(|&i| log[i]).collect();
+        let range = cfg.range.map(|q| percentile(&values, q));
+        let starts = TISSUE_PERCENTILES.map(|q| percentile(&values, q));
         inside.retain(|&i| (range[0]..=range[1]).contains(&log[i]));
         (range[0] < range[1]).then_some(Self { step, first, shape, spacing, log, brain: inside, range, starts })
     }

@@ -210,9 +210,9 @@ impl Levels {
     /// `None` where the mask is not brighter than the background.
     fn of(head: &Volume, mask: &Volume<u8>) -> Option<Self> {
         // Every seventh voxel tells a percentile as well as all.
-        let background = percentile(&mut head.data.iter().copied().step_by(7).collect::<Vec<f32>>(), 0.02);
+        let background = percentile(&head.data.iter().copied().step_by(7).collect::<Vec<f32>>(), 0.02);
         let inside = head.data.iter().zip(&mask.data).filter(|&(_, &m)| m != 0);
-        let white = percentile(&mut inside.map(|(&v, _)| v).collect::<Vec<f32>>(), 0.8);
+        let white = percentile(&inside.map(|(&v, _)| v).collect::<Vec<f32>>(), 0.8);
         (white > background).then(|| Self { background, per_unit: 1.0 / (white - background) })
     }
 
@@ -231,7 +231,7 @@ impl Levels {
                 }
             }
         }
-        let [deep, rim] = layers.map(|mut layer| percentile(&mut layer, 0.5));
+        let [deep, rim] = layers.map(|layer| percentile(&layer, 0.5));
         deep > rim
     }
 

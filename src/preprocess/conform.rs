@@ -40,18 +40,28 @@ pub(super) fn world_box(grid: &Grid) -> [[f64; 2]; 3] {
     bounds
 }
 
-/// `native` on a world-aligned 2 mm RAS lattice that covers its whole field of view.
-pub(super) fn working_volume(native: &Volume) -> Volume {
-    on_working_grid(&coarsened(native))
+/// A scan on the working grid, a world-aligned 2 mm RAS lattice that covers its whole field of view.
+#[derive(Debug)]
+pub(super) struct Conformed<'a> {
+    pub working: Volume,
+    /// The scan with voxels of about 2 mm, in RAS order, where it is more than the working grid holds: one interpolation
+    /// from it to the model's grid is less blur than two.
+    pub finer: Option<Cow<'a, Volume>>,
 }
 
-/// As [`working_volume`], for a scan that has been through [`coarsened`].
-pub(super) fn on_working_grid(scan: &Volume) -> Volume {
+/// `native` on the working grid.
+pub(super) fn conformed(native: &Volume) -> Conformed<'_> {
     // Starting on a voxel centre keeps world-aligned 2 mm and 1 mm scans free of the blur of interpolation.
-    let bounds = world_box(&scan.grid);
+    let coarse = coarsened(native);
+    let bounds = world_box(&coarse.grid);
     let shape = bounds.map(|[low, high]| ((high - low) / SPACING_MM + 1e-6).floor() as usize + 1);
     let grid = Grid { shape, affine: lattice(bounds.map(|[low, _]| low)) };
-    trilinear(scan, &grid, &Affine::identity())
+    // Rows along x, as in the grids it is interpolated on, are read faster than rows across its storage.
+    let ras = if coarse.grid.to_ras() == coarse.grid { coarse } else { Cow::Owned(coarse.reoriented_ras()) };
+    if ras.grid.shape == grid.shape && ras.grid.affine.is_close(&grid.affine, 1e-6) {
+        return Conformed { working: Volume::new(grid, ras.into_owned().data), finer: None };
+    }
+    Conformed { working: trilinear(&ras, &grid, &Affine::identity()), finer: Some(ras) }
 }
 
 /// A mask on another grid: 1 where at least half of it is there. `to_mask` takes world mm of `grid` to those of `mask`.
@@ -65,7 +75,7 @@ pub fn mask_to(mask: &Volume<u8>, grid: &Grid, to_mask: &Affine) -> Volume<u8> {
 }
 
 /// Means of whole blocks of voxels, as many along each axis as fit into 2 mm; unchanged where none fit twice.
-pub(super) fn coarsened(volume: &Volume) -> Cow<'_, Volume> {
+fn coarsened(volume: &Volume) -> Cow<'_, Volume> {
     let spacing = volume.grid.spacing();
     let [fx, fy, fz] = spacing.map(|s| ((SPACING_MM / s + 1e-3).floor() as usize).max(1));
     let [nx, ny, nz] = volume.grid.shape;
@@ -108,7 +118,7 @@ mod tests {
         let affine = Affine::from_rows([[-1.0, 0.0, 0.0, 40.0], [0.0, 1.0, 0.0, -10.0], [0.0, 0.0, 1.0, 5.0]]);
         let grid = Grid { shape: [80, 20, 20], affine };
         let data = (0..grid.len()).map(|i| 40.0 - (i % 80) as f32).collect();
-        let volume = working_volume(&Volume::new(grid, data));
+        let volume = conformed(&Volume::new(grid, data)).working;
         assert_eq!(volume.grid.orientation(), "RAS");
         let [nx, ny, nz] = volume.grid.shape;
         for x in 1..nx - 1 {

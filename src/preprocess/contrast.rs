@@ -26,8 +26,8 @@ const FOLD: [[f32; 2]; 5] = [[0.1, 0.0], [0.4, 0.45], [0.8, 1.0], [1.1, 0.7], [1
 
 /// `head` where fluid is dark in it; its fold to T1-like contrast where fluid is bright.
 pub(super) fn t1_like<'a>(head: &'a Volume, brain: &Volume<u8>) -> Cow<'a, Volume> {
-    let mut inside = values(head, brain);
-    let (median, bright) = (percentile(&mut inside, 0.5), percentile(&mut inside, 0.95));
+    let inside = values(head, brain);
+    let (median, bright) = (percentile(&inside, 0.5), percentile(&inside, 0.95));
     if median <= 0.0 || bright < FLUID_MIN * median || !rim_is_brighter(head, brain) {
         return Cow::Borrowed(head);
     }
@@ -39,7 +39,7 @@ fn rim_is_brighter(head: &Volume, brain: &Volume<u8>) -> bool {
     let eroded = |mm: f64| erode(brain, (mm / head.grid.spacing()[0]).round() as usize);
     let mut rim = eroded(RIM_MM);
     rim.data.iter_mut().zip(&brain.data).for_each(|(v, b)| *v = b & !*v);
-    let median = |mask: &Volume<u8>| percentile(&mut values(head, mask), 0.5);
+    let median = |mask: &Volume<u8>| percentile(&values(head, mask), 0.5);
     median(&rim) > median(&eroded(INSIDE_MM))
 }
 

@@ -107,14 +107,21 @@ const SURELY: f32 = 0.85;
 /// Fewest voxels (8 ml) that stand for a tissue.
 const TISSUE_MIN_VOXELS: usize = 1000;
 
-/// Scales `image` in place. False where the brain is not brighter than air, or has no contrast, which leaves nothing to
-/// scale.
-pub fn normalize(image: &mut Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> bool {
-    let Some(scale) = Scale::find(image, brain, cfg) else { return false };
-    for (v, &b) in image.data.iter_mut().zip(&brain.data) {
-        *v = if b != 0 { scale.apply(*v).clamp(0.0, 1.0) } else { 0.0 };
-    }
-    true
+/// `image` on the scale 0..1; 0 outside `brain`. `None` where the brain is not brighter than air, or has no contrast,
+/// which leaves nothing to scale.
+pub fn normalize(image: &Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> Option<Volume> {
+    let inside = voxels(brain);
+    let scale = Scale::find(image, brain, &inside, cfg)?;
+    let mut scaled = Volume::zeros(image.grid);
+    inside.iter().for_each(|&i| scaled.data[i] = scale.apply(image.data[i]).clamp(0.0, 1.0));
+    Some(scaled)
+}
+
+/// The voxels of a mask. Most of a mask is empty, and whole lines of it are passed over at once.
+fn voxels(mask: &Volume<u8>) -> Vec<usize> {
+    const LINE: usize = 32;
+    let lines = mask.data.chunks(LINE).enumerate().filter(|(_, line)| line.iter().fold(0, |any, v| any | v) != 0);
+    lines.flat_map(|(at, line)| (0..line.len()).filter(|&i| line[i] != 0).map(move |i| at * LINE + i)).collect()
 }
 
 /// A monotone, piecewise linear map; beyond its ends the outer pieces go on.
@@ -124,12 +131,12 @@ struct Scale {
 }
 
 impl Scale {
-    fn find(image: &Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> Option<Self> {
-        let inside = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0);
-        let mut values: Vec<f32> = inside.map(|(&v, _)| v).collect();
+    /// `inside` are the voxels of `brain`.
+    fn find(image: &Volume, brain: &Volume<u8>, inside: &[usize], cfg: &NormalizeConfig) -> Option<Self> {
+        let values: Vec<f32> = inside.iter().map(|&i| image.data[i]).collect();
         let knots = match cfg.method {
             NormalizeMethod::Percentile => {
-                let white = percentile(&mut values, cfg.white_matter_percentile);
+                let white = percentile(&values, cfg.white_matter_percentile);
                 vec![[0.0, 0.0], [white, cfg.white_matter_level]]
             }
             NormalizeMethod::WhiteStripe => {
@@ -137,7 +144,7 @@ impl Scale {
                 vec![[mode - spread, cfg.white_matter_level - cfg.white_stripe_gain], [mode, cfg.white_matter_level]]
             }
             NormalizeMethod::Nyul => {
-                let mut ranks = NYUL_PERCENTILES.map(|q| percentile(&mut values, q)).to_vec();
+                let mut ranks = NYUL_PERCENTILES.map(|q| percentile(&values, q)).to_vec();
                 ranks.dedup();
                 if ranks.len() < NYUL_PERCENTILES.len() {
                     return None;
@@ -146,7 +153,7 @@ impl Scale {
             }
             NormalizeMethod::Tissue => {
                 let [grey, white] = tissue_medians(image, brain)?;
-                let fluid = percentile(&mut values, cfg.fluid_percentile);
+                let fluid = percentile(&values, cfg.fluid_percentile);
                 let levels = [cfg.fluid_level, cfg.grey_matter_level, cfg.white_matter_level];
                 let knots = [fluid, grey, white].into_iter().zip(levels).map(|(from, to)| [from, to]);
                 std::iter::once([0.0, 0.0]).chain(knots).collect()
@@ -157,7 +164,7 @@ impl Scale {
         }
         // Grey matter brighter than white, as in FLAIR and T2w: its tissues have no place on a T1w scale.
         let percentile = NormalizeConfig { method: NormalizeMethod::Percentile, ..cfg.clone() };
-        (cfg.method == NormalizeMethod::Tissue).then(|| Self::find(image, brain, &percentile)).flatten()
+        (cfg.method == NormalizeMethod::Tissue).then(|| Self::find(image, brain, inside, &percentile)).flatten()
     }
 
     fn apply(&self, v: f32) -> f32 {
@@ -191,33 +198,39 @@ fn white_stripe(mut values: Vec<f32>) -> (f32, f32) {
     (mode, variance.sqrt())
 }
 
-/// Median intensities of the brain's voxels that are grey matter in the template, and of those that are white matter.
+/// Median intensities of the brain's voxels that are surely grey matter, and of those that are surely white matter.
 /// `None` where one of them is hardly in view.
 fn tissue_medians(image: &Volume, brain: &Volume<u8>) -> Option<[f32; 2]> {
-    let of = |tissue: &Volume| {
-        let voxels = image.data.iter().zip(&brain.data).zip(&tissue.data);
-        let mut values: Vec<f32> =
-            voxels.filter(|&((_, &b), &share)| b != 0 && share >= SURELY).map(|((&v, _), _)| v).collect();
-        (values.len() >= TISSUE_MIN_VOXELS).then(|| percentile(&mut values, 0.5))
+    let median = |tissue: &[usize]| {
+        let inside = tissue.iter().filter(|&&i| brain.data[i] != 0);
+        let values: Vec<f32> = inside.map(|&i| image.data[i]).collect();
+        (values.len() >= TISSUE_MIN_VOXELS).then(|| percentile(&values, 0.5))
     };
     let [grey, white] = TISSUES.each_ref();
-    Some([of(grey)?, of(white)?])
+    Some([median(grey)?, median(white)?])
 }
 
-/// Shares of grey and white matter on the model's grid, 0..1.
-static TISSUES: LazyLock<[Volume; 2]> = LazyLock::new(|| {
-    let on_model_grid = |map: &Volume| trilinear(map, &model_grid(), &Affine::identity());
-    [on_model_grid(&template().grey), on_model_grid(&template().white)]
+/// The voxels of the model's grid that are surely grey matter in the template, and those that are surely white matter.
+static TISSUES: LazyLock<[Vec<usize>; 2]> = LazyLock::new(|| {
+    [&template().grey, &template().white].map(|map| {
+        let share = trilinear(map, &model_grid(), &Affine::identity());
+        (0..share.data.len()).filter(|&i| share.data[i] >= SURELY).collect()
+    })
 });
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Shares of grey and white matter on the model's grid.
+    fn shares() -> [Volume; 2] {
+        [&template().grey, &template().white].map(|map| trilinear(map, &model_grid(), &Affine::identity()))
+    }
+
     /// The template's brain on the model's grid in the scanner's units times `gain`, with noise: fluid 30,
     /// grey matter 70, white matter 100.
     fn brain(gain: f32) -> (Volume, Volume<u8>) {
-        let [grey, white] = TISSUES.each_ref();
+        let [grey, white] = shares();
         let mask = super::super::mask_to(&template().brain, &model_grid(), &Affine::identity());
         let data = (0..mask.data.len()).map(|i| {
             let noise = (i * 7919 % 101) as f32 / 101.0 - 0.5;
@@ -228,20 +241,19 @@ mod tests {
         (Volume::new(model_grid(), data.collect()), mask)
     }
 
-    fn scaled(mut image: Volume, mask: &Volume<u8>, method: NormalizeMethod) -> Volume {
-        assert!(normalize(&mut image, mask, &NormalizeConfig { method, ..NormalizeConfig::default() }));
-        image
+    fn scaled(image: &Volume, mask: &Volume<u8>, method: NormalizeMethod) -> Volume {
+        normalize(image, mask, &NormalizeConfig { method, ..NormalizeConfig::default() }).expect("a brain with contrast")
     }
 
     #[test]
     fn a_scanners_units_do_not_matter_and_outside_the_brain_is_nothing() {
         for method in NormalizeMethod::ALL {
             let (image, mask) = brain(1.0);
-            let reference = scaled(image, &mask, method);
+            let reference = scaled(&image, &mask, method);
             assert!(reference.data.iter().zip(&mask.data).all(|(&v, &b)| b != 0 || v == 0.0), "0 outside the brain");
             for gain in [37.5, 0.01] {
                 let (image, mask) = brain(gain);
-                let image = scaled(image, &mask, method);
+                let image = scaled(&image, &mask, method);
                 let worst = image.data.iter().zip(&reference.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 0.01, "{method}, gain {gain}: off by {worst}");
             }
@@ -252,8 +264,8 @@ mod tests {
     fn tissues_land_on_their_levels() {
         let cfg = NormalizeConfig::default();
         let (image, mask) = brain(3.0);
-        let image = scaled(image, &mask, NormalizeMethod::Tissue);
-        for (tissue, level) in TISSUES.iter().zip([cfg.grey_matter_level, cfg.white_matter_level]) {
+        let image = scaled(&image, &mask, NormalizeMethod::Tissue);
+        for (tissue, level) in shares().iter().zip([cfg.grey_matter_level, cfg.white_matter_level]) {
             let inside: Vec<f32> = (0..image.data.len())
                 .filter(|&i| mask.data[i] != 0 && tissue.data[i] > 0.95)
                 .map(|i| image.data[i])
@@ -266,14 +278,14 @@ mod tests {
     #[test]
     fn a_lesion_of_a_tenth_of_the_brain_hardly_moves_the_healthy_rest() {
         let (image, mask) = brain(1.0);
-        let healthy = scaled(image.clone(), &mask, NormalizeMethod::Tissue);
+        let healthy = scaled(&image, &mask, NormalizeMethod::Tissue);
         let inside: Vec<usize> = (0..image.data.len()).filter(|&i| mask.data[i] != 0).collect();
         let (lesion, rest) = inside.split_at(inside.len() / 10);
         // As dark as fluid and brighter than white matter. Only a large lesion darker than fluid moves the scale's dark end.
         for level in [30.0, 180.0] {
             let mut with = image.clone();
             lesion.iter().for_each(|&i| with.data[i] = level);
-            let with = scaled(with, &mask, NormalizeMethod::Tissue);
+            let with = scaled(&with, &mask, NormalizeMethod::Tissue);
             let moved: f32 = rest.iter().map(|&i| (with.data[i] - healthy.data[i]).abs()).sum();
             let mean = moved / rest.len() as f32;
             assert!(mean < 0.02, "a lesion at {level} moved the rest by {mean}");
@@ -284,9 +296,9 @@ mod tests {
     fn a_brain_without_contrast_is_not_scaled() {
         let (image, mask) = brain(1.0);
         for method in NormalizeMethod::ALL {
-            let mut flat = Volume::new(image.grid, vec![0.0; image.data.len()]);
+            let flat = Volume::new(image.grid, vec![0.0; image.data.len()]);
             let cfg = NormalizeConfig { method, ..NormalizeConfig::default() };
-            assert!(!normalize(&mut flat, &mask, &cfg), "{method}");
+            assert!(normalize(&flat, &mask, &cfg).is_none(), "{method}");
         }
     }
 }

@@ -149,16 +149,15 @@ impl Start {
                 inside.push(v);
             }
         }
-        let tm = percentile(&mut inside, 0.5);
+        let tm = percentile(&inside, 0.5);
         Self { levels: Levels { t2, t, tm, middle_mm: centre[2], radius_mm: radius }, centre, radius, bottom }
     }
 }
 
 /// The 2nd and 98th percentiles, and BET's rough threshold a tenth of the way between them.
 fn threshold(values: &[f32]) -> ((f32, f32), f32) {
-    let mut sorted = values.to_vec();
-    let low = percentile(&mut sorted, 0.02);
-    let high = percentile(&mut sorted, 0.98);
+    let low = percentile(values, 0.02);
+    let high = percentile(values, 0.98);
     ((low, high), low + 0.1 * (high - low))
 }
 

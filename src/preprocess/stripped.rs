@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::conform::{SPACING_MM, working_volume};
+use super::conform::{SPACING_MM, conformed};
 use super::distance::signed_distance;
 use super::morphology::{close, count, fill_holes, largest_component};
 use super::percentile;
@@ -62,7 +62,7 @@ pub fn stripped_brain(native: &Volume, cfg: &StrippedConfig) -> Option<Volume<u8
         return None;
     }
     // Through the same interpolation as the image: at least half of a working voxel is foreground.
-    let share = working_volume(&foreground);
+    let share = conformed(&foreground).working;
     let foreground = Volume::new(share.grid, share.data.iter().map(|&s| u8::from(s >= 0.5)).collect());
     let largest = largest_component(&foreground);
     if (count(&largest) as f64) < cfg.one_piece_min * count(&foreground) as f64 {
@@ -77,9 +77,9 @@ pub fn stripped_brain(native: &Volume, cfg: &StrippedConfig) -> Option<Volume<u8
 fn foreground(native: &Volume, tolerance: f32) -> Volume {
     // A few hundred thousand voxels tell a percentile well enough.
     let stride = (native.data.len() / 200_000).max(1) | 1;
-    let mut some: Vec<f32> = native.data.iter().copied().step_by(stride).collect();
-    let low = percentile(&mut some, 0.02);
-    let within = tolerance * (percentile(&mut some, 0.98) - low);
+    let some: Vec<f32> = native.data.iter().copied().step_by(stride).collect();
+    let low = percentile(&some, 0.02);
+    let within = tolerance * (percentile(&some, 0.98) - low);
     let near = |value: f32| native.data.iter().filter(|&&v| (v - value).abs() <= within).count();
     // What stands for "nothing here" is 0 or, below all tissue but an undershoot or two, some other value.
     let background = if near(low) > near(0.0) { low } else { 0.0 };

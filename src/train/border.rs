@@ -40,7 +40,7 @@ type Example = ([f32; FEATURES], bool);
 /// is a line on where they come from and under which licence, for the asset's reader.
 ///
 /// # Errors
-/// [`Error::Config`] where no head could be learnt from.
+/// [`Error::Config`] where no head could be learnt from, or the heads leave the weights open.
 pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> Result<String> {
     let views: Vec<Vec<Example>> = (0..cases.len() * (1 + COPIES))
         .into_par_iter()
@@ -60,7 +60,7 @@ pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> 
             "no head to learn the brain's border from: give whole T1-weighted heads with their brain masks".into(),
         ));
     }
-    let weights = regression(&examples);
+    let weights = regression(&examples)?;
     let right = examples.iter().filter(|(seen, brain)| (weights.log_odds(seen) > 0.0) == *brain).count();
     let text = toml::to_string(&weights).map_err(|e| Error::Bug(format!("the weights are no TOML: {e}")))?;
     Ok(format!(
@@ -136,8 +136,8 @@ fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     }
 }
 
-/// The weights that make the examples most likely, less the penalty.
-fn regression(examples: &[Example]) -> Weights {
+/// The weights that make the examples most likely, less the penalty; [`Error::Config`] where nothing settles them.
+fn regression(examples: &[Example]) -> Result<Weights> {
     let n = examples.len() as f64;
     let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
         std::array::from_fn(|k| examples.iter().map(|(seen, _)| of(k, f64::from(seen[k]))).sum::<f64>() / n)
@@ -167,14 +167,16 @@ fn regression(examples: &[Example]) -> Weights {
             normal[k][k] += RIDGE;
             right[k] -= if k < FEATURES { RIDGE * weights[k] } else { 0.0 };
         }
-        let Some(steps) = solve_damped(normal, right, 0.0) else { break };
+        let steps = solve_damped(normal, right, 0.0).ok_or_else(|| {
+            Error::Config("the heads do not settle the brain's border: give more of them, with masks that fit".into())
+        })?;
         weights.iter_mut().zip(steps).for_each(|(w, step)| *w += step);
     }
     let raw: [f64; FEATURES] = std::array::from_fn(|k| weights[k] / deviation[k]);
     let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
     // Four decimals are more than the odds can tell apart, and make the asset readable.
     let rounded = |w: f64| ((w * 1e4).round() / 1e4) as f32;
-    Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() }
+    Ok(Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
 }
 
 #[cfg(test)]
@@ -191,7 +193,7 @@ mod tests {
             (seen, rng.random_range(0.0f32..1.0) < 1.0 / (1.0 + (-odds).exp()))
         };
         let examples: Vec<Example> = (0..8000).map(|_| draw()).collect();
-        let found = regression(&examples);
+        let found = regression(&examples).expect("weights");
         // The standard error of a weight is about 0.03 here.
         assert!((found.constant - 0.5).abs() < 0.15, "constant {}", found.constant);
         for (k, (found, truth)) in found.features.iter().zip(truth).enumerate() {

@@ -61,6 +61,11 @@ impl Affine {
         finite.then_some(Self(inverse))
     }
 
+    /// Whether no entry differs from `other`'s by more than `tolerance`.
+    pub fn is_close(&self, other: &Self, tolerance: f64) -> bool {
+        self.0.iter().flatten().zip(other.0.iter().flatten()).all(|(a, b)| (a - b).abs() <= tolerance)
+    }
+
     /// Length of each column of the 3 x 3 part: the voxel size in mm where the map takes voxel
     /// indices to world millimetres.
     pub fn spacing(&self) -> [f64; 3] {

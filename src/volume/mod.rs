@@ -101,8 +101,10 @@ impl<T: Copy> Volume<T> {
     /// RAS order. No interpolation: nibabel's `as_closest_canonical`.
     pub fn reoriented_ras(&self) -> Volume<T>
     where
-        T: Send + Sync,
+        T: Default + Send + Sync,
     {
+        /// Rows that are filled together: where x becomes y or z, a line of the cache holds voxels of as many.
+        const ROWS: usize = 16;
         let map = AxisMap::of(&self.grid.affine);
         let grid = map.reorient(&self.grid);
         if grid == self.grid {
@@ -110,16 +112,19 @@ impl<T: Copy> Volume<T> {
         }
         let (start, [sx, sy, sz]) = map.strides(self.grid.shape);
         let [nx, ny, _] = grid.shape;
-        let mut data = self.data.clone();
-        data.par_chunks_mut((nx * ny).max(1)).enumerate().for_each(|(z, slab)| {
-            for (y, row) in slab.chunks_mut(nx).enumerate() {
-                let first = start + y as isize * sy + z as isize * sz;
-                for (x, voxel) in row.iter_mut().enumerate() {
-                    *voxel = self.data[(first + x as isize * sx) as usize];
+        let mut out = Volume::zeros(grid);
+        out.data.par_chunks_mut((nx * ny).max(1)).enumerate().for_each(|(z, slab)| {
+            for (block, rows) in slab.chunks_mut((ROWS * nx).max(1)).enumerate() {
+                let first = start + (block * ROWS) as isize * sy + z as isize * sz;
+                for x in 0..nx {
+                    let first = first + x as isize * sx;
+                    for (y, row) in rows.chunks_mut(nx).enumerate() {
+                        row[x] = self.data[(first + y as isize * sy) as usize];
+                    }
                 }
             }
         });
-        Volume { grid, data }
+        out
     }
 }
 

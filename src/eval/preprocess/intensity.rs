@@ -59,9 +59,7 @@ pub(super) fn compare<'a>(
     for method in NormalizeMethod::ALL {
         let cfg = NormalizeConfig { method, ..cfg.clone() };
         let scaled = |image: &Volume, steps: &Steps| {
-            let mut image = image.clone();
-            normalize(&mut image, &steps.prepared.brain, &cfg);
-            image
+            normalize(image, &steps.prepared.brain, &cfg).unwrap_or_else(|| image.clone())
         };
         let shifts: Vec<f64> = scans.clone().map(|(_, steps)| lesion_shift(steps, &tissues[1], scaled)).collect();
         let shift = shifts.iter().sum::<f64>() / shifts.len().max(1) as f64;

@@ -34,7 +34,7 @@ pub(super) fn foreground(head: &Volume) -> Volume<u8> {
 fn otsu(values: &[f32]) -> f32 {
     const BINS: usize = 128;
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = percentile(&mut values.to_vec(), 0.98).max(low + f32::EPSILON);
+    let high = percentile(values, 0.98).max(low + f32::EPSILON);
     let width = (high - low) / BINS as f32;
     let mut histogram = [0f64; BINS];
     for v in values {
@@ -67,11 +67,11 @@ pub(super) fn ghosting(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) ->
     if nonzero * 20 < air.len() || air.len() < 200 {
         return None;
     }
-    let mut inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
-    let signal = percentile(&mut inside, 0.5);
+    let inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
+    let signal = percentile(&inside, 0.5);
     let outside = Volume::new(near.grid, near.data.iter().map(|m| m ^ 1).collect());
-    let mut cubes = means_of_cubes(head, &outside, 4);
-    let [middle, high] = [0.5, 0.95].map(|q| percentile(&mut cubes, q));
+    let cubes = means_of_cubes(head, &outside, 4);
+    let [middle, high] = [0.5, 0.95].map(|q| percentile(&cubes, q));
     (signal > 0.0).then(|| (high - middle) / signal)
 }
 
@@ -118,12 +118,12 @@ pub(super) struct OverNoise {
 /// rising with noise; unlike the noise in air, it is there in scans whose air was cleaned or rounded away. Fine anatomy
 /// counts as noise, so the ratios are lower than those of a phantom.
 pub(super) fn over_noise(image: &Volume<f32>, brain: &Volume<u8>) -> OverNoise {
-    let mut values: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
-    let [low, high] = [0.005, 0.995].map(|q| percentile(&mut values, q));
+    let values: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
+    let [low, high] = [0.005, 0.995].map(|q| percentile(&values, q));
     if low >= high {
         return OverNoise::default();
     }
-    let signal = percentile(&mut values, 0.5);
+    let signal = percentile(&values, 0.5);
     const BINS: usize = 256;
     let width = (high - low) / (BINS - 1) as f32;
     let mut histogram = [0f64; BINS];
@@ -149,7 +149,7 @@ pub(super) fn over_noise(image: &Volume<f32>, brain: &Volume<u8>) -> OverNoise {
             }
         }
     }
-    let noise = percentile(&mut bends, 0.5) * 1.4826 / 6f32.sqrt();
+    let noise = percentile(&bends, 0.5) * 1.4826 / 6f32.sqrt();
     let contrast = (means[2] - means[1]) as f32 * width;
     // Noise below a thousandth of the contrast is an image without noise.
     let noise = noise.max(1e-3 * contrast).max(f32::MIN_POSITIVE);

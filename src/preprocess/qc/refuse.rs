@@ -48,8 +48,8 @@ pub fn refuse_scan(native: &Volume<f32>, working: &Volume<f32>, cfg: &RefuseConf
     let looked_at = native.data.iter().copied().step_by(stride);
     let air = looked_at.clone().filter(|v| (-1100.0..=-900.0).contains(v)).count() as f64;
     if air > cfg.ct_air_min * looked_at.len() as f64 {
-        let mut rest: Vec<f32> = looked_at.filter(|&v| v > -900.0).collect();
-        let middle = percentile(&mut rest, 0.5);
+        let rest: Vec<f32> = looked_at.filter(|&v| v > -900.0).collect();
+        let middle = percentile(&rest, 0.5);
         if (-300.0..=300.0).contains(&middle) {
             return Err(Error::input(
                 "not_mri",
@@ -104,9 +104,9 @@ pub fn refuse_brain(corrected: &Volume<f32>, brain: &Volume<u8>, ncc: f32, cfg: 
 /// Correlation of voxels with their neighbours along x, in every fourth row, of values up to the 99th percentile.
 fn coherence(volume: &Volume<f32>) -> f64 {
     let nx = volume.grid.shape[0];
-    let mut some: Vec<f32> = volume.data.iter().copied().step_by(17).collect();
+    let some: Vec<f32> = volume.data.iter().copied().step_by(17).collect();
     // A single bright voxel must not decide.
-    let top = f64::from(percentile(&mut some, 0.99));
+    let top = f64::from(percentile(&some, 0.99));
     let (mut n, mut sums) = (0.0, [0f64; 5]);
     for row in volume.data.chunks(nx).step_by(5) {
         for pair in row.windows(2) {
@@ -122,8 +122,8 @@ fn coherence(volume: &Volume<f32>) -> f64 {
 /// 5th to 95th percentile over the median of 4 mm blocks in the brain; 0 for none.
 fn spread(image: &Volume<f32>, brain: &Volume<u8>) -> f32 {
     // The rim is a mixture with what lies outside.
-    let mut means = block_means(image, &erode(brain, 2));
-    let [low, middle, high] = [0.05, 0.5, 0.95].map(|q| percentile(&mut means, q));
+    let means = block_means(image, &erode(brain, 2));
+    let [low, middle, high] = [0.05, 0.5, 0.95].map(|q| percentile(&means, q));
     if middle > 0.0 { (high - low) / middle } else { 0.0 }
 }
 

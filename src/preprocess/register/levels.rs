@@ -52,9 +52,9 @@ pub(super) fn scan_levels(image: &Volume<f32>, brain: &Volume<u8>, tails: f64) -
     let (low, shape) = bounds(brain)?;
     let to_world = Affine::translation(low.map(|c| c as f64)).then(&image.grid.affine);
     to_world.inverse()?;
-    let mut inside: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0).map(|(v, _)| *v).collect();
-    let bottom = super::super::percentile(&mut inside, tails);
-    let top = super::super::percentile(&mut inside, 1.0 - tails);
+    let inside: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0).map(|(v, _)| *v).collect();
+    let bottom = super::super::percentile(&inside, tails);
+    let top = super::super::percentile(&inside, 1.0 - tails);
     let middle = (bottom + top) / 2.0;
     let scale = if top > bottom { 2.0 / (top - bottom) } else { 0.0 };
     let mut maps = Maps { grid: Grid { shape, affine: to_world }, voxels: Vec::with_capacity(shape.iter().product()) };
