@@ -4,15 +4,50 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::FAILED;
+use crate::config::{self, EvalPipeline};
 use crate::error::{Error, Result};
+use crate::eval::methods;
 use crate::eval::preprocess::{Settings, evaluate};
 use crate::preprocess::PreprocessConfig;
 
 /// Measure on held-out scans how well the program works
+///
+/// With a pipeline file: methods of finding anomalies side by side, on a cohort with lesion masks and a healthy one.
+/// `preprocess` measures what comes before them.
 #[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_long_help = "Examples:
+  neurosieve eval pipelines/eval.toml --cohort ./lesions --healthy ./healthy --json methods.json
+  neurosieve eval preprocess --cohort ./healthy --split val"
+)]
 pub struct EvalArgs {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    methods: MethodsArgs,
+}
+
+/// What methods are compared on.
+#[derive(Debug, clap::Args)]
+struct MethodsArgs {
+    /// The pipeline file (TOML), such as pipelines/eval.toml
+    pipeline: Option<PathBuf>,
+    /// Where the scans with lesion masks are [pipeline: cohort.url]
+    #[arg(long, value_name = "URL")]
+    cohort: Option<String>,
+    /// Where the healthy scans are [pipeline: healthy.url]
+    #[arg(long, value_name = "URL")]
+    healthy: Option<String>,
+    /// Tables to add the figures to, in `evaluations` [pipeline: tables.url]
+    #[arg(long, value_name = "URL")]
+    tables: Option<String>,
+    /// Override any key of the pipeline file; repeat for more
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Also write every figure, scan by scan, to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -49,20 +84,43 @@ struct PreprocessArgs {
 impl EvalArgs {
     /// Runs the command.
     pub async fn run(self) -> Result<ExitCode> {
-        let What::Preprocess(args) = self.what;
+        match self.what {
+            Some(What::Preprocess(args)) => args.run().await,
+            None => self.methods.run().await,
+        }
+    }
+}
+
+impl MethodsArgs {
+    async fn run(self) -> Result<ExitCode> {
+        let file = self.pipeline.ok_or_else(|| {
+            Error::Config("give a pipeline file, such as pipelines/eval.toml, or `preprocess`; see --help".into())
+        })?;
+        let url = |key: &str, url: String| format!("{key}.url={}", toml::Value::String(url));
+        let mut overrides = self.set;
+        overrides.extend(self.cohort.map(|cohort| url("cohort", cohort)));
+        overrides.extend(self.healthy.map(|healthy| url("healthy", healthy)));
+        overrides.extend(self.tables.map(|tables| url("tables", tables)));
+        let pipeline: EvalPipeline = config::load(Some(&file), &overrides)?;
+        let report = methods::evaluate(&pipeline).await?;
+        print!("{report}");
+        write_json(self.json, &report)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl PreprocessArgs {
+    async fn run(self) -> Result<ExitCode> {
         let report = evaluate(&Settings {
-            cohort: args.cohort,
-            split: args.split,
-            limit: args.limit,
-            moves: args.moves,
+            cohort: self.cohort,
+            split: self.split,
+            limit: self.limit,
+            moves: self.moves,
             preprocess: PreprocessConfig::default(),
         })
         .await?;
         print!("{report}");
-        if let Some(path) = args.json {
-            let text = serde_json::to_string_pretty(&report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
-            std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))?;
-        }
+        write_json(self.json, &report)?;
         let missed = report.missed();
         if missed > 0 {
             eprintln!("{missed} of {} bars were missed: the lines that begin with MISS", report.bars.len());
@@ -70,4 +128,11 @@ impl EvalArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Writes a report to `path`, if there is one.
+pub(super) fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
+    std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }

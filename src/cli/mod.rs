@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, none of which holds logic of its own.
 
+mod bench;
 mod cohort;
 mod doctor;
 mod eval;
@@ -11,6 +12,7 @@ mod sql;
 mod synth;
 mod tables;
 mod train;
+mod twin;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -47,9 +49,12 @@ enum Command {
     Synth(synth::SynthArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
     FitBorder(fit_border::FitBorderArgs),
+    #[command(hide = true)]
+    Twin(twin::TwinArgs),
 }
 
 /// Exit codes of the program besides 0.
@@ -93,7 +98,9 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => args.run().map(done),
         Command::Inspect(args) => args.run().await.map(done),
         Command::Eval(args) => args.run().await,
+        Command::Bench(args) => args.run().map(done),
         Command::FitBorder(args) => args.run().await.map(done),
+        Command::Twin(args) => args.run().map(done),
         Command::Doctor(args) => args.run().await.map(done),
     }
 }

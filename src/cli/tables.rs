@@ -22,7 +22,7 @@ impl TablesArgs {
     pub fn run(self) {
         match self.command {
             TablesCommand::Describe => {
-                for table in Table::ALL {
+                for table in Table::EVERY {
                     println!("{}", table.describe());
                 }
             }

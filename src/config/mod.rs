@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
 use crate::model::{DataSource, TokenizerConfig, TransformerConfig};
 use crate::preprocess::PreprocessConfig;
+use crate::score::{Evidence, Method, Tail};
 
 pub use recipe::recipe_id;
 
@@ -86,16 +87,29 @@ impl Default for ModelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScoreConfig {
+    /// `mim` (the default), `ar` (the autoregressive rival) or `threshold` (intensity alone).
+    pub method: Method,
+    /// `mim`: what a voxel's score is made of: `detector`, `residual` or `combined`.
+    pub evidence: Evidence,
+    /// Restorations that are drawn of every slice with something to restore. `mim`: 0 takes their mean instead, in one pass
+    /// of the inpainter, and draws nothing.
+    pub restorations: usize,
     /// Tokens with `p_anomalous` above this are in-painted; left out, the bundle's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_threshold: Option<f64>,
     /// Voxels with a score above this are in the mask; left out, the bundle's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_threshold: Option<f64>,
-    /// Passes of the inpainter.
+    /// Passes of the inpainter for a drawn restoration.
     pub steps: i64,
     /// Sharpness of the inpainter's draw; below 1 it prefers likely tokens more.
     pub temperature: f64,
+    /// `ar`: tokens with a negative log-likelihood above this (nats) are drawn anew.
+    pub ar_limit_nats: f64,
+    /// `ar`: keep keys and values of earlier tokens; without, every token costs a full pass.
+    pub ar_cached: bool,
+    /// `threshold`: which intensities are anomalous: `dark` (lesions in T1w), `bright` (in FLAIR and T2w) or `both`.
+    pub tail: Tail,
     /// Standard deviation in millimetres of the smoothing of the anomaly map.
     pub smooth_mm: f64,
     /// Connected components smaller than this many millilitres are no findings, nor in the mask.
@@ -109,10 +123,16 @@ pub struct ScoreConfig {
 impl Default for ScoreConfig {
     fn default() -> Self {
         Self {
+            method: Method::Mim,
+            evidence: Evidence::Combined,
+            restorations: 1,
             token_threshold: None,
             mask_threshold: None,
             steps: 6,
             temperature: 0.7,
+            ar_limit_nats: 5.0,
+            ar_cached: true,
+            tail: Tail::Dark,
             smooth_mm: 2.0,
             min_finding_ml: 0.2,
             batch_slices: 16,
@@ -169,6 +189,8 @@ pub struct TrainConfig {
     pub work: PathBuf,
     /// Column of `participants.tsv` that holds `train` or `val`.
     pub split_column: String,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
     /// Compute in bfloat16 (weights stay in f32).
@@ -185,6 +207,9 @@ pub struct TrainConfig {
     pub detector: Stage<TransformerConfig>,
     /// The inpainter's sizes and training.
     pub inpainter: Stage<TransformerConfig>,
+    /// The autoregressive prior's sizes and training; left out, there is none, and the method `ar` cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior: Option<Stage<TransformerConfig>>,
     /// Data sets with their licences, for the bundle and its model card.
     pub data: Vec<DataSource>,
 }
@@ -197,6 +222,7 @@ impl Default for TrainConfig {
             out: "bundle".into(),
             work: "train-work".into(),
             split_column: "split".into(),
+            checkpoint_seconds: 60,
             device: DeviceChoice::default(),
             bf16: true,
             seed: 1,
@@ -215,9 +241,59 @@ impl Default for TrainConfig {
                 batch: 24,
                 learning_rate: 1e-3,
             },
+            prior: None,
             data: Vec::new(),
         }
     }
+}
+
+/// What `neurosieve eval` does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalPipeline {
+    /// Scans with truth masks.
+    pub cohort: CohortConfig,
+    /// Healthy scans, which thresholds are fixed on and scan scores are compared with.
+    pub healthy: CohortConfig,
+    /// Preprocessing in front of the model.
+    pub preprocess: PreprocessConfig,
+    /// Which model scores.
+    pub model: ModelConfig,
+    /// Where the `evaluations` table is; left out, nothing is written.
+    pub tables: TablesConfig,
+    /// What is evaluated.
+    pub eval: EvalConfig,
+    /// How the machine is used.
+    pub run: RunConfig,
+}
+
+/// What is evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Folder of the truth masks below the cohort's root.
+    pub truth: String,
+    /// Share of healthy brain voxels below a method's threshold, where its settings have none.
+    pub healthy_quantile: f64,
+    /// Methods, side by side.
+    pub methods: Vec<MethodConfig>,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { truth: "derivatives/truth".into(), healthy_quantile: 0.998, methods: Vec::new() }
+    }
+}
+
+/// One method of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodConfig {
+    /// What it is called in the table.
+    pub name: String,
+    /// How it scores.
+    #[serde(default)]
+    pub score: ScoreConfig,
 }
 
 /// One network's sizes and training.

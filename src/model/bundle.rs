@@ -6,6 +6,7 @@
 //! tokenizer.safetensors    weights in f16
 //! detector.safetensors
 //! inpainter.safetensors
+//! prior.safetensors        only where `bundle.toml` has a `prior`
 //! MODEL_CARD.md            for humans
 //! ```
 //! The built-in bundle is compiled into the program; `[model] bundle = "<folder>"` names another.
@@ -21,15 +22,18 @@ use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::{Detector, Inpainter, Tokenizer, TokenizerConfig, TransformerConfig};
+use super::{Detector, Inpainter, Prior, Tokenizer, TokenizerConfig, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::preprocess::PreprocessConfig;
 
 /// The layout of `bundle.toml` that this program reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// Names of the networks; each has a weight file `<name>.safetensors`.
+/// Names of the networks that every bundle has; each has a weight file `<name>.safetensors`.
 pub const NETWORKS: [&str; 3] = ["tokenizer", "detector", "inpainter"];
+
+/// The network that a bundle may have besides.
+pub const PRIOR: &str = "prior";
 
 /// What `bundle.toml` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +55,9 @@ pub struct BundleInfo {
     pub detector: TransformerConfig,
     /// Inpainter sizes.
     pub inpainter: TransformerConfig,
+    /// Prior sizes; without one, the method `ar` cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prior: Option<TransformerConfig>,
     /// The preprocessing the weights were trained behind.
     pub preprocess: PreprocessConfig,
     /// Thresholds fixed on healthy scans.
@@ -113,7 +120,15 @@ pub struct Bundle {
     pub info: BundleInfo,
     /// SHA-256 over `bundle.toml` (which holds the weights' sums), hex.
     pub digest: String,
-    weights: [Cow<'static, [u8]>; 3],
+    /// In the order of [`BundleInfo::networks`].
+    weights: Vec<Cow<'static, [u8]>>,
+}
+
+impl BundleInfo {
+    /// Names of its networks.
+    pub fn networks(&self) -> impl Iterator<Item = &'static str> + use<> {
+        NETWORKS.into_iter().chain(self.prior.is_some().then_some(PRIOR))
+    }
 }
 
 /// The three networks on a device, ready for inference.
@@ -125,6 +140,8 @@ pub struct Networks {
     pub detector: Detector,
     /// What a healthy slice would hold instead.
     pub inpainter: Inpainter,
+    /// The autoregressive rival, where the bundle has one.
+    pub prior: Option<Prior>,
     /// Where the weights lie.
     pub device: Device,
 }
@@ -132,14 +149,12 @@ pub struct Networks {
 impl Bundle {
     /// The bundle compiled into the program.
     pub fn built_in() -> Result<Self> {
-        Self::from_parts(
-            include_str!("../../models/t1w-2mm/bundle.toml"),
-            [
-                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/tokenizer.safetensors")),
-                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/detector.safetensors")),
-                Cow::Borrowed(include_bytes!("../../models/t1w-2mm/inpainter.safetensors")),
-            ],
-        )
+        Self::from_parts(include_str!("../../models/t1w-2mm/bundle.toml"), |network| match network {
+            "tokenizer" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/tokenizer.safetensors"))),
+            "detector" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/detector.safetensors"))),
+            "inpainter" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/inpainter.safetensors"))),
+            absent => Err(Error::Bug(format!("the built-in bundle has no {absent}"))),
+        })
     }
 
     /// `built-in`, or a folder.
@@ -161,14 +176,11 @@ impl Bundle {
         };
         let toml = String::from_utf8(read("bundle.toml")?)
             .map_err(|_| Error::Model(format!("bundle.toml of bundle `{name}` is not text")))?;
-        let mut weights = [const { Cow::Borrowed(&[] as &[u8]) }; 3];
-        for (slot, network) in weights.iter_mut().zip(NETWORKS) {
-            *slot = Cow::Owned(read(&format!("{network}.safetensors"))?);
-        }
-        Self::from_parts(&toml, weights)
+        Self::from_parts(&toml, |network| read(&format!("{network}.safetensors")).map(Cow::Owned))
     }
 
-    fn from_parts(toml: &str, weights: [Cow<'static, [u8]>; 3]) -> Result<Self> {
+    /// `weights` gives the bytes of a network's weight file.
+    fn from_parts(toml: &str, weights: impl Fn(&'static str) -> Result<Cow<'static, [u8]>>) -> Result<Self> {
         let info: BundleInfo =
             toml::from_str(toml).map_err(|e| Error::Model(format!("bundle.toml cannot be read: {}", e.message())))?;
         if info.format != FORMAT {
@@ -177,13 +189,14 @@ impl Bundle {
                 info.name, info.format
             )));
         }
-        for (network, bytes) in NETWORKS.iter().zip(&weights) {
+        let weights: Vec<Cow<'static, [u8]>> = info.networks().map(weights).collect::<Result<_>>()?;
+        for (network, bytes) in info.networks().zip(&weights) {
             let found = sha256(bytes);
-            if info.weights.get(*network) != Some(&found) {
+            if info.weights.get(network) != Some(&found) {
                 return Err(Error::Model(format!(
                     "{network}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, bundle.toml says {}; copy the bundle again",
                     info.name,
-                    info.weights.get(*network).map_or("nothing", String::as_str)
+                    info.weights.get(network).map_or("nothing", String::as_str)
                 )));
             }
         }
@@ -195,43 +208,50 @@ impl Bundle {
         format!("{}@{}", self.info.name, self.info.version)
     }
 
-    /// Builds the networks on `device` with weights in f32.
+    /// Builds the networks on `device` with weights in f32, ready for inference.
     ///
     /// # Errors
     /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
     pub fn networks(&self, device: Device) -> Result<Networks> {
+        let (networks, mut stores) = self.build(device)?;
+        stores.iter_mut().for_each(VarStore::freeze);
+        Ok(networks)
+    }
+
+    /// The networks and the stores of their weights, in the order of [`BundleInfo::networks`].
+    pub(super) fn build(&self, device: Device) -> Result<(Networks, Vec<VarStore>)> {
         let info = &self.info;
-        let codes = info.tokenizer.codes();
-        let store = || VarStore::new(device);
-        let fill = |mut store: VarStore, index: usize| {
-            load_weights(&mut store, NETWORKS[index], &self.weights[index])?;
-            store.freeze();
-            Ok::<_, Error>(())
+        let vocabulary = info.tokenizer.vocabulary();
+        let mut stores: Vec<VarStore> = info.networks().map(|_| VarStore::new(device)).collect();
+        let root = |index: usize| stores[index].root();
+        let networks = Networks {
+            tokenizer: Tokenizer::new(root(0), &info.tokenizer),
+            detector: Detector::new(root(1), &info.detector, vocabulary.clone(), info.tokens),
+            inpainter: Inpainter::new(root(2), &info.inpainter, vocabulary.clone(), info.tokens),
+            prior: info.prior.as_ref().map(|sizes| Prior::new(root(3), sizes, vocabulary, info.tokens)),
+            device,
         };
-        let stores = [store(), store(), store()];
-        let [root_t, root_d, root_i] = [stores[0].root(), stores[1].root(), stores[2].root()];
-        let tokenizer = Tokenizer::new(root_t, &info.tokenizer);
-        let detector = Detector::new(root_d, &info.detector, codes, info.tokens);
-        let inpainter = Inpainter::new(root_i, &info.inpainter, codes, info.tokens);
         // The networks share their tensors with the stores, so filling a store fills its network.
-        for (index, store) in stores.into_iter().enumerate() {
-            fill(store, index)?;
+        for ((store, network), bytes) in stores.iter_mut().zip(info.networks()).zip(&self.weights) {
+            load_weights(store, network, bytes)?;
         }
-        Ok(Networks { tokenizer, detector, inpainter, device })
+        Ok((networks, stores))
     }
 }
 
 /// Writes a bundle folder; the weights' sums in `info` are filled in.
-pub fn write(folder: &Path, mut info: BundleInfo, stores: [&VarStore; 3], card: &str) -> Result<()> {
+///
+/// `stores`: the weights in the order of [`BundleInfo::networks`].
+pub fn write(folder: &Path, mut info: BundleInfo, stores: &[VarStore], card: &str) -> Result<()> {
     let save = |file: String, bytes: &[u8]| {
         std::fs::write(folder.join(&file), bytes)
             .map_err(|e| Error::io(format!("cannot write {file} of the bundle"), e))
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
     info.format = FORMAT;
-    for (network, store) in NETWORKS.iter().zip(stores) {
+    for (network, store) in info.networks().zip(stores) {
         let bytes = weights_f16(store)?;
-        info.weights.insert((*network).to_owned(), sha256(&bytes));
+        info.weights.insert(network.to_owned(), sha256(&bytes));
         save(format!("{network}.safetensors"), &bytes)?;
     }
     let toml = toml::to_string_pretty(&info).map_err(|e| Error::Bug(format!("bundle.toml: {e}")))?;
@@ -303,7 +323,11 @@ mod tests {
         let toml = toml::to_string_pretty(&bundle.info).unwrap();
         let mut weights = bundle.weights.clone();
         weights[1].to_mut()[1000] ^= 1;
-        let error = Bundle::from_parts(&toml, weights).unwrap_err();
+        let given = |network: &str| {
+            let index = NETWORKS.iter().position(|n| *n == network).expect("no prior");
+            Ok(weights[index].clone())
+        };
+        let error = Bundle::from_parts(&toml, given).unwrap_err();
         assert!(error.to_string().contains("detector.safetensors") && error.to_string().contains("damaged"), "{error}");
     }
 }

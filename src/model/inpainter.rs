@@ -10,37 +10,61 @@ use tch::{Kind, Tensor};
 
 use super::layers::Linear;
 use super::transformer::{TransformerConfig, Trunk};
+use super::vocabulary::Vocabulary;
 
 /// Masked-token model.
 #[derive(Debug)]
 pub struct Inpainter {
     trunk: Trunk,
     head: Linear,
-    codes: i64,
+    vocabulary: Vocabulary,
 }
 
 impl Inpainter {
-    /// `codes`: the tokenizer's vocabulary; `tokens`: rows and columns of a slice.
-    pub fn new(p: Path, config: &TransformerConfig, codes: i64, tokens: [i64; 2]) -> Self {
+    /// `vocabulary`: the tokenizer's; `tokens`: rows and columns of a slice.
+    pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2]) -> Self {
         Self {
-            trunk: Trunk::new(&p / "trunk", config, codes + 1, tokens),
-            head: Linear::new(&p / "head", config.width, codes, 0.02),
-            codes,
+            trunk: Trunk::new(&p / "trunk", config, vocabulary.width(), tokens),
+            head: Linear::new(&p / "head", config.width, vocabulary.codes(), 0.02),
+            vocabulary,
         }
     }
 
     /// The code that stands for "masked".
     pub fn mask_code(&self) -> i64 {
-        self.codes
+        self.vocabulary.mask_code()
     }
 
     /// Logits `[B, h, w, codes]`, computed in `kind`.
     pub fn forward(&self, codes: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
         let (batch, rows, columns) = codes.size3().expect("codes are [B, rows, columns]");
-        self.head
-            .forward(&self.trunk.forward(codes, z_mm, kind))
-            .to_kind(Kind::Float)
-            .view([batch, rows, columns, self.codes])
+        self.head.forward(&self.features(codes, z_mm, kind)).to_kind(Kind::Float).view([
+            batch,
+            rows,
+            columns,
+            self.vocabulary.codes(),
+        ])
+    }
+
+    /// `[B, h * w, width]`.
+    fn features(&self, codes: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
+        self.trunk.forward(&self.vocabulary.one_hot(codes, kind), z_mm)
+    }
+
+    /// Digits `[B, h, w, D]` of a slice whose masked tokens are the mean of what a healthy slice would hold, in one pass:
+    /// what many draws of [`Inpainter::restore`] come to on average. Also gives, for the masked tokens, the negative
+    /// log-likelihood (nats) of the code they had; zero elsewhere.
+    pub fn mean(&self, codes: &Tensor, mask: &Tensor, z_mm: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+        let places = mask.flatten(0, 2).nonzero().squeeze_dim(1);
+        let hidden = codes.masked_fill(mask, self.mask_code());
+        let features = self.features(&hidden, z_mm, kind).flatten(0, 1).index_select(0, &places);
+        let log_p = self.head.forward(&features).to_kind(Kind::Float).log_softmax(-1, Kind::Float);
+        let had = codes.flatten(0, 2).index_select(0, &places).unsqueeze(1);
+        let nll = mask.zeros_like().to_kind(Kind::Float).flatten(0, 2);
+        let nll = nll.index_copy(0, &places, &-log_p.gather(1, &had, false).squeeze_dim(1)).view_as(mask);
+        let digits = self.vocabulary.digits(codes).to_kind(Kind::Float);
+        let mean = digits.flatten(0, 2).index_copy(0, &places, &self.vocabulary.mean_digits(&log_p.exp()));
+        (mean.view_as(&digits), nll)
     }
 
     /// Replaces the tokens where `mask` (`[B, h, w]`, bool) is set by what is likely in a healthy
@@ -70,10 +94,10 @@ impl Inpainter {
         let had = codes.flatten(0, 2).index_select(0, &places).unsqueeze(1);
         let n_masked = mask.sum_dim_intlist([1i64, 2].as_slice(), true, Kind::Float);
         let mut open = mask.shallow_clone();
-        let mut current = codes.masked_fill(&open, self.codes);
+        let mut current = codes.masked_fill(&open, self.mask_code());
         let mut nll = mask.zeros_like().to_kind(Kind::Float);
         for step in 0..steps {
-            let features = self.trunk.forward(&current, z_mm, kind).flatten(0, 1).index_select(0, &places);
+            let features = self.features(&current, z_mm, kind).flatten(0, 1).index_select(0, &places);
             let logits = self.head.forward(&features).to_kind(Kind::Float);
             let log_p = logits.log_softmax(-1, Kind::Float);
             if step == 0 {
@@ -115,7 +139,7 @@ mod tests {
         tch::manual_seed(1);
         let vs = VarStore::new(Device::Cpu);
         let config = TransformerConfig { width: 16, heads: 2, layers: 1 };
-        let inpainter = Inpainter::new(vs.root(), &config, 40, [6, 5]);
+        let inpainter = Inpainter::new(vs.root(), &config, Vocabulary::new(&[8, 5]), [6, 5]);
         let codes = Tensor::randint(40, [3, 6, 5], (Kind::Int64, Device::Cpu));
         let mask = Tensor::rand([3, 6, 5], (Kind::Float, Device::Cpu)).lt(0.3);
         let z = Tensor::from_slice(&[-10f32, 0., 30.]);

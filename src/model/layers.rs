@@ -108,7 +108,7 @@ impl LayerNorm {
     }
 }
 
-/// A learned table, `[rows, width]`, looked up by i64 indices.
+/// A learned table, `[rows, width]`.
 #[derive(Debug)]
 pub(super) struct Embedding {
     weight: Tensor,
@@ -117,10 +117,6 @@ pub(super) struct Embedding {
 impl Embedding {
     pub(super) fn new(p: Path, rows: i64, width: i64) -> Self {
         Self { weight: p.var("weight", &[rows, width], Init::Randn { mean: 0., stdev: 0.02 }) }
-    }
-
-    pub(super) fn forward(&self, indices: &Tensor, kind: Kind) -> Tensor {
-        Tensor::embedding(&self.weight, indices, -1, false, false).to_kind(kind)
     }
 
     /// The whole table, `[rows, width]`.

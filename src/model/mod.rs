@@ -1,7 +1,7 @@
 //! The networks of MIM-OOD (arXiv 2307.14701) and the bundle that carries them.
 //!
 //! [`Tokenizer`] turns a slice into tokens and back, [`Detector`] says which tokens are anomalous,
-//! [`Inpainter`] replaces those by what a healthy brain would hold. Tensors are `[B, C, H, W]`
+//! [`Inpainter`] replaces those by what a healthy brain would hold. [`Prior`] is the autoregressive rival of the two. Tensors are `[B, C, H, W]`
 //! with H along y (back to front) and W along x (left to right); intensities are in 0..1.
 
 mod bundle;
@@ -9,11 +9,18 @@ mod detector;
 pub mod device;
 mod inpainter;
 mod layers;
+mod prior;
 mod tokenizer;
 mod transformer;
+pub mod twin;
+mod vocabulary;
 
-pub use bundle::{Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, Training, write as write_bundle};
-pub use detector::Detector;
+pub use bundle::{
+    Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, PRIOR, Training, write as write_bundle,
+};
+pub use detector::{CONTEXT, Detector};
 pub use inpainter::{Decoding, Inpainter};
+pub use prior::{Prior, Resampling};
 pub use tokenizer::{DOWNSAMPLING, Tokenizer, TokenizerConfig};
 pub use transformer::TransformerConfig;
+pub use vocabulary::Vocabulary;

@@ -13,6 +13,7 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::layers::{Conv, GroupNorm};
+use super::vocabulary::Vocabulary;
 
 /// Image pixels per token along each axis of a slice.
 pub const DOWNSAMPLING: i64 = 4;
@@ -38,7 +39,12 @@ impl Default for TokenizerConfig {
 impl TokenizerConfig {
     /// Number of codes.
     pub fn codes(&self) -> i64 {
-        self.levels.iter().product()
+        self.vocabulary().codes()
+    }
+
+    /// The codes and their digits.
+    pub fn vocabulary(&self) -> Vocabulary {
+        Vocabulary::new(&self.levels)
     }
 }
 
@@ -117,16 +123,45 @@ impl Tokenizer {
         self.index(&self.quantize(&self.latent(image)))
     }
 
-    /// Codes `[B, h, w]` to image `[B, 1, 4h, 4w]` of the given kind.
+    /// Codes `[B, h, w]` to image `[B, 1, 4h, 4w]` of the given kind, in 0..1.
     pub fn decode(&self, codes: &Tensor, kind: Kind) -> Tensor {
-        self.generate(&self.dequantize(codes).to_kind(kind))
+        self.decode_digits(&self.config.vocabulary().digits(codes), kind)
     }
 
-    /// Image to its reconstruction and its codes; gradients pass straight through the rounding.
+    /// Digits `[B, h, w, D]`, which need not be whole numbers, to image `[B, 1, 4h, 4w]` of the given kind, in 0..1.
+    pub fn decode_digits(&self, digits: &Tensor, kind: Kind) -> Tensor {
+        let levels =
+            digits.permute([0, 3, 1, 2]).to_kind(Kind::Float) - self.levels(digits.device()).floor_divide_scalar(2.);
+        self.generate(&self.normalize(&levels).to_kind(kind)).clamp(0., 1.)
+    }
+
+    /// Image to its reconstruction, not clipped to 0..1, and its codes; gradients pass straight through the rounding.
     pub fn forward(&self, image: &Tensor) -> (Tensor, Tensor) {
         let levels = self.quantize(&self.latent(image));
         let codes = self.index(&levels.detach());
         (self.generate(&self.normalize(&levels).to_kind(image.kind())), codes)
+    }
+
+    /// Floating point operations of encoding and of decoding one slice of these tokens.
+    pub fn flop(&self, [rows, columns]: [i64; 2]) -> [f64; 2] {
+        let [half, quarter] = self.config.channels;
+        let dims = self.config.levels.len() as i64;
+        // Pixels of the map that a convolution writes: quarter, half and full resolution.
+        let [small, middle, large] = [1, 4, 16].map(|scale| rows * columns * scale);
+        let conv = |pixels: i64, kernel: i64, from: i64, to: i64| pixels * kernel * kernel * from * to;
+        let blocks = 2 * self.config.blocks * conv(small, 3, quarter, quarter);
+        let encode = conv(middle, 4, 1, half)
+            + 2 * conv(middle, 3, half, half)
+            + conv(small, 4, half, quarter)
+            + blocks
+            + conv(small, 1, quarter, dims);
+        let decode = conv(small, 3, dims, quarter)
+            + blocks
+            + conv(small, 3, quarter, 4 * half)
+            + 2 * conv(middle, 3, half, half)
+            + conv(middle, 3, half, 64)
+            + conv(large, 3, 16, 1);
+        [2. * encode as f64, 2. * decode as f64]
     }
 
     /// Encoder: image to the unbounded latent `[B, D, h, w]`, f32.
@@ -176,27 +211,8 @@ impl Tokenizer {
         (digits * self.basis(device)).sum_dim_intlist(1i64, false, Kind::Float).round().to_kind(Kind::Int64)
     }
 
-    /// Codes `[B, h, w]` to what the decoder sees, `[B, D, h, w]`.
-    fn dequantize(&self, codes: &Tensor) -> Tensor {
-        let device = codes.device();
-        let digits = codes
-            .unsqueeze(1)
-            .floor_divide(&self.basis(device).to_kind(Kind::Int64))
-            .remainder_tensor(&self.levels(device).to_kind(Kind::Int64));
-        self.normalize(&(digits.to_kind(Kind::Float) - self.levels(device).floor_divide_scalar(2.)))
-    }
-
     fn basis(&self, device: Device) -> Tensor {
-        let basis: Vec<i64> = self
-            .config
-            .levels
-            .iter()
-            .scan(1, |product, level| {
-                let here = *product;
-                *product *= level;
-                Some(here)
-            })
-            .collect();
+        let basis = self.config.vocabulary().basis();
         Tensor::from_slice(&basis).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1])
     }
 }
@@ -211,7 +227,8 @@ mod tests {
         let vs = VarStore::new(Device::Cpu);
         let tokenizer = Tokenizer::new(vs.root(), &TokenizerConfig::default());
         let codes = Tensor::arange(1000, (Kind::Int64, Device::Cpu)).view([1, 25, 40]);
-        let levels = tokenizer.dequantize(&codes) * tokenizer.levels(Device::Cpu).floor_divide_scalar(2.);
+        let digits = tokenizer.config.vocabulary().digits(&codes).permute([0, 3, 1, 2]);
+        let levels = digits - tokenizer.levels(Device::Cpu).floor_divide_scalar(2.);
         assert_eq!(tokenizer.index(&levels), codes);
     }
 
@@ -233,13 +250,13 @@ mod tests {
     fn shapes() {
         let vs = VarStore::new(Device::Cpu);
         let tokenizer = Tokenizer::new(vs.root(), &TokenizerConfig::default());
-        let image = Tensor::rand([2, 1, 112, 96], (Kind::Float, Device::Cpu));
+        let image = Tensor::rand([2, 1, 96, 80], (Kind::Float, Device::Cpu));
         let codes = tokenizer.encode(&image);
-        assert_eq!(codes.size(), [2, 28, 24]);
-        assert_eq!(tokenizer.decode(&codes, Kind::Float).size(), [2, 1, 112, 96]);
+        assert_eq!(codes.size(), [2, 24, 20]);
+        assert_eq!(tokenizer.decode(&codes, Kind::Float).size(), [2, 1, 96, 80]);
         let (reconstruction, same) = tokenizer.forward(&image);
         assert_eq!(same, codes);
         let again = tokenizer.decode(&codes, Kind::Float);
-        assert!(f64::try_from((reconstruction - again).abs().max()).unwrap() < 1e-5);
+        assert!(f64::try_from((reconstruction.clamp(0., 1.) - again).abs().max()).unwrap() < 1e-5);
     }
 }

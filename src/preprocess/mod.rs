@@ -1,7 +1,7 @@
 //! From a scan as it came off the scanner to what the model sees.
 //!
 //! Takes one volume in any orientation, spacing and intensity unit, with or without skull, and gives [`Prepared`]: the
-//! brain on the model's grid ([`model_grid`]: 96 x 112 x 96 voxels of 2 mm, RAS, MNI152 2009a space), intensities
+//! brain on the model's grid ([`model_grid`]: 80 x 96 x 96 voxels of 2 mm, RAS, MNI152 2009a space), intensities
 //! 0..1, 0 outside the brain, with its mask and the affine from native world to MNI space.
 //!
 //! ```text
@@ -55,7 +55,7 @@ use crate::volume::resample::trilinear_within;
 use crate::volume::{Affine, Grid, Volume};
 
 /// Counted up when the same scan and settings would give another result.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The share of voxels of a scan that are sure to be air.
 const AIR: f64 = 0.02;

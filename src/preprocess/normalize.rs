@@ -242,7 +242,8 @@ mod tests {
     }
 
     fn scaled(image: &Volume, mask: &Volume<u8>, method: NormalizeMethod) -> Volume {
-        normalize(image, mask, &NormalizeConfig { method, ..NormalizeConfig::default() }).expect("a brain with contrast")
+        normalize(image, mask, &NormalizeConfig { method, ..NormalizeConfig::default() })
+            .expect("a brain with contrast")
     }
 
     #[test]

@@ -8,7 +8,7 @@ use deltalake_core::delta_datafusion::DeltaScanNext;
 
 use super::views;
 use crate::error::{Error, Result};
-use crate::tables::{Table, Tables};
+use crate::tables::Tables;
 
 const CATALOG: &str = "neurosieve";
 const PUBLIC_SCHEMA: &str = "public";
@@ -19,7 +19,7 @@ pub const RAW_SCHEMA: &str = "raw";
 /// A session for analysts: the tables as `tables` has them now, and the views on top. Cannot write to the tables.
 pub async fn session(tables: &Tables) -> Result<SessionContext> {
     let context = raw_session(tables).await?;
-    for view in views() {
+    for view in views().into_iter().filter(|view| view.needs.is_none_or(|table| tables.present().any(|t| t == table))) {
         context.sql(&format!("CREATE VIEW {} AS {}", view.name, view.sql)).await?;
     }
     Ok(context)
@@ -36,7 +36,7 @@ pub async fn raw_session(tables: &Tables) -> Result<SessionContext> {
     let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
     catalog.register_schema(RAW_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
     let state = Arc::new(context.state());
-    for table in Table::ALL {
+    for table in tables.present() {
         let unreadable = |e| Error::table(format!("cannot read table {}", table.name()), e);
         let delta = tables.delta(table);
         delta.update_datafusion_session(state.as_ref()).map_err(unreadable)?;

@@ -1,6 +1,8 @@
 //! The public views. Each is one SQL statement over `raw`, with the reason why it is not simply the table.
 
-/// A view that every session has.
+use crate::tables::Table;
+
+/// A view that a session has.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
     /// Its name.
@@ -9,11 +11,13 @@ pub struct View {
     pub doc: &'static str,
     /// The query behind it.
     pub sql: &'static str,
+    /// A table that need not be there, and without which there is no such view.
+    pub needs: Option<Table>,
 }
 
 /// The views, in the order in which they must be made: the later ones use `scans`.
-pub fn views() -> [View; 6] {
-    [SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS]
+pub fn views() -> [View; 7] {
+    [SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS, EVALUATIONS]
 }
 
 const SCANS: View = View {
@@ -21,6 +25,7 @@ const SCANS: View = View {
     doc: "the newest result of each scan; earlier ones stay in raw.scans",
     sql: "SELECT * FROM raw.scans
           QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY finished_at DESC, run_id DESC) = 1",
+    needs: None,
 };
 
 // A killed run leaves tokens without their row in `scans`; the semi join hides them, and with them the rows of
@@ -30,6 +35,7 @@ const TOKENS: View = View {
     doc: "the tokens of the scans in scans",
     sql: "SELECT * FROM raw.tokens t
           WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = t.run_id AND s.scan_id = t.scan_id)",
+    needs: None,
 };
 
 const MASKS: View = View {
@@ -37,6 +43,7 @@ const MASKS: View = View {
     doc: "the masks of the scans in scans",
     sql: "SELECT * FROM raw.masks m
           WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = m.run_id AND s.scan_id = m.scan_id)",
+    needs: None,
 };
 
 const FINDINGS: View = View {
@@ -44,6 +51,7 @@ const FINDINGS: View = View {
     doc: "the findings of the scans in scans",
     sql: "SELECT * FROM raw.findings f
           WHERE EXISTS (SELECT 1 FROM scans s WHERE s.run_id = f.run_id AND s.scan_id = f.scan_id)",
+    needs: None,
 };
 
 // A result that came later answers the failure, for whatever content it was.
@@ -53,6 +61,7 @@ const FAILURES: View = View {
     sql: "SELECT * FROM raw.failures f
           WHERE NOT EXISTS (SELECT 1 FROM scans s WHERE s.scan_id = f.scan_id AND s.finished_at >= f.failed_at)
           QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY failed_at DESC, run_id DESC) = 1",
+    needs: None,
 };
 
 const RUNS: View = View {
@@ -60,4 +69,12 @@ const RUNS: View = View {
     doc: "the newest state of each run",
     sql: "SELECT * FROM raw.runs
           QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY finished_at DESC NULLS LAST) = 1",
+    needs: None,
+};
+
+const EVALUATIONS: View = View {
+    name: "evaluations",
+    doc: "the methods of all evaluations",
+    sql: "SELECT * FROM raw.evaluations",
+    needs: Some(Table::Evaluations),
 };

@@ -19,17 +19,14 @@ pub struct Finding {
     pub mean_score: f32,
 }
 
-/// Labels a mask's components; those smaller than `min_ml` are dropped from the mask. Returns the
-/// remaining mask and its components, largest first.
-pub fn components(mask: &Volume<u8>, score: &Volume<f32>, min_ml: f64) -> (Volume<u8>, Vec<Finding>) {
+/// The connected components (26 neighbours) of a mask: numbers of voxels, ascending; components in the order of their
+/// first voxels.
+pub fn connected(mask: &Volume<u8>) -> Vec<Vec<u32>> {
     let [nx, ny, nz] = mask.grid.shape;
     let voxels: Vec<u32> = (0..mask.data.len() as u32).filter(|&i| mask.data[i as usize] > 0).collect();
     let mut order = vec![u32::MAX; mask.data.len()];
     voxels.iter().enumerate().for_each(|(k, &i)| order[i as usize] = k as u32);
-    let coordinates = |i: u32| {
-        let i = i as usize;
-        [i % nx, i / nx % ny, i / (nx * ny)]
-    };
+    let coordinates = |i: u32| coordinates(mask, i);
     let mut sets = UnionFind::<u32>::new(voxels.len());
     for (k, &i) in voxels.iter().enumerate() {
         let [x, y, z] = coordinates(i);
@@ -62,8 +59,24 @@ pub fn components(mask: &Volume<u8>, score: &Volume<f32>, min_ml: f64) -> (Volum
     for (k, &label) in labels.iter().enumerate() {
         members[label as usize].push(voxels[k]);
     }
+    members.retain(|m| !m.is_empty());
+    members.sort_by_key(|m| m[0]);
+    members
+}
+
+/// Where a voxel lies on the grid.
+fn coordinates(mask: &Volume<u8>, voxel: u32) -> [usize; 3] {
+    let [nx, ny, _] = mask.grid.shape;
+    let i = voxel as usize;
+    [i % nx, i / nx % ny, i / (nx * ny)]
+}
+
+/// Labels a mask's components; those smaller than `min_ml` are dropped from the mask. Returns the
+/// remaining mask and its components, largest first.
+pub fn components(mask: &Volume<u8>, score: &Volume<f32>, min_ml: f64) -> (Volume<u8>, Vec<Finding>) {
     let voxel_ml = mask.grid.voxel_ml();
-    members.retain(|m| !m.is_empty() && m.len() as f64 * voxel_ml >= min_ml);
+    let mut members = connected(mask);
+    members.retain(|m| m.len() as f64 * voxel_ml >= min_ml);
     // Equal sizes keep the order of their first voxel, so that the list repeats.
     members.sort_by(|a, b| b.len().cmp(&a.len()).then(a[0].cmp(&b[0])));
 
@@ -76,7 +89,7 @@ pub fn components(mask: &Volume<u8>, score: &Volume<f32>, min_ml: f64) -> (Volum
             let (mut max, mut total) = (0f32, 0f64);
             for &i in component {
                 kept.data[i as usize] = 1;
-                let at = mask.grid.affine.apply(coordinates(i).map(|v| v as f64));
+                let at = mask.grid.affine.apply(coordinates(mask, i).map(|v| v as f64));
                 for axis in 0..3 {
                     sum[axis] += at[axis];
                     bbox[0][axis] = bbox[0][axis].min(at[axis]);

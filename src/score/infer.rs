@@ -5,9 +5,10 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{MIN_TOKEN_BRAIN, Settings, map::token_brain_fraction};
+use super::map::{mean_in_brain, token_brain_fraction};
+use super::{MIN_TOKEN_BRAIN, Method, Settings, Tail};
 use crate::error::{Error, Result};
-use crate::model::{Decoding, Networks};
+use crate::model::{CONTEXT, Decoding, Networks, Resampling};
 use crate::volume::Volume;
 
 /// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
@@ -25,36 +26,33 @@ pub struct Inference {
     pub nll: Vec<f32>,
     /// Tokens that were in-painted.
     pub n_inpainted: usize,
-    /// Decoded restoration, intensities in 0..1, `S * ny * nx` pixels.
+    /// Mean of the restorations, intensities in 0..1, `S * ny * nx` pixels.
     pub restored: Vec<f32>,
+    /// Mean over the restorations of |image - restoration|, like `restored`.
+    pub residual: Vec<f32>,
+    /// Mean over the restorations of |decoded tokens - restoration|, like `restored`: what the tokenizer cannot tell is
+    /// in neither. 0 where nothing was restored.
+    pub change: Vec<f32>,
 }
 
-/// Codes and anomaly probabilities of a scan's slices, without restoring anything.
+/// The slices of a scan that hold brain, as tokens.
 #[derive(Debug)]
-pub struct Detection {
+struct Encoded {
     slices: Vec<usize>,
     z_mm: Tensor,
+    /// Pixels `[S, 1, ny, nx]`.
+    pixels: Tensor,
+    /// `[S, rows, columns]`.
     codes: Tensor,
-    p: Tensor,
+    /// Codes of each slice and its neighbours, `[S, 3, rows, columns]`.
+    context: Tensor,
+    /// Tokens with enough brain in them to be judged, `[S, rows, columns]`.
+    inside: Tensor,
 }
 
-impl Detection {
-    /// `p_anomalous` of the tokens inside the brain.
-    pub fn brain_probabilities(&self, brain: &Volume<u8>) -> Vec<f32> {
-        let fraction = token_brain_fraction(brain, &self.slices);
-        let p: Vec<f32> = to_vec(&self.p);
-        p.into_iter().zip(fraction).filter(|&(_, f)| f >= MIN_TOKEN_BRAIN).map(|(p, _)| p).collect()
-    }
-}
-
-/// Runs tokenizer and detector over every slice that holds brain.
-///
-/// `image`: intensities in 0..1 on the model's grid; `brain`: its mask, 0 or 1.
-///
-/// # Errors
-/// [`Error::Device`] where libtorch fails.
-pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Detection> {
-    let [nx, ny, _] = image.grid.shape;
+/// Runs the tokenizer over every slice that holds brain, and over those beside them that the detector looks at.
+fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Encoded> {
+    let [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
     let slices: Vec<usize> =
         brain.data.chunks(plane).enumerate().filter(|(_, m)| m.iter().any(|&v| v > 0)).map(|(z, _)| z).collect();
@@ -62,28 +60,85 @@ pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batc
         return Err(Error::input("no_brain", "no slice of the model's grid holds brain"));
     }
     let heights: Vec<f32> = slices.iter().map(|&z| image.grid.affine.apply([0., 0., z as f64])[2] as f32).collect();
-    let z_mm = Tensor::from_slice(&heights).to_device(networks.device);
-    let (mut codes, mut p) = (Vec::new(), Vec::new());
-    tch::no_grad(|| {
-        for (chunk, start) in slices.chunks(batch).zip((0i64..).step_by(batch)) {
-            let pixels: Vec<f32> =
-                chunk.iter().flat_map(|&z| image.data[z * plane..(z + 1) * plane].iter().copied()).collect();
-            let pixels = Tensor::from_slice(&pixels)
-                .view([chunk.len() as i64, 1, ny as i64, nx as i64])
-                .to_device(networks.device);
-            let here = networks.tokenizer.encode(&pixels);
-            let z_here = z_mm.narrow(0, start, chunk.len() as i64);
-            p.push(networks.detector.forward(&here, &z_here, Kind::Float).sigmoid());
-            codes.push(here);
-        }
+    let beside = |z: usize| CONTEXT.map(|offset| (z as i64 + offset).clamp(0, nz as i64 - 1) as usize);
+    let mut seen: Vec<usize> = slices.iter().flat_map(|&z| beside(z)).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    let values: Vec<f32> = seen.iter().flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).copied().collect();
+    let pixels = Tensor::from_slice(&values).view([seen.len() as i64, 1, ny as i64, nx as i64]);
+    let pixels = pixels.to_device(networks.device);
+    let codes = tch::no_grad(|| {
+        let parts: Vec<Tensor> =
+            pixels.split(batch as i64, 0).iter().map(|part| networks.tokenizer.encode(part)).collect();
+        Tensor::cat(&parts, 0)
     });
-    Ok(Detection { slices, z_mm, codes: Tensor::cat(&codes, 0), p: Tensor::cat(&p, 0) })
+    let rows_of = |slices: Vec<usize>| {
+        let rows: Vec<i64> = slices.into_iter().map(|z| seen.partition_point(|&other| other < z) as i64).collect();
+        Tensor::from_slice(&rows).to_device(networks.device)
+    };
+    let (own, around) = (rows_of(slices.clone()), rows_of(slices.iter().flat_map(|&z| beside(z)).collect()));
+    let context = codes.index_select(0, &around).unflatten(0, [slices.len() as i64, CONTEXT.len() as i64]);
+    let codes = codes.index_select(0, &own);
+    let fraction = Tensor::from_slice(&token_brain_fraction(brain, &slices)).view_as(&codes);
+    Ok(Encoded {
+        z_mm: Tensor::from_slice(&heights).to_device(networks.device),
+        pixels: pixels.index_select(0, &own),
+        inside: fraction.ge(f64::from(MIN_TOKEN_BRAIN)).to_device(networks.device),
+        context,
+        codes,
+        slices,
+    })
 }
 
-/// Runs the whole method over one scan; the draw is seeded by `scan_id` and the settings' seed.
+impl Encoded {
+    /// The detector's probabilities, `[S, rows, columns]`.
+    fn detect(&self, networks: &Networks, batch: usize) -> Tensor {
+        tch::no_grad(|| {
+            let parts = self.context.split(batch as i64, 0);
+            let heights = self.z_mm.split(batch as i64, 0);
+            let judge =
+                |(codes, z_mm): (&Tensor, &Tensor)| networks.detector.forward(codes, z_mm, Kind::Float).sigmoid();
+            Tensor::cat(&parts.iter().zip(&heights).map(judge).collect::<Vec<_>>(), 0)
+        })
+    }
+}
+
+/// `p_anomalous` of a scan's tokens inside the brain, without restoring anything.
+///
+/// `image`: intensities in 0..1 on the model's grid; `brain`: its mask, 0 or 1.
 ///
 /// # Errors
 /// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
+pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Vec<f32>> {
+    let encoded = encode(networks, image, brain, batch.max(1))?;
+    let p = encoded.detect(networks, batch.max(1));
+    Ok(to_vec(&p.masked_select(&encoded.inside)))
+}
+
+/// The image as its tokens have it: decoded, nothing restored; 0 in slices without brain.
+///
+/// # Errors
+/// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
+pub fn reconstruct(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>) -> Result<Volume<f32>> {
+    /// Slices that pass through the decoder at once.
+    const BATCH: usize = 16;
+    let encoded = encode(networks, image, brain, BATCH)?;
+    let plane = image.grid.shape[0] * image.grid.shape[1];
+    let mut out = Volume::zeros(image.grid);
+    for (slices, codes) in encoded.slices.chunks(BATCH).zip(encoded.codes.split(BATCH as i64, 0)) {
+        let decoded: Vec<f32> = to_vec(&tch::no_grad(|| networks.tokenizer.decode(&codes, Kind::Float)));
+        for (&z, pixels) in slices.iter().zip(decoded.chunks(plane)) {
+            out.data[z * plane..(z + 1) * plane].copy_from_slice(pixels);
+        }
+    }
+    Ok(out)
+}
+
+/// Runs the method of the settings over one scan; draws are seeded by `scan_id`, the slice and the settings' seed.
+///
+/// # Errors
+/// [`Error::Input`] where there is no brain, [`Error::Config`] where the bundle lacks what the method needs,
+/// [`Error::Device`] where libtorch fails.
 pub fn infer(
     networks: &Networks,
     image: &Volume<f32>,
@@ -91,56 +146,207 @@ pub fn infer(
     scan_id: &str,
     settings: &Settings,
 ) -> Result<Inference> {
-    let batch = settings.config.batch_slices.max(1);
-    let Detection { slices, z_mm, codes, p } = detect(networks, image, brain, batch)?;
-    let (rows, columns) = (codes.size()[1], codes.size()[2]);
-    let fraction = Tensor::from_slice(&token_brain_fraction(brain, &slices)).view_as(&p).to_device(networks.device);
-    let anomalous = p.gt(f64::from(settings.token_threshold)).logical_and(&fraction.ge(f64::from(MIN_TOKEN_BRAIN)));
+    let config = &settings.config;
+    let encoded = encode(networks, image, brain, config.batch_slices.max(1))?;
+    let restoring = Restoring { networks, encoded: &encoded, settings, scan_id };
+    match config.method {
+        Method::Mim => restoring.mim(),
+        Method::Ar => restoring.ar(),
+        Method::Threshold => Ok(without_model(&encoded, image, brain, config.tail)),
+    }
+}
 
-    // Only slices with something to restore pass through the inpainter.
-    let open: Vec<i64> =
-        Vec::try_from(anomalous.flatten(1, 2).any_dim(1, false).nonzero().squeeze_dim(1).to_device(Device::Cpu))?;
-    let mut restored_codes = codes.copy();
-    let mut nll = Tensor::full_like(&p, f64::NAN);
-    let mut rng = draw_rng(scan_id, settings.config.seed);
-    let decoding = Decoding { steps: settings.config.steps.max(1), temperature: settings.config.temperature.max(1e-3) };
-    tch::no_grad(|| {
-        for chunk in open.chunks(batch) {
-            let index = Tensor::from_slice(chunk).to_device(networks.device);
-            let (codes_here, mask) = (codes.index_select(0, &index), anomalous.index_select(0, &index));
-            let masked = i64::try_from(mask.sum(Kind::Int64)).unwrap_or_default();
-            let vocabulary = networks.tokenizer.config().codes();
-            let noise: Vec<f32> = (0..masked * vocabulary).map(|_| rng.random::<f32>()).collect();
-            let noise = Tensor::from_slice(&noise).view([masked, vocabulary]).to_device(networks.device);
-            let (new, nll_here) = networks.inpainter.restore(
-                &codes_here,
-                &mask,
-                &z_mm.index_select(0, &index),
-                &noise,
-                decoding,
+/// Everything that restoring a scan needs.
+struct Restoring<'a> {
+    networks: &'a Networks,
+    encoded: &'a Encoded,
+    settings: &'a Settings,
+    scan_id: &'a str,
+}
+
+/// Restorations of all slices.
+struct Restored {
+    nll: Tensor,
+    /// Each `[S, ny, nx]`.
+    image: Tensor,
+    residual: Tensor,
+    change: Tensor,
+}
+
+impl Restoring<'_> {
+    fn mim(&self) -> Result<Inference> {
+        let (config, encoded) = (&self.settings.config, self.encoded);
+        let p = encoded.detect(self.networks, config.batch_slices.max(1));
+        let anomalous = p.gt(f64::from(self.settings.token_threshold)).logical_and(&encoded.inside);
+        let decoding = Decoding { steps: config.steps.max(1), temperature: config.temperature.max(1e-3) };
+        let vocabulary = self.networks.tokenizer.config().codes() as usize;
+        // Only slices with something to restore pass through the inpainter.
+        let restored = self.restore(&anomalous.flatten(1, 2).any_dim(1, false), None, |rows, draw| {
+            let (codes, mask) = (encoded.codes.index_select(0, rows), anomalous.index_select(0, rows));
+            let z_mm = encoded.z_mm.index_select(0, rows);
+            if config.restorations == 0 {
+                let (digits, nll) = self.networks.inpainter.mean(&codes, &mask, &z_mm, Kind::Float);
+                let image = self.networks.tokenizer.decode_digits(&digits, Kind::Float).squeeze_dim(1);
+                return (image, nll.masked_fill(&mask.logical_not(), f64::NAN));
+            }
+            let masked: Vec<i64> = to_vec(&mask.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64));
+            let noise = self.noise(rows, draw, masked.iter().map(|&n| n as usize * vocabulary));
+            let noise = noise.view([-1, vocabulary as i64]);
+            let (new, nll) = self.networks.inpainter.restore(&codes, &mask, &z_mm, &noise, decoding, Kind::Float);
+            (self.decode(&new), nll.masked_fill(&mask.logical_not(), f64::NAN))
+        })?;
+        Ok(self.inference(&p, &anomalous, restored))
+    }
+
+    /// As Naval Marimont and Tarroni (arXiv 2012.06765) do, with a transformer for their PixelSNAIL. `p_anomalous` is the
+    /// logistic function of how far a token's negative log-likelihood lies above the limit, in nats.
+    fn ar(&self) -> Result<Inference> {
+        let (config, encoded) = (&self.settings.config, self.encoded);
+        let prior = self.networks.prior.as_ref().ok_or_else(|| {
+            Error::Config(
+                "the bundle has no prior, which score.method = \"ar\" needs: train one with a [train.prior] section"
+                    .into(),
+            )
+        })?;
+        let [rows, columns, codes] =
+            [encoded.codes.size()[1], encoded.codes.size()[2], self.networks.tokenizer.config().codes()];
+        let resampling = Resampling { limit_nats: config.ar_limit_nats, cached: config.ar_cached };
+        let all = encoded.inside.flatten(1, 2).any_dim(1, false);
+        // Restorations close to the input count more.
+        let mut restored = self.restore(&all, Some(3.0), |slices, draw| {
+            let per_slice = (rows * columns * codes) as usize;
+            let noise = self.noise(slices, draw, std::iter::repeat_n(per_slice, slices.size()[0] as usize));
+            let (new, nll) = prior.restore(
+                &encoded.codes.index_select(0, slices),
+                &encoded.inside.index_select(0, slices),
+                &encoded.z_mm.index_select(0, slices),
+                &noise.view([-1, rows * columns, codes]),
+                resampling,
                 Kind::Float,
             );
-            restored_codes = restored_codes.index_copy(0, &index, &new);
-            nll = nll.index_copy(0, &index, &nll_here.masked_fill(&mask.logical_not(), f64::NAN));
+            (self.decode(&new), nll)
+        })?;
+        restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);
+        let p = (&restored.nll - config.ar_limit_nats).sigmoid().nan_to_num(0., 0., 0.);
+        let unlikely = restored.nll.gt(config.ar_limit_nats);
+        Ok(self.inference(&p, &unlikely, restored))
+    }
+
+    /// Draws restorations of the slices that are `open` (`[S]`, bool). `restore` gets the numbers of some of them and the
+    /// number of the draw, and gives their images `[n, ny, nx]` and the likelihoods. A restoration's weight is the softmax of `sharpness`
+    /// over its mean distance from the image; all weigh the same without.
+    fn restore(
+        &self,
+        open: &Tensor,
+        sharpness: Option<f64>,
+        restore: impl Fn(&Tensor, usize) -> (Tensor, Tensor),
+    ) -> Result<Restored> {
+        let (config, encoded) = (&self.settings.config, self.encoded);
+        let (batch, device) = (config.batch_slices.max(1), self.networks.device);
+        let open: Vec<i64> = Vec::try_from(open.nonzero().squeeze_dim(1).to_device(Device::Cpu))?;
+        Ok(tch::no_grad(|| {
+            let parts: Vec<Tensor> =
+                encoded.codes.split(batch as i64, 0).iter().map(|codes| self.decode(codes)).collect();
+            let decoded = Tensor::cat(&parts, 0);
+            let pixels = encoded.pixels.squeeze_dim(1);
+            let mut out = Restored {
+                nll: Tensor::full(encoded.codes.size(), f64::NAN, (Kind::Float, device)),
+                residual: (&pixels - &decoded).abs(),
+                change: decoded.zeros_like(),
+                image: decoded.shallow_clone(),
+            };
+            for chunk in open.chunks(batch) {
+                let rows = Tensor::from_slice(chunk).to_device(device);
+                let (here, tokens) = (pixels.index_select(0, &rows), decoded.index_select(0, &rows));
+                let draws: Vec<(Tensor, Tensor)> =
+                    (0..config.restorations.max(1)).map(|draw| restore(&rows, draw)).collect();
+                let images = Tensor::stack(&draws.iter().map(|(image, _)| image).collect::<Vec<_>>(), 0);
+                let residuals = (&images - &here).abs();
+                // [draws, slices, 1, 1]
+                let far = residuals.mean_dim([2i64, 3].as_slice(), true, Kind::Float);
+                let weights = match sharpness {
+                    Some(sharpness) => (far.clamp_min(1e-6).reciprocal() * sharpness).softmax(0, Kind::Float),
+                    None => far.ones_like() / draws.len() as f64,
+                };
+                let mean = |values: &Tensor| (values * &weights).sum_dim_intlist(0i64, false, Kind::Float);
+                out.image = out.image.index_copy(0, &rows, &mean(&images));
+                out.residual = out.residual.index_copy(0, &rows, &mean(&residuals));
+                out.change = out.change.index_copy(0, &rows, &mean(&(&images - &tokens).abs()));
+                out.nll = out.nll.index_copy(0, &rows, &draws[0].1);
+            }
+            out
+        }))
+    }
+
+    /// Codes `[n, rows, columns]` to images `[n, ny, nx]`.
+    fn decode(&self, codes: &Tensor) -> Tensor {
+        self.networks.tokenizer.decode(codes, Kind::Float).squeeze_dim(1)
+    }
+
+    /// Uniform numbers for some slices of one draw, `counts` of them for each, one after the other. They depend on the
+    /// scan, the slice and the draw, not on what else is in the batch.
+    fn noise(&self, rows: &Tensor, draw: usize, counts: impl Iterator<Item = usize>) -> Tensor {
+        let mut values: Vec<f32> = Vec::new();
+        for (row, count) in to_vec::<i64>(rows).into_iter().zip(counts) {
+            let mut rng = draw_rng(self.scan_id, self.settings.config.seed);
+            rng.set_stream(((self.encoded.slices[row as usize] as u64) << 16) + draw as u64);
+            values.extend((0..count).map(|_| rng.random::<f32>()));
         }
-    });
-    let decoded: Vec<Tensor> = tch::no_grad(|| {
-        restored_codes
-            .split(batch as i64, 0)
-            .iter()
-            .map(|c| networks.tokenizer.decode(c, Kind::Float).clamp(0., 1.).to_device(Device::Cpu))
-            .collect()
-    });
-    let codes: Vec<i64> = to_vec(&codes);
-    Ok(Inference {
-        slices,
-        tokens: [rows as usize, columns as usize],
-        codes: codes.into_iter().map(|c| c as i16).collect(),
-        p_anomalous: to_vec(&p),
-        nll: to_vec(&nll),
-        n_inpainted: i64::try_from(anomalous.sum(Kind::Int64))? as usize,
-        restored: to_vec(&Tensor::cat(&decoded, 0)),
-    })
+        Tensor::from_slice(&values).to_device(self.networks.device)
+    }
+
+    fn inference(&self, p: &Tensor, restored_tokens: &Tensor, restored: Restored) -> Inference {
+        let codes: Vec<i64> = to_vec(&self.encoded.codes);
+        let n: Vec<i64> = to_vec(&restored_tokens.sum(Kind::Int64));
+        Inference {
+            slices: self.encoded.slices.clone(),
+            tokens: tokens(&self.encoded.codes),
+            codes: codes.into_iter().map(|c| c as i16).collect(),
+            p_anomalous: to_vec(p),
+            nll: to_vec(&restored.nll),
+            n_inpainted: n.iter().sum::<i64>() as usize,
+            restored: to_vec(&restored.image),
+            residual: to_vec(&restored.residual),
+            change: to_vec(&restored.change),
+        }
+    }
+}
+
+/// The intensity itself as a score: `residual` is how far a voxel lies in the tail, `p_anomalous` its mean over a token's
+/// brain, and nothing is restored.
+fn without_model(encoded: &Encoded, image: &Volume<f32>, brain: &Volume<u8>, tail: Tail) -> Inference {
+    let plane = image.grid.shape[0] * image.grid.shape[1];
+    let mut inside: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0).map(|(&v, _)| v).collect();
+    let half = inside.len() / 2;
+    let median = if inside.is_empty() { 0. } else { *inside.select_nth_unstable_by(half, f32::total_cmp).1 };
+    let score = |v: f32| match tail {
+        Tail::Dark => 1. - v,
+        Tail::Bright => v,
+        Tail::Both => (v - median).abs(),
+    };
+    let tokens @ [rows, columns] = tokens(&encoded.codes);
+    let p_anomalous = mean_in_brain(image.grid.shape, &encoded.slices, brain, |i| score(image.data[i]));
+    let pixels = |value: &dyn Fn(f32) -> f32| {
+        let slices = encoded.slices.iter();
+        slices.flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).map(|&v| value(v)).collect::<Vec<f32>>()
+    };
+    let n = encoded.slices.len();
+    Inference {
+        slices: encoded.slices.clone(),
+        tokens,
+        codes: to_vec::<i64>(&encoded.codes).into_iter().map(|c| c as i16).collect(),
+        p_anomalous,
+        nll: vec![f32::NAN; n * rows * columns],
+        n_inpainted: 0,
+        restored: pixels(&|v| v),
+        residual: pixels(&score),
+        change: vec![0.; n * plane],
+    }
+}
+
+/// Rows and columns of codes `[S, rows, columns]`.
+fn tokens(codes: &Tensor) -> [usize; 2] {
+    [codes.size()[1] as usize, codes.size()[2] as usize]
 }
 
 fn draw_rng(scan_id: &str, seed: u64) -> ChaCha8Rng {

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::findings::{Finding, components};
-use super::{Inference, Settings};
+use super::{Evidence, Inference, Method, Settings};
+use crate::config::ScoreConfig;
 use crate::model::DOWNSAMPLING;
 use crate::volume::Volume;
 
@@ -36,7 +37,7 @@ pub struct Assessment {
 
 /// Turns an inference into maps and findings. `image` and `brain` are what was inferred from.
 pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Assessment {
-    let score = score_map(inference, image, brain, settings.config.smooth_mm);
+    let score = score_map(inference, image, brain, &settings.config);
     let above: Vec<u8> = score.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
     let above = Volume { grid: score.grid, data: above };
     let (mask, findings) = components(&above, &score, settings.config.min_finding_ml);
@@ -44,7 +45,7 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
     Assessment {
         anomaly_score: scan_score(&score),
         anomaly_volume_ml: voxels as f64 * score.grid.voxel_ml(),
-        token_residual: token_residual(inference, image, brain),
+        token_residual: token_residual(inference, brain),
         token_brain: token_brain_fraction(brain, &inference.slices),
         score,
         mask,
@@ -52,38 +53,60 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
     }
 }
 
-/// Score per voxel: the token's probability, interpolated and smoothed, halved where the
-/// restoration agrees with the image.
-pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, smooth_mm: f64) -> Volume<f32> {
-    let [nx, ny, nz] = image.grid.shape;
+/// Score per voxel, 0..1, 0 outside the brain.
+///
+/// [`Method::Mim`]: the token's probability, interpolated and smoothed, halved where the restoration agrees with the
+/// image ([`Evidence::Combined`]); either of the two alone. [`Method::Ar`]: the residual, min-pooled over 3 x 3 x 3 voxels,
+/// then averaged over 7 x 7 x 3, as its authors do. [`Method::Threshold`]: the smoothed intensity score.
+pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, config: &ScoreConfig) -> Volume<f32> {
+    let shape @ [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
     let [rows, columns] = inference.tokens;
     let mut probability = vec![0f32; plane * nz];
     let mut residual = vec![0f32; plane * nz];
     for (s, &z) in inference.slices.iter().enumerate() {
         let p = &inference.p_anomalous[s * rows * columns..(s + 1) * rows * columns];
-        let restored = &inference.restored[s * plane..(s + 1) * plane];
-        for y in 0..ny {
-            for x in 0..nx {
-                let i = z * plane + y * nx + x;
-                probability[i] = bilinear(p, rows, columns, x, y);
-                residual[i] = (image.data[i] - restored[y * nx + x]).abs();
-            }
+        for (i, p_here) in probability[z * plane..(z + 1) * plane].iter_mut().enumerate() {
+            *p_here = bilinear(p, rows, columns, i % nx, i / nx);
         }
+        residual[z * plane..(z + 1) * plane].copy_from_slice(&inference.residual[s * plane..(s + 1) * plane]);
     }
     let spacing = image.grid.spacing();
-    let sigma = spacing.map(|mm| (smooth_mm / mm) as f32);
-    let (probability, residual) =
-        rayon::join(|| smooth(&probability, image.grid.shape, sigma), || smooth(&residual, image.grid.shape, sigma));
-    let data = (0..plane * nz)
-        .map(|i| {
-            if brain.data[i] == 0 {
-                return 0.;
-            }
-            (probability[i] * (0.5 + 0.5 * (residual[i] / FULL_RESIDUAL).min(1.))).clamp(0., 1.)
-        })
-        .collect();
+    let sigma = spacing.map(|mm| (config.smooth_mm / mm) as f32);
+    let score: Vec<f32> = match (config.method, config.evidence) {
+        (Method::Mim, Evidence::Detector) => smooth(&probability, shape, sigma),
+        (Method::Mim, Evidence::Residual) | (Method::Threshold, _) => smooth(&residual, shape, sigma),
+        (Method::Mim, Evidence::Combined) => {
+            let (probability, residual) =
+                rayon::join(|| smooth(&probability, shape, sigma), || smooth(&residual, shape, sigma));
+            let agrees = residual.iter().map(|r| 0.5 + 0.5 * (r / FULL_RESIDUAL).min(1.));
+            probability.iter().zip(agrees).map(|(p, share)| p * share).collect()
+        }
+        (Method::Ar, _) => {
+            let least = pooled(&residual, shape, [3; 3], f32::INFINITY, f32::min);
+            let sum = pooled(&least, shape, [7, 7, 3], 0., |a, b| a + b);
+            sum.iter().map(|s| s / 147.).collect()
+        }
+    };
+    let data = score.iter().zip(&brain.data).map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect();
     Volume { grid: image.grid, data }
+}
+
+/// Joins each voxel with its neighbours in a box of `size` voxels, along one axis after the other. Beyond the grid there
+/// is `outside`.
+fn pooled(data: &[f32], shape: [usize; 3], size: [usize; 3], outside: f32, join: fn(f32, f32) -> f32) -> Vec<f32> {
+    let strides = [1, shape[0], shape[0] * shape[1]];
+    (0..3).fold(data.to_vec(), |now, axis| {
+        let reach = size[axis] / 2;
+        (0..now.len())
+            .map(|i| {
+                let place = i / strides[axis] % shape[axis];
+                let from = i - place.min(reach) * strides[axis];
+                let to = i + (shape[axis] - 1 - place).min(reach) * strides[axis];
+                (from..=to).step_by(strides[axis]).fold(outside, |sum, j| join(sum, now[j]))
+            })
+            .collect()
+    })
 }
 
 /// Token plane read at a pixel, linear between the centres of the cells.
@@ -145,14 +168,24 @@ pub fn token_brain_fraction(brain: &Volume<u8>, slices: &[usize]) -> Vec<f32> {
 }
 
 /// Mean |image - restoration| over each token's brain pixels.
-fn token_residual(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>) -> Vec<f32> {
-    let plane = image.grid.shape[0] * image.grid.shape[1];
-    let mut slot = vec![usize::MAX; image.grid.shape[2]];
+fn token_residual(inference: &Inference, brain: &Volume<u8>) -> Vec<f32> {
+    let plane = brain.grid.shape[0] * brain.grid.shape[1];
+    let mut slot = vec![usize::MAX; brain.grid.shape[2]];
     inference.slices.iter().enumerate().for_each(|(s, &z)| slot[z] = s);
-    per_cell(image.grid.shape, &inference.slices, |i| {
+    let residual = |i: usize| inference.residual[slot[i / plane] * plane + i % plane];
+    mean_in_brain(brain.grid.shape, &inference.slices, brain, residual)
+}
+
+/// Mean of a voxel's value over each token's brain pixels; 0 where there are none.
+pub(super) fn mean_in_brain(
+    shape: [usize; 3],
+    slices: &[usize],
+    brain: &Volume<u8>,
+    value: impl Fn(usize) -> f32,
+) -> Vec<f32> {
+    per_cell(shape, slices, |i| {
         let inside = f32::from(brain.data[i]);
-        let restored = inference.restored[slot[i / plane] * plane + i % plane];
-        (inside * (image.data[i] - restored).abs(), inside)
+        (if inside > 0. { inside * value(i) } else { 0. }, inside)
     })
 }
 
@@ -199,15 +232,29 @@ mod tests {
             nll: vec![f32::NAN; 32],
             n_inpainted: 1,
             restored: vec![0.2; 512],
+            residual: vec![0.3; 512],
+            change: vec![0.; 512],
         };
-        let score = score_map(&inference, &image, &brain, 0.);
+        let score = score_map(&inference, &image, &brain, &ScoreConfig { smooth_mm: 0., ..ScoreConfig::default() });
         let peak = score.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         let (x, y, z) = (peak % 16, peak / 16 % 16, peak / 256);
         assert!((4..8).contains(&x) && (4..8).contains(&y) && z == 1, "peak at {x} {y} {z}");
         assert!(score.data[..256].iter().all(|&s| s == 0.));
         // The residual is 0.3 everywhere, twice what counts in full.
-        let residual = token_residual(&inference, &image, &brain);
+        let residual = token_residual(&inference, &brain);
         assert!(residual.iter().all(|r| (r - 0.3).abs() < 1e-6));
+    }
+
+    #[test]
+    fn pooling_is_a_box_and_ends_at_the_grid() {
+        let shape = [5, 4, 3];
+        let mut data = vec![1f32; 60];
+        data[2 + 5 * (1 + 4)] = 0.25;
+        let least = pooled(&data, shape, [3; 3], f32::INFINITY, f32::min);
+        assert_eq!(least.iter().filter(|&&v| v == 0.25).count(), 27);
+        let sum = pooled(&data, shape, [7, 7, 3], 0., |a, b| a + b);
+        // The corner sees 4 x 4 x 2 voxels, one of them a quarter.
+        assert_eq!((sum[0], sum[2 + 5 * (1 + 4)]), (31.25, 59.25));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod columns;
 mod commit;
 mod datafile;
 mod done;
+mod evaluation;
 mod receipt;
 mod run;
 mod schema;
@@ -28,6 +29,7 @@ use url::Url;
 
 pub use self::datafile::DataFile;
 pub use self::done::Done;
+pub use self::evaluation::EvaluationRow;
 pub use self::receipt::Receipt;
 pub use self::run::RunRow;
 pub use self::schema::{Column, Kind, Table, scan_rows, screen_row, screen_schema};
@@ -39,11 +41,11 @@ use crate::error::{Error, Result};
 /// run adds an entry to every checkpoint.
 const TRANSACTION_RETENTION: &str = "interval 30 days";
 
-/// The six tables of one place, as of the last [`open`](Tables::open), [`refresh`](Tables::refresh) or commit.
+/// The tables of one place, as of the last [`open`](Tables::open), [`refresh`](Tables::refresh) or commit.
 #[derive(Debug)]
 pub struct Tables {
     location: Location,
-    /// In the order of [`Table::ALL`], which is the order of declaration.
+    /// In the order of [`Table::EVERY`], which is the order of declaration; the last is there once something was evaluated.
     delta: Vec<DeltaTable>,
 }
 
@@ -64,6 +66,7 @@ impl Tables {
         for table in Table::ALL {
             delta.push(load(&location, table).await?.ok_or_else(|| missing(&location, table))?);
         }
+        delta.extend(load(&location, Table::Evaluations).await?);
         Ok(Self { location, delta })
     }
 
@@ -76,12 +79,13 @@ impl Tables {
                 None => create(&location, table).await?,
             });
         }
+        delta.extend(load(&location, Table::Evaluations).await?);
         Ok(Self { location, delta })
     }
 
     /// Loads what others have committed since.
     pub async fn refresh(&mut self) -> Result<()> {
-        for (table, delta) in Table::ALL.into_iter().zip(&mut self.delta) {
+        for (table, delta) in Table::EVERY.into_iter().zip(&mut self.delta) {
             delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))?;
         }
         Ok(())
@@ -92,9 +96,25 @@ impl Tables {
         &self.location
     }
 
+    /// The tables that are there.
+    pub fn present(&self) -> impl Iterator<Item = Table> + use<> {
+        Table::EVERY.into_iter().take(self.delta.len())
+    }
+
     /// One table as the Delta library has it, for maintenance.
+    ///
+    /// # Panics
+    /// Where the table is not among those that are [`present`](Tables::present).
     pub fn delta(&self, table: Table) -> &DeltaTable {
         &self.delta[table as usize]
+    }
+
+    /// Makes the table of evaluations where there is none yet.
+    async fn with_evaluations(&mut self) -> Result<()> {
+        if self.present().all(|table| table != Table::Evaluations) {
+            self.delta.push(create(&self.location, Table::Evaluations).await?);
+        }
+        Ok(())
     }
 
     fn delta_mut(&mut self, table: Table) -> &mut DeltaTable {

@@ -3,8 +3,8 @@
 
 use serde::Serialize;
 
-use super::{DataFile, Receipt, Table, Tables};
-use crate::error::{Error, Result};
+use super::{Table, Tables};
+use crate::error::Result;
 
 /// One row of `runs`; the fields are its columns. Times are microseconds since 1970, UTC.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,20 +33,7 @@ pub struct RunRow {
 impl Tables {
     /// Writes and commits one row of `runs`. At most one row per run without an end and one with.
     pub async fn record_run(&mut self, row: &RunRow) -> Result<()> {
-        let rows = Table::Runs.rows(std::slice::from_ref(row))?;
-        let encode = move || DataFile::encode(Table::Runs, &[rows]);
-        let encoded = tokio::task::spawn_blocking(encode).await;
-        let file = encoded.map_err(|e| Error::Bug(format!("encoding a run's row: {e}")))??;
-        let receipt = Receipt {
-            batch_id: row.run_id.clone(),
-            table: Table::Runs,
-            path: file.put(self.location(), Table::Runs).await?,
-            size_bytes: file.bytes.len() as i64,
-            num_rows: 1,
-            stats: file.stats,
-            n_scans: 0,
-            n_failed: 0,
-        };
+        let receipt = self.put_rows(Table::Runs, std::slice::from_ref(row), &row.run_id).await?;
         let epoch = i64::from(row.finished_at.is_some());
         self.append(Table::Runs, &row.run_id, epoch, &[&receipt]).await.map(drop)
     }

@@ -79,7 +79,7 @@ impl Kind {
     }
 }
 
-/// The six tables.
+/// The tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     /// One row per scan that finished.
@@ -94,10 +94,16 @@ pub enum Table {
     Failures,
     /// One row per change of a run's state.
     Runs,
+    /// One row per method of an evaluation; the table is there once something was evaluated.
+    Evaluations,
 }
 
 impl Table {
-    /// All, in the order in which a reader must open them: `scans` first. What a reader then finds in `scans` was
+    /// All, those of [`Table::ALL`] first.
+    pub const EVERY: [Self; 7] =
+        [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs, Self::Evaluations];
+
+    /// Those of a screening, in the order in which a reader must open them: `scans` first. What a reader then finds in `scans` was
     /// committed last, so its rows in the other tables are there.
     pub const ALL: [Self; 6] = [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs];
 
@@ -113,12 +119,13 @@ impl Table {
             Self::Findings => "findings",
             Self::Failures => "failures",
             Self::Runs => "runs",
+            Self::Evaluations => "evaluations",
         }
     }
 
     /// The table of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.name() == name)
+        Self::EVERY.into_iter().find(|t| t.name() == name)
     }
 
     /// What one row is.
@@ -130,6 +137,7 @@ impl Table {
             Self::Findings => "one row per connected component of a scan's anomaly mask",
             Self::Failures => "one row per scan that failed, with the reason",
             Self::Runs => "one row per run: counts, throughput, settings, versions",
+            Self::Evaluations => "one row per method of an evaluation: figures with intervals, settings, bundle",
         }
     }
 
@@ -142,6 +150,7 @@ impl Table {
             Self::Findings => columns::FINDINGS,
             Self::Failures => columns::FAILURES,
             Self::Runs => columns::RUNS,
+            Self::Evaluations => columns::EVALUATIONS,
         }
     }
 
@@ -151,7 +160,7 @@ impl Table {
             Self::Tokens => &["scan_id", "z", "y", "x"],
             Self::Findings => &["scan_id", "finding"],
             Self::Scans | Self::Masks | Self::Failures => &["scan_id"],
-            Self::Runs => &[],
+            Self::Runs | Self::Evaluations => &[],
         }
     }
 
@@ -253,13 +262,14 @@ mod tests {
 
     #[test]
     fn tables_are_opened_in_the_order_of_declaration() {
-        assert!(Table::ALL.into_iter().enumerate().all(|(i, table)| table as usize == i));
+        assert!(Table::EVERY.into_iter().enumerate().all(|(i, table)| table as usize == i));
+        assert!(Table::EVERY.starts_with(&Table::ALL));
         assert_eq!(Table::SCREENED.last(), Some(&Table::Scans));
     }
 
     #[test]
     fn every_column_is_documented_and_named_once() {
-        for table in Table::ALL {
+        for table in Table::EVERY {
             let mut names: Vec<_> = table.columns().iter().map(|c| c.name).collect();
             assert!(table.columns().iter().all(|c| !c.doc.is_empty()), "{}", table.name());
             assert!(table.describe().lines().count() == names.len() + 1);

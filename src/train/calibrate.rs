@@ -28,7 +28,7 @@ pub(super) fn thresholds(
 
     let mut probabilities = Vec::new();
     for (image, brain) in &volumes {
-        probabilities.extend(score::detect(networks, image, brain, batch)?.brain_probabilities(brain));
+        probabilities.extend(score::detect(networks, image, brain, batch)?);
     }
     let token_threshold = quantile(&mut probabilities, config.token_quantile);
 
@@ -38,7 +38,7 @@ pub(super) fn thresholds(
     let mut maps = Vec::new();
     for (number, (image, brain)) in volumes.iter().enumerate() {
         let inference = score::infer(networks, image, brain, &format!("val-{number}"), &settings)?;
-        let map = score::score_map(&inference, image, brain, settings.config.smooth_mm);
+        let map = score::score_map(&inference, image, brain, &settings.config);
         scores.extend(map.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0).map(|(&s, _)| s));
         maps.push(map);
     }

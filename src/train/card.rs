@@ -43,7 +43,7 @@ a patient was used.
 |---|---|
 {metrics}
 
-`tokenizer_val_l1` is of the 0-1 intensity range inside the brain. Detector figures are on synthetic anomalies and
+`tokenizer_val_l1` is of the 0-1 intensity range over the slices of the model's grid that hold brain. Detector figures are on synthetic anomalies and
 say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({quantile:.1} % of healthy brain voxels lie below).
 
 ## Limits

@@ -2,7 +2,9 @@
 //!
 //! Scans of a cohort go through this program's own preprocessing once; the result is kept as u8 in
 //! a work folder (1 MB a scan), so that a training that is started again reads it back. A batch is
-//! drawn by an explicit generator: the same seed and step give the same batch.
+//! drawn by an explicit generator: the same seed and step give the same batch. What is drawn is seen through another
+//! scanner and another head: other contrast, bias field, noise, sharpness and slice thickness, a little turned, scaled and
+//! bent. A network that knows one scanner alone calls every other one anomalous.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +18,7 @@ use crate::cohort::ScanBytes;
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
 
-/// A slice is learnt from when at least this many of its pixels are brain (2 % of 96 x 112).
+/// A slice is learnt from when at least this many of its pixels are brain (8 ml).
 const MIN_BRAIN_PIXELS: usize = 200;
 
 /// A scan of the training cohort must not be larger than this, compressed or not.
@@ -31,6 +33,7 @@ pub(super) struct Brain {
 }
 
 /// One slice: rows along y, columns along x.
+#[derive(Debug, Clone)]
 pub(super) struct Slice {
     /// Intensities in 0..1, `height * width`.
     pub(super) pixels: Vec<f32>,
@@ -78,6 +81,10 @@ impl Slices {
     /// The slice with this number, as it is.
     pub(super) fn get(&self, number: usize) -> Slice {
         let (brain, z) = self.index[number];
+        self.slice(brain, z)
+    }
+
+    fn slice(&self, brain: usize, z: usize) -> Slice {
         let plane = self.shape[0] * self.shape[1];
         let range = z * plane..(z + 1) * plane;
         Slice {
@@ -87,53 +94,107 @@ impl Slices {
         }
     }
 
-    /// A random slice seen through another scanner: mirrored, shifted, other contrast, bias, noise.
-    pub(super) fn draw(&self, rng: &mut impl Rng) -> Slice {
-        let slice = self.get(rng.random_range(0..self.len()));
-        augment(slice, self.shape[0], rng)
+    /// A random slice, and those that lie `offsets` from it, seen through one other scanner.
+    pub(super) fn draw(&self, offsets: &[i64], rng: &mut impl Rng) -> Vec<Slice> {
+        let (brain, z) = self.index[rng.random_range(0..self.len())];
+        let last = self.shape[2] as i64 - 1;
+        let at = |offset: i64| self.slice(brain, (z as i64 + offset).clamp(0, last) as usize);
+        // Thick slices: each is a mean of itself and its neighbours.
+        let share = if rng.random_bool(0.2) { rng.random_range(0f32..0.6) } else { 0. };
+        let mut slices: Vec<Slice> = offsets
+            .iter()
+            .map(|&offset| {
+                let (mut slice, below, above) = (at(offset), at(offset - 1), at(offset + 1));
+                let neighbours = below.pixels.iter().zip(&above.pixels);
+                for (v, (below, above)) in slice.pixels.iter_mut().zip(neighbours) {
+                    *v = (1. - share) * *v + share * (below + above) / 2.;
+                }
+                slice
+            })
+            .collect();
+        deform(&mut slices, self.shape[0], rng);
+        acquire(&mut slices, self.shape[0], rng);
+        slices
     }
 
-    /// A random slice of about the height `z_mm`, from any brain.
-    pub(super) fn draw_near(&self, z_mm: f32, rng: &mut impl Rng) -> Slice {
-        let near: Vec<usize> = (0..16).map(|_| rng.random_range(0..self.len())).collect();
-        let height = |n: usize| (self.z0_mm + self.dz_mm * self.index[n].1 as f64) as f32;
-        let best = near.iter().copied().min_by(|&a, &b| (height(a) - z_mm).abs().total_cmp(&(height(b) - z_mm).abs()));
-        self.get(best.unwrap_or(0))
+    /// The slices that lie `offsets` from a random one of about the height `z_mm`, from any brain.
+    pub(super) fn draw_near(&self, z_mm: f32, offsets: &[i64], rng: &mut impl Rng) -> Vec<Slice> {
+        let height = |n: &usize| (self.z0_mm + self.dz_mm * self.index[*n].1 as f64) as f32;
+        let near = (0..16).map(|_| rng.random_range(0..self.len()));
+        let best = near.min_by(|a, b| (height(a) - z_mm).abs().total_cmp(&(height(b) - z_mm).abs()));
+        let (brain, z) = self.index[best.unwrap_or(0)];
+        let last = self.shape[2] as i64 - 1;
+        offsets.iter().map(|offset| self.slice(brain, (z as i64 + offset).clamp(0, last) as usize)).collect()
     }
 }
 
-/// Changes that another scanner or another head could have made.
-fn augment(mut slice: Slice, width: usize, rng: &mut impl Rng) -> Slice {
-    let height = slice.pixels.len() / width;
-    if rng.random_bool(0.5) {
-        slice.pixels.chunks_mut(width).for_each(<[f32]>::reverse);
-        slice.brain.chunks_mut(width).for_each(<[bool]>::reverse);
+/// Another head: mirrored, turned, scaled, shifted and a little bent, all slices alike.
+fn deform(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
+    let height = slices.first().map_or(0, |slice| slice.pixels.len() / width);
+    let mirror = if rng.random_bool(0.5) { -1f32 } else { 1. };
+    let (sin, cos) = rng.random_range(-0.12f32..0.12).sin_cos();
+    let [sx, sy] = [0, 1].map(|_| rng.random_range(0.94f32..1.06));
+    let [dx, dy] = [0, 1].map(|_| rng.random_range(-2.5f32..2.5));
+    let bend = if rng.random_bool(0.5) { rng.random_range(0f32..1.5) } else { 0. };
+    let [bend_x, bend_y] = [0, 1].map(|_| smooth_field(width, height, 4, rng));
+    let (mx, my) = ((width as f32 - 1.) / 2., (height as f32 - 1.) / 2.);
+    // Where each pixel comes from.
+    let source: Vec<[f32; 2]> = (0..width * height)
+        .map(|i| {
+            let (x, y) = (((i % width) as f32 - mx) * mirror * sx, ((i / width) as f32 - my) * sy);
+            let (x, y) = (x * cos - y * sin + dx, x * sin + y * cos + dy);
+            [x + mx + bend * bend_x[i], y + my + bend * bend_y[i]]
+        })
+        .collect();
+    for slice in slices {
+        let (pixels, brain) = (std::mem::take(&mut slice.pixels), std::mem::take(&mut slice.brain));
+        let value = |i: usize| (pixels[i], f32::from(u8::from(brain[i])));
+        let read = |[x, y]: [f32; 2]| {
+            if !(0.0..width as f32 - 1.).contains(&x) || !(0.0..height as f32 - 1.).contains(&y) {
+                return (0., 0.);
+            }
+            let (x0, y0) = (x as usize, y as usize);
+            let (fx, fy) = (x - x0 as f32, y - y0 as f32);
+            let corner = y0 * width + x0;
+            let corners = [corner, corner + 1, corner + width, corner + width + 1].map(value);
+            let weights = [(1. - fx) * (1. - fy), fx * (1. - fy), (1. - fx) * fy, fx * fy];
+            corners.iter().zip(weights).fold((0., 0.), |sum, (v, w)| (sum.0 + w * v.0, sum.1 + w * v.1))
+        };
+        let moved: Vec<(f32, f32)> = source.iter().map(|&at| read(at)).collect();
+        slice.brain = moved.iter().map(|&(_, inside)| inside >= 0.5).collect();
+        // A border pixel holds as much air as brain; its brain part is what preprocessing would have left.
+        slice.pixels = moved.iter().map(|&(v, inside)| if inside >= 0.5 { v / inside } else { 0. }).collect();
     }
-    let (dx, dy) = (rng.random_range(-3i64..=3), rng.random_range(-3i64..=3));
-    let moved = |x: i64, y: i64| {
-        let (x, y) = (x - dx, y - dy);
-        let inside = x >= 0 && y >= 0 && x < width as i64 && y < height as i64;
-        inside.then(|| (y * width as i64 + x) as usize)
-    };
-    let source: Vec<Option<usize>> =
-        (0..height as i64).flat_map(|y| (0..width as i64).map(move |x| (x, y))).map(|(x, y)| moved(x, y)).collect();
-    slice.pixels = source.iter().map(|s| s.map_or(0., |i| slice.pixels[i])).collect();
-    slice.brain = source.iter().map(|s| s.is_some_and(|i| slice.brain[i])).collect();
+}
 
+/// Another scanner: contrast, gain, bias field, sharpness and noise. All slices alike, but for the noise.
+fn acquire(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
+    let height = slices.first().map_or(0, |slice| slice.pixels.len() / width);
     let gamma = if rng.random_bool(0.7) { rng.random_range(-0.35f32..0.35).exp() } else { 1. };
     let gain = rng.random_range(0.9f32..1.1);
     let bias = smooth_field(width, height, 3, rng);
     let bias_size = if rng.random_bool(0.5) { rng.random_range(0f32..0.15) } else { 0. };
-    let noise = if rng.random_bool(0.5) { rng.random_range(0f32..0.03) } else { 0. };
-    if rng.random_bool(0.2) {
-        slice.pixels = blur(&slice.pixels, width, rng.random_range(0.4f32..0.9));
+    let noise = if rng.random_bool(0.6) { rng.random_range(0f32..0.04) } else { 0. };
+    // Noise of an interpolated scan is smooth.
+    let grain = if rng.random_bool(0.5) { rng.random_range(0.4f32..0.8) } else { 0. };
+    let sigma = if rng.random_bool(0.3) { rng.random_range(0.4f32..1.) } else { 0. };
+    for slice in slices {
+        if sigma > 0. {
+            slice.pixels = blur(&slice.pixels, width, sigma);
+        }
+        // Three uniform numbers have a variance of 1/4.
+        let normal = (0..slice.pixels.len()).map(|_| 2. * (0..3).map(|_| rng.random::<f32>() - 0.5).sum::<f32>());
+        let mut jitter: Vec<f32> = if noise > 0. { normal.collect() } else { vec![0.; slice.pixels.len()] };
+        if noise > 0. && grain > 0. {
+            jitter = blur(&jitter, width, grain);
+            let spread = (jitter.iter().map(|v| v * v).sum::<f32>() / jitter.len() as f32).sqrt();
+            jitter.iter_mut().for_each(|v| *v /= spread.max(1e-6));
+        }
+        for (i, value) in slice.pixels.iter_mut().enumerate() {
+            let changed = value.powf(gamma) * gain * (1. + bias_size * bias[i]);
+            *value = if slice.brain[i] { (changed + noise * jitter[i]).clamp(0., 1.) } else { 0. };
+        }
     }
-    for (i, value) in slice.pixels.iter_mut().enumerate() {
-        let changed = value.powf(gamma) * gain * (1. + bias_size * bias[i]);
-        let jitter = noise * (rng.random::<f32>() + rng.random::<f32>() + rng.random::<f32>() - 1.5) * 2.;
-        *value = if slice.brain[i] { (changed + jitter).clamp(0., 1.) } else { 0. };
-    }
-    slice
 }
 
 /// A random field in about -1..1 that varies over `knots` waves: bilinear between random knots.

@@ -1,23 +1,27 @@
 //! Training of the detector: tell tokens of synthetic anomalies from healthy ones.
 //!
-//! Half of the slices are corrupted in image space and tokenized; in a third of the slices blocks of
-//! tokens are replaced by random ones or by those of another slice of the same batch.
+//! Most slices are corrupted in image space, with their neighbours, and tokenized; in some, blocks of tokens are replaced
+//! by random ones or by those of another slice of the same batch.
 
 use rand::Rng;
 use rayon::prelude::*;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
+use super::anomaly::{Slab, corrupt};
 use super::data::Slice;
-use super::{Context, anomaly, data, draw_rng, updates};
+use super::{Context, data, draw_rng, updates};
 use crate::error::Result;
-use crate::model::{DOWNSAMPLING, Detector, Tokenizer};
+use crate::model::{CONTEXT, DOWNSAMPLING, Detector, Tokenizer};
 
 /// Share of slices corrupted in image space, and of slices with swapped token blocks.
 const IMAGE_SHARE: f64 = 0.7;
-const TOKEN_SHARE: f64 = 0.3;
+const TOKEN_SHARE: f64 = 0.25;
 
-/// A batch: codes `[B, h, w]`, heights `[B]`, targets in 0..1 `[B, h, w]`, brain fraction `[B, h, w]`.
+/// The slice that is judged, among [`CONTEXT`].
+const MIDDLE: usize = CONTEXT.len() / 2;
+
+/// A batch: codes `[B, 3, h, w]`, heights `[B]`, targets in 0..1 `[B, h, w]`, brain fraction `[B, h, w]`.
 struct Batch {
     codes: Tensor,
     z_mm: Tensor,
@@ -55,31 +59,35 @@ fn batch(
 ) -> Batch {
     let seed = context.pipeline.train.seed;
     let width = from.shape[0];
-    let (slices, truth): (Vec<Slice>, Vec<Vec<f32>>) = (0..size)
+    let (slabs, truth): (Vec<Vec<Slice>>, Vec<Vec<f32>>) = (0..size)
         .into_par_iter()
         .map(|item| {
             let mut rng = draw_rng(seed, stage, step, item);
-            let mut slice = from.draw(&mut rng);
-            let foreign = from.draw_near(slice.z_mm, &mut rng);
+            let mut slices = from.draw(&CONTEXT, &mut rng);
+            let foreign = from.draw_near(slices[MIDDLE].z_mm, &CONTEXT, &mut rng);
             let truth = if rng.random_bool(IMAGE_SHARE) {
-                anomaly::corrupt(&mut slice, &foreign, width, &mut rng)
+                corrupt(&mut Slab { slices: &mut slices, offsets: &CONTEXT, width }, &foreign, &mut rng)
             } else {
-                vec![0.; slice.pixels.len()]
+                vec![0.; slices[MIDDLE].pixels.len()]
             };
-            (slice, truth)
+            (slices, truth)
         })
         .unzip();
+    let middle: Vec<Slice> = slabs.iter().map(|slices| slices[MIDDLE].clone()).collect();
     let device = context.device;
-    let (image, z_mm) = data::stack(&slices, width, device);
+    let (image, z_mm) = data::stack(&slabs.concat(), width, device);
+    let z_mm = z_mm.view([size as i64, -1]).select(1, MIDDLE as i64);
     let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
+    let codes = codes.unflatten(0, [size as i64, CONTEXT.len() as i64]);
     let hard: Vec<Vec<f32>> = truth.iter().map(|t| t.iter().map(|&v| f32::from(u8::from(v > 0.5))).collect()).collect();
     let target = data::cell_fraction(&hard, width, DOWNSAMPLING, device);
-    let brain = data::brain_fraction(&slices, width, DOWNSAMPLING, device);
+    let brain = data::brain_fraction(&middle, width, DOWNSAMPLING, device);
     let (codes, target) = swap_blocks(context, &codes, &target, &brain, stage, step, tokenizer.config().codes());
     Batch { codes, z_mm, target, brain }
 }
 
-/// Replaces blocks of tokens inside the brain; where a code changed, the target becomes 1.
+/// Replaces blocks of tokens inside the brain, in all slices of a slab; where a code of the middle slice changed, the
+/// target becomes 1.
 fn swap_blocks(
     context: &Context<'_>,
     codes: &Tensor,
@@ -89,12 +97,14 @@ fn swap_blocks(
     step: i64,
     vocabulary: i64,
 ) -> (Tensor, Tensor) {
-    let Ok((batch, rows, columns)) = codes.size3() else { return (codes.shallow_clone(), target.shallow_clone()) };
+    let Ok((batch, slices, rows, columns)) = codes.size4() else {
+        return (codes.shallow_clone(), target.shallow_clone());
+    };
     let mut rng = draw_rng(context.pipeline.train.seed, stage, step, 4095);
-    let mut values: Vec<i64> = Vec::try_from(codes.to_device(Device::Cpu).view(-1)).unwrap_or_default();
+    let mut values: Vec<i64> = Vec::try_from(codes.to_device(Device::Cpu).contiguous().view(-1)).unwrap_or_default();
     let inside: Vec<f32> = Vec::try_from(brain.to_device(Device::Cpu).contiguous().view(-1)).unwrap_or_default();
     let original = values.clone();
-    let mut changed = vec![0f32; values.len()];
+    let mut changed = vec![0f32; inside.len()];
     for b in 0..batch {
         if !rng.random_bool(TOKEN_SHARE) {
             continue;
@@ -107,18 +117,22 @@ fn swap_blocks(
             for (y, x) in
                 (top..(top + height).min(rows)).flat_map(|y| (left..(left + width).min(columns)).map(move |x| (y, x)))
             {
-                let at = |b: i64| ((b * rows + y) * columns + x) as usize;
-                if inside[at(b)] < 0.5 {
+                let judged = ((b * rows + y) * columns + x) as usize;
+                if inside[judged] < 0.5 {
                     continue;
                 }
-                values[at(b)] = if foreign { original[at(other)] } else { rng.random_range(0..vocabulary) };
-                changed[at(b)] = f32::from(u8::from(values[at(b)] != original[at(b)]));
+                for slice in 0..slices {
+                    let at = |b: i64| (((b * slices + slice) * rows + y) * columns + x) as usize;
+                    values[at(b)] = if foreign { original[at(other)] } else { rng.random_range(0..vocabulary) };
+                    if slice == MIDDLE as i64 {
+                        changed[judged] = f32::from(u8::from(values[at(b)] != original[at(b)]));
+                    }
+                }
             }
         }
     }
-    let shape = [batch, rows, columns];
-    let changed = Tensor::from_slice(&changed).view(shape).to_device(context.device);
-    (Tensor::from_slice(&values).view(shape).to_device(context.device), target.maximum(&changed))
+    let changed = Tensor::from_slice(&changed).view_as(target).to_device(context.device);
+    (Tensor::from_slice(&values).view_as(codes).to_device(context.device), target.maximum(&changed))
 }
 
 /// Area under the ROC curve and average precision over the brain's tokens.

@@ -61,10 +61,10 @@ fn batch(
         .into_par_iter()
         .map(|item| {
             let mut rng = draw_rng(seed, stage, step, item);
-            let slice = from.draw(&mut rng);
-            (slice, mask(rows, columns, &mut rng))
+            (from.draw(&[0], &mut rng), mask(rows, columns, &mut rng))
         })
         .unzip();
+    let slices = slices.concat();
     let (image, z_mm) = data::stack(&slices, width, context.device);
     let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
     let brain = data::brain_fraction(&slices, width, DOWNSAMPLING, context.device);

@@ -5,7 +5,8 @@
 //!   1. tokenizer   L1 + gradient loss of the reconstruction
 //!   2. detector    tokens of slices with synthetic anomalies, and swapped blocks of tokens
 //!   3. inpainter   masked image modelling on healthy tokens
-//!   4. thresholds  fixed on healthy `val` scans
+//!   4. prior       next tokens of healthy slices; only where a rival is wanted
+//!   5. thresholds  fixed on healthy `val` scans
 //! ─► bundle folder
 //! ```
 //! Every stage keeps a checkpoint in the work folder and continues from it; a finished stage is not
@@ -17,9 +18,11 @@ mod anomaly;
 pub mod border;
 mod calibrate;
 mod card;
+mod curve;
 mod data;
 mod detector;
 mod inpainter;
+mod prior;
 mod tokenizer;
 
 use std::path::Path;
@@ -33,16 +36,14 @@ use tch::{Device, Kind, Tensor};
 use crate::cohort;
 use crate::config::TrainPipeline;
 use crate::error::{Error, Result};
-use crate::model::{self, BundleInfo, Detector, Inpainter, Tokenizer, Training, device};
+use crate::model::{self, BundleInfo, Detector, Inpainter, Prior, Tokenizer, Training, device};
 use crate::preprocess;
 use adamw::{AdamW, AdamWConfig};
+use curve::Curve;
 use data::{Brain, Slices};
 
 /// Scans read and preprocessed at once; bounds the bytes in memory.
 const PREPARE_AT_ONCE: usize = 16;
-
-/// A checkpoint is written this often.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// What the stages share.
 struct Context<'a> {
@@ -54,7 +55,7 @@ struct Context<'a> {
     val: Slices,
 }
 
-/// Trains all three networks and writes the bundle. Prints progress to standard error.
+/// Trains all networks and writes the bundle. Prints progress to standard error.
 ///
 /// # Errors
 /// [`Error::Config`] where the cohort has no `train` or no `val` scan; storage and device errors.
@@ -71,16 +72,27 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
 
     let grid = preprocess::model_grid();
     let tokens = [grid.shape[1] as i64 / model::DOWNSAMPLING, grid.shape[0] as i64 / model::DOWNSAMPLING];
-    let codes = config.tokenizer.network.codes();
-    let stores = [VarStore::new(device), VarStore::new(device), VarStore::new(device)];
-    let tokenizer = Tokenizer::new(stores[0].root(), &config.tokenizer.network);
-    let detector = Detector::new(stores[1].root(), &config.detector.network, codes, tokens);
-    let inpainter = Inpainter::new(stores[2].root(), &config.inpainter.network, codes, tokens);
+    let vocabulary = config.tokenizer.network.vocabulary();
+    let stores = [(); 4].map(|()| VarStore::new(device));
+    // Weights begin where the seed says, whichever stage a training is taken up at.
+    let root = |stage: usize| {
+        tch::manual_seed(config.seed as i64 * 8 + stage as i64);
+        stores[stage].root()
+    };
+    let tokenizer = Tokenizer::new(root(0), &config.tokenizer.network);
+    let detector = Detector::new(root(1), &config.detector.network, vocabulary.clone(), tokens);
+    let inpainter = Inpainter::new(root(2), &config.inpainter.network, vocabulary.clone(), tokens);
 
     let mut metrics = tokenizer::train(&context, &stores[0], &tokenizer)?;
     metrics.extend(detector::train(&context, &stores[1], &tokenizer, &detector)?);
     metrics.extend(inpainter::train(&context, &stores[2], &tokenizer, &inpainter)?);
-    let networks = model::Networks { tokenizer, detector, inpainter, device };
+    let mut rival = None;
+    if let Some(stage) = &config.prior {
+        let prior = Prior::new(root(3), &stage.network, vocabulary, tokens);
+        metrics.extend(prior::train(&context, stage, &stores[3], &tokenizer, &prior)?);
+        rival = Some(prior);
+    }
+    let networks = model::Networks { tokenizer, detector, inpainter, prior: rival, device };
     let (calibration, more) = calibrate::thresholds(&context, &networks)?;
     metrics.extend(more);
 
@@ -93,6 +105,7 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         tokenizer: config.tokenizer.network.clone(),
         detector: config.detector.network.clone(),
         inpainter: config.inpainter.network.clone(),
+        prior: config.prior.as_ref().map(|stage| stage.network.clone()),
         preprocess: pipeline.preprocess.clone(),
         calibration,
         training: Training {
@@ -106,7 +119,8 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         weights: Default::default(),
     };
     let card = card::model_card(&info, config);
-    model::write_bundle(&config.out, info, [&stores[0], &stores[1], &stores[2]], &card)?;
+    model::write_bundle(&config.out, info, &stores, &card)?;
+    Curve::open(&config.work)?.write_parquet(&config.out)?;
     eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
     Ok(())
 }
@@ -181,12 +195,20 @@ fn updates(
         optimizer.load(&checkpoint)?;
         eprintln!("{name}: continues after step {}", optimizer.step_count());
     }
+    let mut curve = Curve::open(work)?;
+    curve.rewind(name, optimizer.step_count());
+    let often = Duration::from_secs(context.pipeline.train.checkpoint_seconds);
     let (started, first) = (Instant::now(), optimizer.step_count());
     let (mut saved, mut told) = (Instant::now(), Instant::now());
     while optimizer.step_count() < steps {
         let step = optimizer.step_count();
         let (value, figures) = loss(step);
         optimizer.step(&value, learning_rate(step, steps, peak));
+        if step % curve::EVERY == 0 {
+            for (figure, value) in &figures {
+                curve.push(name, step, figure, f64::try_from(value)?);
+            }
+        }
         if told.elapsed() > Duration::from_secs(15) || step + 1 == steps {
             told = Instant::now();
             let rate = (step + 1 - first) as f64 / started.elapsed().as_secs_f64();
@@ -199,11 +221,13 @@ fn updates(
                 (steps - step - 1) as f64 / rate / 60.
             );
         }
-        if saved.elapsed() > CHECKPOINT_EVERY {
+        if saved.elapsed() >= often {
+            curve.save()?;
             optimizer.save(&checkpoint)?;
             saved = Instant::now();
         }
     }
+    curve.save()?;
     optimizer.save(&checkpoint)?;
     optimizer.use_average();
     Ok(())

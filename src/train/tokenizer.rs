@@ -23,7 +23,7 @@ pub(super) fn train(
     updates(context, "tokenizer", store, (stage.steps, stage.learning_rate), |step| {
         let slices: Vec<_> = (0..stage.batch)
             .into_par_iter()
-            .map(|item| context.train.draw(&mut draw_rng(config.seed, "tokenizer", step, item)))
+            .flat_map_iter(|item| context.train.draw(&[0], &mut draw_rng(config.seed, "tokenizer", step, item)))
             .collect();
         let (image, _) = data::stack(&slices, width, context.device);
         let (reconstruction, _) = tokenizer.forward(&image.to_kind(context.kind));
@@ -44,10 +44,10 @@ fn gradient_l1(a: &Tensor, b: &Tensor) -> Tensor {
     [2i64, 3].iter().map(|&dim| (along(a, dim) - along(b, dim)).abs().mean(Kind::Float)).sum::<Tensor>()
 }
 
-/// L1 inside the brain and codes in use, on held-out slices as they are.
+/// Of held-out slices as they are: L1 over the slice, L1 inside the brain, share of the codes in use.
 fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f64)> {
     let width = context.val.shape[0];
-    let (mut error, mut pixels) = (0., 0.);
+    let (mut error, mut pixels) = ([0., 0.], [0., 0.]);
     let mut used = vec![false; tokenizer.config().codes() as usize];
     tch::no_grad(|| {
         for numbers in data::spread(&context.val, 480).chunks(24) {
@@ -57,18 +57,21 @@ fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f
             let distance = (tokenizer.decode(&codes, Kind::Float) - &image).abs();
             let brain: Vec<f32> = slices.iter().flat_map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b)))).collect();
             let brain = Tensor::from_slice(&brain).view_as(&image).to_device(context.device);
-            error += f64::try_from((distance * &brain).sum(Kind::Double)).unwrap_or(f64::NAN);
-            pixels += f64::try_from(brain.sum(Kind::Double)).unwrap_or(f64::NAN);
+            let sum = |t: &Tensor| f64::try_from(t.sum(Kind::Double)).unwrap_or(f64::NAN);
+            for (at, within) in [brain.ones_like(), brain].iter().enumerate() {
+                error[at] += sum(&(&distance * within));
+                pixels[at] += sum(within);
+            }
             for code in Vec::<i64>::try_from(codes.view(-1)).unwrap_or_default() {
                 used[code as usize] = true;
             }
         }
     });
     let in_use = used.iter().filter(|&&u| u).count() as f64 / used.len() as f64;
+    let [slice, brain] = [error[0] / pixels[0], error[1] / pixels[1]];
     eprintln!(
-        "tokenizer: held-out L1 {:.4} inside the brain, {:.1} % of the codes in use",
-        error / pixels,
+        "tokenizer: held-out L1 {slice:.4} over the slice, {brain:.4} inside the brain, {:.1} % of the codes in use",
         100. * in_use
     );
-    vec![("tokenizer_val_l1", error / pixels), ("tokenizer_codes_in_use", in_use)]
+    vec![("tokenizer_val_l1", slice), ("tokenizer_val_l1_in_brain", brain), ("tokenizer_codes_in_use", in_use)]
 }

@@ -9,4 +9,5 @@ mod screen;
 mod sql;
 mod synth;
 mod tables;
+mod train;
 mod volume;

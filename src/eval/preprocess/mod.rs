@@ -40,7 +40,7 @@ use crate::synth;
 use crate::volume::{Volume, nifti};
 
 /// A scan must not be larger than this, compressed or not.
-const MAX_SCAN_BYTES: u64 = 2 << 30;
+pub(super) const MAX_SCAN_BYTES: u64 = 2 << 30;
 
 /// Bare brains with voxels up to this many mm are put back into synthetic skulls.
 const FINE_MM: f64 = 1.2;

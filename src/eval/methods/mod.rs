@@ -1,0 +1,281 @@
+//! Methods side by side on a cohort with truth masks.
+//!
+//! ```text
+//! cohort with truth ─► preprocess ─┐
+//! healthy cohort    ─► preprocess ─┴─► every method: a threshold fixed on the healthy scans alone,
+//!                                      maps, masks and scores of all scans ─► figures.rs ─► report.rs
+//! ```
+//! Every method sees the same prepared scans, runs on the same device and is judged in native space, where the truth
+//! is, over the voxels that are brain for the program or lesion for the truth. A truth mask lies at
+//! `<truth>/<folder of the scan>/<name without suffix>_label-lesion_mask.nii.gz`, above 0 where there is lesion; scans
+//! without one are left out, and said so.
+
+mod figures;
+mod report;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use object_store::ObjectStoreExt;
+use rayon::prelude::*;
+
+pub use report::{Estimate, MethodFigures, Report, ScanFigures};
+
+use self::figures::Counts;
+use super::preprocess::MAX_SCAN_BYTES;
+use crate::cohort::{self, Location};
+use crate::config::{CohortConfig, EvalPipeline, ScoreConfig};
+use crate::error::{Error, Result};
+use crate::model::{Bundle, Networks, device};
+use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
+use crate::score::{self, Assessment, Settings};
+use crate::tables::Tables;
+use crate::volume::{Volume, nifti, resample};
+
+/// A lesion counts as found when this share of it is in the mask.
+const FOUND_SHARE: f64 = 0.1;
+
+/// Lesions and findings below this volume are not counted as such, in ml: a voxel or two.
+const LEAST_ML: f64 = 0.03;
+
+/// A scan that is ready to be scored.
+struct Case {
+    scan_id: String,
+    prepared: Prepared,
+    /// 1 in a lesion, native grid; `None` for a healthy scan.
+    truth: Option<Volume<u8>>,
+}
+
+/// What a method said of one scan with truth.
+struct Judged {
+    figures: ScanFigures,
+    counts: Counts,
+}
+
+/// Runs the methods of the pipeline.
+///
+/// # Errors
+/// [`Error::Config`] where a cohort has no usable scan or a method's settings cannot be read; storage and device errors.
+/// A scan that preprocessing refuses is left out and named.
+pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
+    if pipeline.eval.methods.is_empty() {
+        return Err(Error::Config(
+            "no method to evaluate: add [[eval.methods]] sections; pipelines/eval.toml has some".into(),
+        ));
+    }
+    let device = device::resolve(pipeline.run.device)?;
+    let bundle = Bundle::open(&pipeline.model.bundle)?;
+    let networks = bundle.networks(device)?;
+    let lesioned = cases(&pipeline.cohort, Some(&pipeline.eval.truth), &pipeline.preprocess).await?;
+    let healthy = cases(&pipeline.healthy, None, &pipeline.preprocess).await?;
+    eprintln!("{} scans with truth, {} healthy ones; {}, {device:?}", lesioned.len(), healthy.len(), bundle.label());
+
+    let mut methods = Vec::new();
+    for method in &pipeline.eval.methods {
+        let started = Instant::now();
+        let run = MethodRun { networks: &networks, score: &method.score, bundle: &bundle };
+        let figures = run.evaluate(&method.name, &lesioned, &healthy, pipeline.eval.healthy_quantile)?;
+        eprintln!("{}: {:.0} s", method.name, started.elapsed().as_secs_f64());
+        methods.push(figures);
+    }
+    let report = Report {
+        bundle: bundle.label(),
+        bundle_digest: bundle.digest.clone(),
+        device: format!("{device:?}").to_lowercase(),
+        cohort: pipeline.cohort.name.clone().unwrap_or_else(|| {
+            cohort::open(&pipeline.cohort.url).map_or_else(|_| String::new(), |l| l.name().to_owned())
+        }),
+        n_lesioned: lesioned.len(),
+        n_healthy: healthy.len(),
+        reconstruction_l1: reconstruction(&networks, &healthy)?,
+        methods,
+    };
+    if !pipeline.tables.url.is_empty() {
+        let mut tables = Tables::open_or_create(&pipeline.tables.url).await?;
+        tables.record_evaluation(&report.rows(&pipeline.eval.methods)?).await?;
+    }
+    Ok(report)
+}
+
+/// One method and what it runs with.
+struct MethodRun<'a> {
+    networks: &'a Networks,
+    score: &'a ScoreConfig,
+    bundle: &'a Bundle,
+}
+
+impl MethodRun<'_> {
+    fn evaluate(&self, name: &str, lesioned: &[Case], healthy: &[Case], quantile: f64) -> Result<MethodFigures> {
+        let mut settings = Settings::new(self.score, &self.bundle.info.calibration);
+        // No mask yet: the threshold is what the healthy scans tell, whatever the bundle says.
+        settings.mask_threshold = f32::INFINITY;
+        let mut maps = Vec::new();
+        for case in healthy {
+            maps.push(self.assess(case, &settings)?.0.score);
+        }
+        let mut scores: Vec<f32> = maps
+            .iter()
+            .zip(healthy)
+            .flat_map(|(map, case)| {
+                let voxels = map.data.iter().zip(&case.prepared.brain.data);
+                voxels.filter(|&(_, &b)| b > 0).map(|(&s, _)| s).collect::<Vec<_>>()
+            })
+            .collect();
+        let place = (scores.len().saturating_sub(1) as f64 * quantile).round() as usize;
+        settings.mask_threshold = match self.score.mask_threshold {
+            Some(given) => given as f32,
+            None if scores.is_empty() => f32::NAN,
+            None => *scores.select_nth_unstable_by(place, f32::total_cmp).1,
+        };
+        let healthy_scores: Vec<f64> = maps.iter().map(|map| f64::from(score::scan_score(map))).collect();
+        let healthy_ml: Vec<f64> = maps.iter().map(|map| called_ml(map, &settings)).collect();
+
+        let mut judged = Vec::new();
+        for case in lesioned {
+            let (assessment, seconds) = self.assess(case, &settings)?;
+            judged.push(judge(case, &assessment, seconds));
+        }
+        Ok(MethodFigures::new(name, settings.mask_threshold, judged, &healthy_scores, &healthy_ml))
+    }
+
+    /// The maps of a scan, and the seconds that the device was busy with it.
+    fn assess(&self, case: &Case, settings: &Settings) -> Result<(Assessment, f64)> {
+        let (image, brain) = (&case.prepared.image, &case.prepared.brain);
+        let started = Instant::now();
+        let inference = score::infer(self.networks, image, brain, &case.scan_id, settings)?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok((score::assess(&inference, image, brain, settings), seconds))
+    }
+}
+
+/// Volume of a map's findings.
+fn called_ml(map: &Volume, settings: &Settings) -> f64 {
+    let above = map.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
+    let above = Volume::new(map.grid, above);
+    let (mask, _) = score::components(&above, map, settings.config.min_finding_ml);
+    mask.data.iter().filter(|&&v| v > 0).count() as f64 * map.grid.voxel_ml()
+}
+
+/// Compares a scan's maps with its truth, in native space.
+fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
+    let truth = case.truth.as_ref().expect("lesioned scans have a truth");
+    let (native, to_mni) = (truth.grid, &case.prepared.to_mni);
+    let scores = resample::trilinear(&assessment.score, &native, to_mni);
+    let called = mask_to(&assessment.mask, &native, to_mni);
+    let brain = mask_to(&case.prepared.brain, &native, to_mni);
+    let voxels = || (0..truth.data.len()).filter(|&i| brain.data[i] > 0 || truth.data[i] > 0);
+    let counts = Counts::of(voxels().map(|i| (scores.data[i], truth.data[i] > 0)));
+    let shared = |a: &Volume<u8>, b: &Volume<u8>| voxels().filter(|&i| a.data[i] > 0 && b.data[i] > 0).count() as u64;
+    let (n_shared, n_called, n_truth) = (shared(&called, truth), shared(&called, &called), shared(truth, truth));
+
+    let least = LEAST_ML / native.voxel_ml();
+    let large = |mask: &Volume<u8>| -> Vec<Vec<u32>> {
+        score::connected(mask).into_iter().filter(|part| part.len() as f64 >= least).collect()
+    };
+    let (lesions, findings) = (large(truth), large(&called));
+    let covered = |part: &[u32], by: &Volume<u8>| part.iter().filter(|&&i| by.data[i as usize] > 0).count();
+    let found = lesions.iter().filter(|part| covered(part, &called) as f64 >= FOUND_SHARE * part.len() as f64).count();
+    let false_findings = findings.iter().filter(|part| covered(part, truth) == 0).count();
+    Judged {
+        figures: ScanFigures {
+            scan_id: case.scan_id.clone(),
+            truth_ml: n_truth as f64 * native.voxel_ml(),
+            called_ml: n_called as f64 * native.voxel_ml(),
+            shared: n_shared,
+            called: n_called,
+            truth: n_truth,
+            dice: figures::dice(n_shared, n_called, n_truth),
+            average_precision: figures::pooled(std::iter::once(&counts)).average_precision,
+            lesions: lesions.len(),
+            lesions_found: found,
+            false_findings,
+            anomaly_score: f64::from(assessment.anomaly_score),
+            device_seconds: seconds,
+        },
+        counts,
+    }
+}
+
+/// Mean |image - decoded tokens| of the healthy scans' brains: what no restoration can get below.
+fn reconstruction(networks: &Networks, healthy: &[Case]) -> Result<f64> {
+    let (mut sum, mut n) = (0f64, 0f64);
+    for case in healthy {
+        let (image, brain) = (&case.prepared.image, &case.prepared.brain);
+        let decoded = score::reconstruct(networks, image, brain)?;
+        for ((a, b), _) in image.data.iter().zip(&decoded.data).zip(&brain.data).filter(|&(_, &b)| b > 0) {
+            sum += f64::from((a - b).abs());
+            n += 1.;
+        }
+    }
+    Ok(sum / n)
+}
+
+/// Reads and prepares the scans of a cohort, with their truth where `truth` names its folder.
+async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &PreprocessConfig) -> Result<Vec<Case>> {
+    let location = cohort::open(&config.url)?;
+    let name = config.name.clone().unwrap_or_else(|| location.name().to_owned());
+    let listing = cohort::list(&location, &name, &config.select).await?;
+    let mut read = Vec::new();
+    let mut missing = BTreeMap::new();
+    for entry in listing.selected {
+        let mask = match truth {
+            None => None,
+            Some(folder) => match truth_mask(&location, folder, &entry.uri).await? {
+                Some(mask) => Some(mask),
+                None => {
+                    missing.insert(entry.scan_id, ());
+                    continue;
+                }
+            },
+        };
+        read.push((entry.scan_id.clone(), cohort::read(&location, &entry, MAX_SCAN_BYTES).await?, mask));
+    }
+    if !missing.is_empty() {
+        eprintln!("{} scans have no truth mask and are left out: {:?}", missing.len(), missing.keys());
+    }
+    let prepared: Vec<(String, Result<Case>)> = read
+        .into_par_iter()
+        .map(|(scan_id, bytes, truth)| {
+            let case = || {
+                let native = bytes.decode(MAX_SCAN_BYTES)?.volume;
+                let prepared = preprocess::prepare(&native, preprocess)?;
+                if let Some(truth) = truth.as_ref().filter(|truth| truth.grid.shape != native.grid.shape) {
+                    return Err(Error::input("truth", format!("the truth mask has {:?} voxels", truth.grid.shape)));
+                }
+                Ok(Case { scan_id: scan_id.clone(), prepared, truth })
+            };
+            (scan_id.clone(), case())
+        })
+        .collect();
+    let mut cases = Vec::new();
+    for (scan_id, case) in prepared {
+        match case {
+            Ok(case) => cases.push(case),
+            Err(error) => eprintln!("{scan_id} left out: {error}"),
+        }
+    }
+    if cases.is_empty() {
+        let wanted = if truth.is_some() { "scan with a truth mask" } else { "healthy scan" };
+        return Err(Error::Config(format!(
+            "{} has no {wanted} to evaluate on; `neurosieve cohort` shows what it has",
+            config.url
+        )));
+    }
+    Ok(cases)
+}
+
+/// The lesion mask that belongs to a scan, where there is one.
+async fn truth_mask(location: &Location, folder: &str, uri: &str) -> Result<Option<Volume<u8>>> {
+    let stem = cohort::bids::stem(uri);
+    let stem = stem.rsplit_once('_').map_or(stem, |(before, _)| before);
+    let path = location.path_of(&format!("{folder}/{stem}_label-lesion_mask.nii.gz"))?;
+    match location.store.get(&path).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        found => {
+            let bytes = found.map_err(|e| location.explain("read", e))?.bytes().await;
+            let bytes = bytes.map_err(|e| location.explain("read", e))?;
+            let mask = nifti::decode(&bytes, MAX_SCAN_BYTES)?.volume;
+            Ok(Some(Volume::new(mask.grid, mask.data.iter().map(|&v| u8::from(v > 0.)).collect())))
+        }
+    }
+}

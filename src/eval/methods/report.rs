@@ -1,0 +1,244 @@
+//! The figures of methods side by side, for people (Markdown) and for programs (JSON).
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Judged;
+use super::figures::{Counts, auroc, dice, interval, pooled, quantile};
+use crate::config::{MethodConfig, ScoreConfig};
+use crate::error::{Error, Result};
+use crate::tables::EvaluationRow;
+
+/// A figure and the middle 95 % of it over scans drawn with replacement.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// On all scans.
+    pub value: f64,
+    /// Lower and upper end.
+    pub interval: [f64; 2],
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ({:.3} to {:.3})", self.value, self.interval[0], self.interval[1])
+    }
+}
+
+/// One scan with truth under one method; voxels are native ones.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "each says what it is")]
+pub struct ScanFigures {
+    pub scan_id: String,
+    pub truth_ml: f64,
+    pub called_ml: f64,
+    /// Voxels that are lesion and called so.
+    pub shared: u64,
+    /// Voxels called anomalous.
+    pub called: u64,
+    /// Voxels of lesion.
+    pub truth: u64,
+    pub dice: f64,
+    pub average_precision: f64,
+    pub lesions: usize,
+    /// Lesions of which a tenth or more is called.
+    pub lesions_found: usize,
+    /// Findings that touch no lesion.
+    pub false_findings: usize,
+    pub anomaly_score: f64,
+    pub device_seconds: f64,
+}
+
+/// One method.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "each says what it is")]
+pub struct MethodFigures {
+    pub name: String,
+    /// Fixed on the healthy scans.
+    pub mask_threshold: f64,
+    /// Over the voxels of all scans together.
+    pub average_precision: Estimate,
+    /// Over the voxels of all scans together, at the threshold that suits best.
+    pub best_dice: Estimate,
+    /// Over the voxels of all scans together, at the healthy threshold.
+    pub dice: Estimate,
+    /// Per scan at the healthy threshold: quartiles.
+    pub scan_dice: [f64; 3],
+    /// Lesion-wise F1 at the healthy threshold.
+    pub lesion_f1: Estimate,
+    /// Findings per scan with truth that touch no lesion.
+    pub false_findings_per_scan: f64,
+    /// Lesioned against healthy scans by `anomaly_score`.
+    pub scan_auroc: Estimate,
+    /// Share of lesion voxels: the average precision of chance.
+    pub prevalence: f64,
+    /// Volume called anomalous in healthy scans, ml: median and 90th percentile.
+    pub healthy_ml: [f64; 2],
+    /// Median seconds of a scan on the device.
+    pub device_seconds: f64,
+    pub scans: Vec<ScanFigures>,
+}
+
+impl MethodFigures {
+    pub(super) fn new(
+        name: &str,
+        mask_threshold: f32,
+        judged: Vec<Judged>,
+        healthy_scores: &[f64],
+        healthy_ml: &[f64],
+    ) -> Self {
+        let (scans, counts): (Vec<ScanFigures>, Vec<Counts>) =
+            judged.into_iter().map(|j| (j.figures, j.counts)).unzip();
+        let n = scans.len();
+        let all: Vec<usize> = (0..n).collect();
+        let estimate =
+            |statistic: &dyn Fn(&[usize]) -> f64| Estimate { value: statistic(&all), interval: interval(n, statistic) };
+        let sum = |of: &dyn Fn(&ScanFigures) -> u64, draw: &[usize]| draw.iter().map(|&i| of(&scans[i])).sum::<u64>();
+        let dices: Vec<f64> = scans.iter().map(|scan| scan.dice).collect();
+        let seconds: Vec<f64> = scans.iter().map(|scan| scan.device_seconds).collect();
+        let f1 = |draw: &[usize]| {
+            let found = sum(&|s| s.lesions_found as u64, draw);
+            let missed = sum(&|s| s.lesions as u64, draw) - found;
+            let wrong = sum(&|s| s.false_findings as u64, draw);
+            2. * found as f64 / (2 * found + missed + wrong) as f64
+        };
+        Self {
+            name: name.to_owned(),
+            mask_threshold: f64::from(mask_threshold),
+            average_precision: estimate(&|draw| pooled(draw.iter().map(|&i| &counts[i])).average_precision),
+            best_dice: estimate(&|draw| pooled(draw.iter().map(|&i| &counts[i])).best_dice),
+            dice: estimate(&|draw| dice(sum(&|s| s.shared, draw), sum(&|s| s.called, draw), sum(&|s| s.truth, draw))),
+            scan_dice: [0.25, 0.5, 0.75].map(|q| quantile(&dices, q)),
+            lesion_f1: estimate(&f1),
+            false_findings_per_scan: sum(&|s| s.false_findings as u64, &all) as f64 / n as f64,
+            scan_auroc: estimate(&|draw| {
+                let lesioned: Vec<f64> = draw.iter().map(|&i| scans[i].anomaly_score).collect();
+                auroc(&lesioned, healthy_scores)
+            }),
+            prevalence: pooled(counts.iter()).prevalence,
+            healthy_ml: [0.5, 0.9].map(|q| quantile(healthy_ml, q)),
+            device_seconds: quantile(&seconds, 0.5),
+            scans,
+        }
+    }
+}
+
+impl MethodFigures {
+    /// As a row of the `evaluations` table.
+    fn row(
+        &self,
+        report: &Report,
+        evaluation_id: &str,
+        evaluated_at: i64,
+        score: &ScoreConfig,
+    ) -> Result<EvaluationRow> {
+        let three = |e: Estimate| [e.value, e.interval[0], e.interval[1]].map(|v| v as f32);
+        let [average_precision, average_precision_low, average_precision_high] = three(self.average_precision);
+        let [best_dice, best_dice_low, best_dice_high] = three(self.best_dice);
+        let [dice, dice_low, dice_high] = three(self.dice);
+        let [lesion_f1, lesion_f1_low, lesion_f1_high] = three(self.lesion_f1);
+        let [scan_auroc, scan_auroc_low, scan_auroc_high] = three(self.scan_auroc);
+        let [scan_dice_q1, scan_dice_median, scan_dice_q3] = self.scan_dice.map(|v| v as f32);
+        let [healthy_ml_median, healthy_ml_p90] = self.healthy_ml.map(|v| v as f32);
+        Ok(EvaluationRow {
+            evaluation_id: evaluation_id.to_owned(),
+            evaluated_at,
+            method: self.name.clone(),
+            score: toml::to_string(score).map_err(|e| Error::Bug(format!("a method's settings: {e}")))?,
+            bundle: report.bundle.clone(),
+            bundle_digest: report.bundle_digest.clone(),
+            device: report.device.clone(),
+            cohort: report.cohort.clone(),
+            n_lesioned: report.n_lesioned as i64,
+            n_healthy: report.n_healthy as i64,
+            mask_threshold: self.mask_threshold as f32,
+            prevalence: self.prevalence as f32,
+            average_precision,
+            average_precision_low,
+            average_precision_high,
+            best_dice,
+            best_dice_low,
+            best_dice_high,
+            dice,
+            dice_low,
+            dice_high,
+            scan_dice_q1,
+            scan_dice_median,
+            scan_dice_q3,
+            lesion_f1,
+            lesion_f1_low,
+            lesion_f1_high,
+            false_findings_per_scan: self.false_findings_per_scan as f32,
+            scan_auroc,
+            scan_auroc_low,
+            scan_auroc_high,
+            healthy_ml_median,
+            healthy_ml_p90,
+            device_seconds: self.device_seconds as f32,
+            reconstruction_l1: report.reconstruction_l1 as f32,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+}
+
+impl Report {
+    /// As rows of the `evaluations` table; `methods` are the settings that the figures are of.
+    pub(super) fn rows(&self, methods: &[MethodConfig]) -> Result<Vec<EvaluationRow>> {
+        let evaluation_id = uuid::Uuid::now_v7().to_string();
+        let now = chrono::Utc::now().timestamp_micros();
+        let figures = self.methods.iter().zip(methods);
+        figures.map(|(figures, method)| figures.row(self, &evaluation_id, now, &method.score)).collect()
+    }
+}
+
+/// All methods on the same scans.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "each says what it is")]
+pub struct Report {
+    pub bundle: String,
+    pub bundle_digest: String,
+    pub device: String,
+    pub cohort: String,
+    pub n_lesioned: usize,
+    pub n_healthy: usize,
+    /// Mean |image - decoded tokens| in healthy brains, of the 0-1 intensity range.
+    pub reconstruction_l1: f64,
+    pub methods: Vec<MethodFigures>,
+}
+
+/// A Markdown table.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} scans with lesions, {} healthy ones; bundle {}, {}. In brackets the middle 95 % over scans drawn with\n\
+             replacement. Thresholds are fixed on the healthy scans. Tokens alone bring the brain back to an L1 of {:.4}.\n",
+            self.n_lesioned, self.n_healthy, self.bundle, self.device, self.reconstruction_l1
+        )?;
+        writeln!(
+            f,
+            "| method | pooled AP | pooled best Dice | Dice at the threshold | Dice per scan (quartiles) | lesion F1 | \
+             false findings/scan | scan AUROC | healthy ml (median, 90 %) | s/scan |\n\
+             |---|---|---|---|---|---|---|---|---|---|"
+        )?;
+        for m in &self.methods {
+            let [low, middle, high] = m.scan_dice;
+            writeln!(
+                f,
+                "| {} | {} | {} | {} | {low:.3} / {middle:.3} / {high:.3} | {} | {:.1} | {} | {:.1}, {:.1} | {:.2} |",
+                m.name,
+                m.average_precision,
+                m.best_dice,
+                m.dice,
+                m.lesion_f1,
+                m.false_findings_per_scan,
+                m.scan_auroc,
+                m.healthy_ml[0],
+                m.healthy_ml[1],
+                m.device_seconds,
+            )?;
+        }
+        let prevalence = self.methods.first().map_or(f64::NAN, |m| m.prevalence);
+        writeln!(f, "\nChance has an average precision of {prevalence:.4}. Research software, not a medical device.")
+    }
+}
