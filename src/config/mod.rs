@@ -125,7 +125,7 @@ impl Default for ScoreConfig {
         Self {
             method: Method::Mim,
             evidence: Evidence::Combined,
-            restorations: 1,
+            restorations: 0,
             token_threshold: None,
             mask_threshold: None,
             steps: 6,
@@ -133,7 +133,7 @@ impl Default for ScoreConfig {
             ar_limit_nats: 5.0,
             ar_cached: true,
             tail: Tail::Dark,
-            smooth_mm: 2.0,
+            smooth_mm: 4.0,
             min_finding_ml: 0.2,
             batch_slices: 16,
             seed: 0,

@@ -11,6 +11,10 @@ use crate::volume::Volume;
 /// Residual (of the 0..1 intensity range) at which an in-painted voxel counts in full.
 const FULL_RESIDUAL: f32 = 0.15;
 
+/// Standard deviation in millimetres of the smoothing of the residual beside the probability: the probability comes in cells
+/// of 8 mm, the residual in voxels.
+const RESIDUAL_SMOOTH_MM: f64 = 2.;
+
 /// The volume whose mean score is a scan's score, in millilitres.
 const SCAN_SCORE_ML: f64 = 2.;
 
@@ -73,12 +77,13 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
     }
     let spacing = image.grid.spacing();
     let sigma = spacing.map(|mm| (config.smooth_mm / mm) as f32);
+    let fine = spacing.map(|mm| (RESIDUAL_SMOOTH_MM / mm) as f32);
     let score: Vec<f32> = match (config.method, config.evidence) {
         (Method::Mim, Evidence::Detector) => smooth(&probability, shape, sigma),
         (Method::Mim, Evidence::Residual) | (Method::Threshold, _) => smooth(&residual, shape, sigma),
         (Method::Mim, Evidence::Combined) => {
             let (probability, residual) =
-                rayon::join(|| smooth(&probability, shape, sigma), || smooth(&residual, shape, sigma));
+                rayon::join(|| smooth(&probability, shape, sigma), || smooth(&residual, shape, fine));
             let agrees = residual.iter().map(|r| 0.5 + 0.5 * (r / FULL_RESIDUAL).min(1.));
             probability.iter().zip(agrees).map(|(p, share)| p * share).collect()
         }
