@@ -1,7 +1,7 @@
 //! What the networks give on made-up inputs, for comparing them with another implementation.
 //!
 //! `benches/twin/twin.py` holds the same networks in PyTorch; it reads the bundle's weights and the file that
-//! [`write`] makes, and compares outputs and gradients.
+//! [`write()`] makes, and compares outputs and gradients.
 
 use std::path::Path;
 

@@ -18,7 +18,7 @@ pub const SPACING_MM: f64 = 2.0;
 ///
 /// Voxel centres run from (-79, -112, -90) to (79, 78, 100) mm. The ICBM 2009a brain spans -72..72, -107..73 and
 /// -72..82 mm; the affine registration has scaled every brain to it, so that a few millimetres around it suffice, and
-/// the networks look at little air. [`qc`](super::qc) flags a brain that still does not fit.
+/// the networks look at little air. Quality control flags a brain that still does not fit.
 pub fn model_grid() -> Grid {
     Grid { shape: [80, 96, 96], affine: lattice([-79.0, -112.0, -90.0]) }
 }
