@@ -4,13 +4,20 @@
     neurosieve twin --bundle models/t1w-2mm --out twin.safetensors
     twin.py models/t1w-2mm twin.safetensors [--bench bench.json] [--threads 1]
 
-Written from the papers and from the description in bundle.toml, not from the Rust code. Reads the bundle's weights (f16)
-and what `neurosieve twin` gave for made-up inputs; ends with exit code 1 where an output differs by more than 1e-4 of
-its largest value, or a gradient by more than 1e-3 of its largest. --bench takes what
-`neurosieve bench device --json bench.json` measured and times the same batches here.
+Written from the papers and from the description in bundle.toml, not from the Rust code. Reads the bundle's weights
+(f16) and what `neurosieve twin` gave for made-up inputs; ends with exit code 1 where an output differs by more than 1e-4
+of its largest value, or a gradient by more than 1e-3 of its largest. --bench takes what
+`neurosieve bench device --bf16 --json bench.json` measured and times the same batches here, five ways:
+
+    f32           every token of the slice's grid, tokens of air hidden from the attention by a mask
+    f32 packed    tokens of brain alone, sequences padded to the longest of the batch
+    autocast      as f32, under torch.autocast in bfloat16
+    bf16          as f32, weights and activations in bfloat16, convolutions with channels last
+    bf16 packed   the two together
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -23,9 +30,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-DOWNSAMPLING = 4
 OUTPUT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
+WAVES = 6
+AIR = -20.0
+
+
+class Height(nn.Linear):
+    """A slice's height in millimetres as sines and cosines of wavelengths from 400 mm down, mapped to features."""
+
+    def __init__(self, width):
+        super().__init__(2 * WAVES, width)
+
+    def forward(self, z_mm):
+        phase = z_mm[:, None] * 2.0 ** torch.arange(WAVES, device=z_mm.device) * math.pi / 200
+        return super().forward(torch.cat([phase.sin(), phase.cos()], 1).to(self.weight.dtype))
 
 
 class ResBlock(nn.Module):
@@ -41,42 +60,85 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-class Tokenizer(nn.Module):
-    """VQ-GAN generator around finite scalar quantization (arXiv 2309.15505)."""
-
-    def __init__(self, levels, channels, blocks):
+class Level(nn.Module):
+    def __init__(self, conv, channels, blocks):
         super().__init__()
-        half, quarter = channels
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.down1 = nn.Conv2d(1, half, 4, 2, 1)
-        self.enc1 = ResBlock(half)
-        self.down2 = nn.Conv2d(half, quarter, 4, 2, 1)
-        self.enc2 = nn.Sequential(*[ResBlock(quarter) for _ in range(blocks)])
-        self.to_code = nn.Conv2d(quarter, len(levels), 1)
-        self.from_code = nn.Conv2d(len(levels), quarter, 3, padding=1)
-        self.dec2 = nn.Sequential(*[ResBlock(quarter) for _ in range(blocks)])
-        self.up2 = nn.Conv2d(quarter, 4 * half, 3, padding=1)
-        self.dec1 = ResBlock(half)
-        self.up1 = nn.Conv2d(half, 64, 3, padding=1)
-        self.smooth = nn.Conv2d(16, 1, 3, padding=1)
+        self.conv = conv
+        self.block = nn.Sequential(*[ResBlock(channels) for _ in range(blocks)])
 
-    def quantize(self, image):
-        h = self.enc1(self.down1(2 * image - 1))
-        h = self.enc2(self.down2(F.silu(h)))
-        latent = self.to_code(F.silu(h))
+
+class Fsq(nn.Module):
+    """Finite scalar quantization (arXiv 2309.15505)."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.width = len(levels)
+
+    def forward(self, latent):
         n = self.levels.view(1, -1, 1, 1)
         half = (n - 1) * (1 + 1e-3) / 2
         offset = torch.where(n % 2 == 0, 0.5, 0.0)
         bounded = torch.tanh(latent + torch.atanh(offset / half)) * half - offset
-        return bounded + (bounded.round() - bounded).detach()
+        return (bounded + (bounded.round() - bounded).detach()) / (n // 2)
 
-    def decode(self, quantized):
-        h = self.dec2(self.from_code(quantized / (self.levels // 2).view(1, -1, 1, 1)))
-        h = self.dec1(F.pixel_shuffle(self.up2(F.silu(h)), 2))
-        return self.smooth(F.silu(F.pixel_shuffle(self.up1(F.silu(h)), 2)))
 
-    def forward(self, image):
-        return self.decode(self.quantize(image))
+class Vq(nn.Module):
+    """The nearest of a list of vectors, with a straight-through gradient (arXiv 1711.00937)."""
+
+    def __init__(self, codes, width):
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(codes, width))
+        self.width = width
+
+    def forward(self, latent):
+        flat = latent.detach().permute(0, 2, 3, 1)
+        nearest = torch.cdist(flat.flatten(0, 2), self.vectors).argmin(-1)
+        nearest = self.vectors[nearest].view_as(flat).permute(0, 3, 1, 2)
+        return latent + (nearest - latent).detach()
+
+
+class Tokenizer(nn.Module):
+    """VQ-GAN generator (arXiv 2012.09841) around a codebook; both halves are told the slice's height."""
+
+    LAST = 16
+
+    def __init__(self, channels, blocks, levels=None, vq=None):
+        super().__init__()
+        self.codebook = Fsq(levels) if levels else Vq(**vq)
+        n = len(channels)
+        finer = [None, *channels[:-1]]
+        count = [1] * (n - 1) + [blocks]
+        self.down = nn.ModuleList(
+            Level(nn.Conv2d(finer[i] or 1, channels[i], 4, 2, 1), channels[i], count[i]) for i in range(n)
+        )
+        self.encoder_height = Height(channels[-1])
+        self.to_code = nn.Conv2d(channels[-1], self.codebook.width, 1)
+        self.from_code = nn.Conv2d(self.codebook.width, channels[-1], 3, padding=1)
+        self.decoder_height = Height(channels[-1])
+        self.up = nn.ModuleList(
+            Level(nn.Conv2d(channels[i], 4 * (finer[i] or self.LAST), 3, padding=1), channels[i], count[i])
+            for i in range(n)
+        )
+        self.smooth = nn.Conv2d(self.LAST, 1, 3, padding=1)
+
+    def encode(self, image, z_mm):
+        h = 2 * image - 1
+        for i, level in enumerate(self.down):
+            h = level.conv(h)
+            if i == len(self.down) - 1:
+                h = h + self.encoder_height(z_mm)[:, :, None, None]
+            h = F.silu(level.block(h))
+        return self.codebook(self.to_code(h).float())
+
+    def decode(self, seen, z_mm):
+        h = self.from_code(seen) + self.decoder_height(z_mm)[:, :, None, None]
+        for level in reversed(self.up):
+            h = F.pixel_shuffle(level.conv(F.silu(level.block(h))), 2)
+        return self.smooth(F.silu(h))
+
+    def forward(self, image, z_mm):
+        return self.decode(self.encode(image, z_mm), z_mm)
 
 
 class Block(nn.Module):
@@ -87,10 +149,10 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x, causal):
+    def forward(self, x, visible):
         b, n, w = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         x = x + self.out(mixed.transpose(1, 2).reshape(b, n, w))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
@@ -102,24 +164,21 @@ class Table(nn.Module):
 
 
 class Trunk(nn.Module):
-    WAVES = 6
-
     def __init__(self, sizes, inputs, tokens):
         super().__init__()
         width = sizes["width"]
         self.code = nn.Linear(inputs, width)
         self.row, self.column = Table(tokens[0], width), Table(tokens[1], width)
-        self.height = nn.Linear(2 * self.WAVES, width)
+        self.height = Height(width)
         self.block = nn.ModuleList([Block(width, sizes["heads"]) for _ in range(sizes["layers"])])
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, seen, z_mm, causal=False):
-        phase = z_mm[:, None] * 2.0 ** torch.arange(self.WAVES, device=z_mm.device) * math.pi / 200
-        height = self.height(torch.cat([phase.sin(), phase.cos()], 1).to(seen.dtype))
+    def forward(self, seen, places, z_mm, visible):
+        """`seen` [B, N, inputs] of the tokens at `places` [B, N]; `visible` [B, 1, 1 or N, N]: which sees which."""
         place = (self.row.weight[:, None] + self.column.weight[None]).flatten(0, 1)
-        x = self.code(seen.flatten(1, 2)) + place + height[:, None]
+        x = self.code(seen.to(self.code.weight.dtype)) + place[places] + self.height(z_mm)[:, None]
         for block in self.block:
-            x = block(x, causal)
+            x = block(x, visible)
         return self.norm(x)
 
 
@@ -134,56 +193,92 @@ def one_hot(codes, levels):
 
 
 class Head(nn.Module):
-    """A trunk with a linear head: detector (1), inpainter and prior (one logit per code)."""
+    """A trunk with a linear head: detector (a logit per pixel), inpainter and prior (one per code)."""
 
-    def __init__(self, kind, sizes, levels, tokens):
+    def __init__(self, kind, sizes, levels, tokens, cell):
         super().__init__()
-        self.kind, self.levels = kind, levels
+        self.kind, self.levels, self.cell = kind, levels, cell
         inputs = (sum(levels) + 1) * (3 if kind == "detector" else 1)
         self.trunk = Trunk(sizes, inputs, tokens)
-        self.head = nn.Linear(sizes["width"], 1 if kind == "detector" else math.prod(levels))
+        self.head = nn.Linear(sizes["width"], cell * cell if kind == "detector" else math.prod(levels))
 
-    def forward(self, codes, z_mm):
-        if self.kind == "prior":
-            flat = codes.flatten(1)
-            first = torch.full_like(flat[:, :1], math.prod(self.levels))
-            codes = torch.cat([first, flat[:, :-1]], 1).view_as(codes)
-        seen = one_hot(codes, self.levels)
+    def forward(self, codes, inside, z_mm, mask=None, packed=False):
+        """Detector: codes [B, 3, h, w] to logits [B, H, W]. Inpainter: codes [B, h, w] to logits [M, codes] of the
+        tokens in `mask`. Prior: codes [B, h, w] to negative log-likelihoods [B, h, w] of the tokens inside, else 0."""
+        b, n = len(codes), inside[0].numel()
+        there = inside.flatten(1)
+        places = torch.arange(n, device=codes.device).expand(b, n)
+        if packed:
+            longest = int(there.sum(1).max())
+            places = torch.argsort((~there).long(), stable=True, dim=1)[:, :longest]
+            there = there.gather(1, places)
+
+        def take(plane):
+            return plane.flatten(1).gather(1, places)
+
+        # A token of air sees itself, so that its softmax has a value; nothing else sees it.
+        itself = torch.eye(places.shape[1], dtype=torch.bool, device=codes.device)
         if self.kind == "detector":
-            seen = seen.permute(0, 2, 3, 1, 4).flatten(3)
-        out = self.head(self.trunk(seen, z_mm, causal=self.kind == "prior"))
-        return out.unflatten(1, codes.shape[-2:]).squeeze(-1) if self.kind == "detector" else out.unflatten(1, codes.shape[-2:])
+            seen = torch.cat([one_hot(take(codes[:, i]), self.levels) for i in range(3)], -1)
+            visible = there[:, None, None]
+        elif self.kind == "inpainter":
+            seen = one_hot(take(codes.masked_fill(mask, math.prod(self.levels))), self.levels)
+            visible = there[:, None, None]
+        else:
+            # The token of brain before each: the latest place of brain that is lower than its own.
+            own = take(codes)
+            order = torch.where(there, torch.arange(places.shape[1]), -1).cummax(1).values
+            before = F.pad(order[:, :-1], (1, 0), value=-1)
+            previous = torch.where(before < 0, math.prod(self.levels), own.gather(1, before.clamp_min(0)))
+            seen = one_hot(previous, self.levels)
+            visible = (there[:, None] & torch.ones_like(itself).tril() | itself)[:, None]
+        features = self.trunk(seen, places, z_mm, visible)
+        if self.kind == "inpainter":
+            return self.head(features[take(mask) & there]).float()
+        out = self.head(features).float()
+        if self.kind == "detector":
+            planes = torch.full((b, n, out.shape[-1]), AIR)
+            planes.scatter_(1, places[..., None].expand_as(out), out.masked_fill(~there[..., None], AIR))
+            planes = planes.transpose(1, 2).unflatten(2, inside.shape[1:])
+            return F.pixel_shuffle(planes, self.cell).squeeze(1)
+        nll = F.cross_entropy(out.flatten(0, 1), own.flatten(), reduction="none").view_as(own)
+        plane = torch.zeros(b, n).scatter(1, places, nll.masked_fill(~there, 0))
+        return plane.view(inside.shape)
 
 
 def networks(bundle):
     info = tomllib.loads((bundle / "bundle.toml").read_text())
-    levels, tokens = info["tokenizer"]["levels"], info["tokens"]
-    made = {"tokenizer": Tokenizer(**info["tokenizer"])}
+    sizes, tokens = info["tokenizer"], info["tokens"]
+    levels = sizes.get("levels") or [sizes["vq"]["codes"]]
+    cell = 2 ** len(sizes["channels"])
+    made = {"tokenizer": Tokenizer(**sizes)}
     for kind in ("detector", "inpainter", "prior"):
         if kind in info:
-            made[kind] = Head(kind, info[kind], levels, tokens)
+            made[kind] = Head(kind, info[kind], levels, tokens, cell)
     for name, network in made.items():
         weights = {key: value.float() for key, value in load_file(bundle / f"{name}.safetensors").items()}
         network.load_state_dict(weights)
-    return made, levels
+    return made, levels, cell
 
 
-def compare(made, levels, given):
-    middle = given["codes"][:, 1]
-    hidden = middle.masked_fill(given["mask"].bool(), math.prod(levels))
+def compare(made, given):
+    middle, inside, mask, z_mm = given["codes"][:, 1], given["inside"].bool(), given["mask"].bool(), given["z_mm"]
     inputs = {
-        "tokenizer": (given["image"],),
-        "detector": (given["codes"], given["z_mm"]),
-        "inpainter": (hidden, given["z_mm"]),
-        "prior": (middle, given["z_mm"]),
+        "tokenizer": (given["image"], z_mm),
+        "detector": (given["codes"], inside, z_mm),
+        "inpainter": (middle, inside, z_mm, mask),
+        "prior": (middle, inside, z_mm),
     }
     wrong = 0
     print(f"{'network':<11}{'output, of its largest':>24}{'gradients, of their largest':>30}")
     for name, network in made.items():
-        out = network(*inputs[name])
-        out.square().mean().backward()
         theirs = given[f"{name}.out"]
-        output = ((out - theirs).abs().max() / theirs.abs().max()).item()
+        ways = [{}] if name == "tokenizer" else [{"packed": True}, {}]
+        output = 0.0
+        for way in ways:
+            out = network(*inputs[name], **way)
+            output = max(output, ((out - theirs).abs().max() / theirs.abs().max()).item())
+        out.square().mean().backward()
         gradient, worst = 0.0, ""
         for key, weight in network.named_parameters():
             ours = given[f"{name}.grad.{key}"]
@@ -196,36 +291,97 @@ def compare(made, levels, given):
     return wrong
 
 
-def timed(action, rounds=7):
+def timed(action, rounds=15):
+    """Seconds of the fastest of a few runs: what else a machine does only slows them."""
     action()
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)
-    return sorted(times)[rounds // 2]
+    return min(times)
 
 
-def bench(made, levels, report):
-    tokens = report["tokens"]
-    batch = report["batch"]
-    image = torch.rand(batch, 1, *[n * DOWNSAMPLING for n in tokens])
+def brain(batch, tokens):
+    """Heights and tokens of brain of the batch that `neurosieve bench device` makes: slices of an ellipsoid."""
+    up = (torch.arange(batch) + 0.5) / batch
+    y, x = [((torch.arange(n) + 0.5) / n * 2 - 1) / half for n, half in zip(tokens, (0.97, 0.95), strict=True)]
+    return 67 * up, y.square()[:, None] + x.square() + up.square()[:, None, None] < 1
+
+
+def actions(made, levels, cell, report, dtype):
+    """What is timed: name to a function that takes whether to pack."""
+    tokens, batch = report["tokens"], report["batch"]
+    torch.manual_seed(1)
+    z_mm, inside = brain(batch, tokens)
+    if abs(inside.sum().item() / batch - report["brain_tokens"]) > 1:
+        sys.exit(f"{inside.sum().item() / batch} tokens of brain per slice here, {report['brain_tokens']} there")
+    image = torch.rand(batch, 1, *[n * cell for n in tokens]).to(dtype)
     codes = torch.randint(math.prod(levels), (batch, 3, *tokens))
-    z_mm = torch.linspace(-50, 60, batch)
-    ours = {network["name"]: network["ms_per_slice"] for network in report["networks"]}
-    tokenizer = made["tokenizer"].requires_grad_(False)
+    mask = inside & (torch.rand(inside.shape) < 0.1)
+    tokenizer = made["tokenizer"]
+    if dtype == torch.bfloat16:
+        image = image.contiguous(memory_format=torch.channels_last)
+    seen = tokenizer.encode(image, z_mm).to(dtype)
+    return {
+        "encode": lambda _: tokenizer.encode(image, z_mm),
+        "decode": lambda _: tokenizer.decode(seen, z_mm),
+        "detector": lambda packed: made["detector"](codes, inside, z_mm, packed=packed),
+        "inpainter": lambda packed: made["inpainter"](codes[:, 1], inside, z_mm, mask, packed=packed),
+    }
+
+
+def bench(made, levels, cell, report):
+    half = {
+        name: copy.deepcopy(network).to(torch.bfloat16, memory_format=torch.channels_last)
+        for name, network in made.items()
+    }
+    for network in [*made.values(), *half.values()]:
+        network.requires_grad_(False)
+    single = actions(made, levels, cell, report, torch.float32)
+    double = actions(half, levels, cell, report, torch.bfloat16)
+    ours = [{n["name"]: n["ms_per_slice"] for n in kind["networks"]} for kind in report["kinds"]]
+    batch = report["batch"]
+
+    def ms(action, packed=False):
+        return 1000 * timed(lambda: action(packed)) / batch
+
+    print(f"\nPyTorch {torch.__version__}, {torch.get_num_threads()} thread(s), {batch} slices at once, ms/slice")
+    now = [ceiling(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    then = [kind["ceiling_gflops"] for kind in report["kinds"]]
+    print("large matrix products reach " + spelt(now) + " GFLOP/s now, " + spelt(then) + " when ours were timed")
+    print("(comparable where these agree)\n")
+    columns = ["f32", "f32 packed", "autocast", "bf16", "bf16 packed"]
+    kinds = [kind["kind"] for kind in report["kinds"]]
+    print("| network | " + " | ".join([*columns, *(f"ours {k}" for k in kinds), "f32 / ours f32"]), end=" |\n")
+    print("|---" * (2 + len(columns) + len(kinds)) + "|")
     with torch.no_grad():
-        quantized = tokenizer.quantize(image)
-        actions = {
-            "encode": lambda: tokenizer.quantize(image),
-            "decode": lambda: tokenizer.decode(quantized),
-            "detector": lambda: made["detector"](codes, z_mm),
-            "inpainter": lambda: made["inpainter"](codes[:, 1], z_mm),
-        }
-        print(f"\n{'network':<11}{'PyTorch ms/slice':>18}{'ours':>10}{'PyTorch/ours':>15}")
-        for name, action in actions.items():
-            theirs = 1000 * timed(action) / batch
-            print(f"{name:<11}{theirs:>18.2f}{ours[name]:>10.2f}{theirs / ours[name]:>14.2f}x")
+        sums = [0.0] * (len(columns) + len(kinds))
+        for name, action in single.items():
+            packs = name not in ("encode", "decode")
+            f32, bf16 = ms(action), ms(double[name])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                cast = ms(action)
+            packed = [ms(way[name], True) if packs else plain for way, plain in ((single, f32), (double, bf16))]
+            row = [f32, packed[0], cast, bf16, packed[1], *(kind[name] for kind in ours)]
+            sums = [a + b for a, b in zip(sums, row, strict=True)]
+            print_row(name, row, len(columns))
+        print_row("all four", sums, len(columns))
+
+
+def ceiling(dtype):
+    """GFLOP/s of large matrix products, the measure of `neurosieve bench device`."""
+    a, b = torch.rand(2, 2048, 2048).to(dtype)
+    return 2 * 2048**3 / timed(lambda: a @ b) / 1e9
+
+
+def spelt(values):
+    return " and ".join(f"{value:.0f}" for value in values)
+
+
+def print_row(name, row, columns):
+    figures = " | ".join(f"{value:.2f}" for value in row)
+    print(f"| {name} | {figures} | {row[0] / row[columns]:.2f} x |", flush=True)
 
 
 def main():
@@ -236,10 +392,10 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    made, levels = networks(args.bundle)
-    wrong = compare(made, levels, load_file(args.given))
+    made, levels, cell = networks(args.bundle)
+    wrong = compare(made, load_file(args.given))
     if args.bench:
-        bench(made, levels, json.loads(args.bench.read_text()))
+        bench(made, levels, cell, json.loads(args.bench.read_text()))
     sys.exit(1 if wrong else 0)
 
 

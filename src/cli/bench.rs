@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::eval::write_json;
 use crate::error::Result;
 use crate::eval::device::{DeviceSettings, measure};
+use crate::model::Preset;
 use crate::model::device::DeviceChoice;
 
 /// Measure how fast this machine is
@@ -19,12 +20,13 @@ enum What {
     Device(DeviceArgs),
 }
 
-/// Time every network of a bundle on a device, beside what the device can do
+/// Time every network of a bundle, or of a preset's sizes, on a device, beside what the device can do
 ///
 /// Run nothing else meanwhile. OMP_NUM_THREADS sets the threads of the processor.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
-  neurosieve bench device --device cuda --batch 256 --bf16 --json bench.json")]
+  neurosieve bench device --bf16 --json bench.json
+  neurosieve bench device --preset paper --device cuda --batch 256 --bf16 --prior --restorations 4")]
 struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t)]
@@ -32,16 +34,22 @@ struct DeviceArgs {
     /// `built-in`, or the folder of a bundle
     #[arg(long, default_value = "built-in")]
     bundle: String,
+    /// tiny, small or paper: these sizes with random weights, instead of a bundle
+    #[arg(long, conflicts_with = "bundle")]
+    preset: Option<Preset>,
     /// Slices at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: i64,
-    /// Compute in bfloat16
+    /// Also compute in bfloat16, side by side with f32
     #[arg(long)]
     bf16: bool,
-    /// Restorations of a slice
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    /// Also time the autoregressive prior's restoration, by full passes and with a cache
+    #[arg(long)]
+    prior: bool,
+    /// Restorations of a slice; 0: their mean, in one pass
+    #[arg(long, value_name = "S", default_value_t = 0)]
     restorations: i64,
-    /// Passes of the inpainter
+    /// Passes of the inpainter for a drawn restoration
     #[arg(long, value_name = "T", default_value_t = 6)]
     steps: i64,
     /// Share of slices with something to in-paint
@@ -59,8 +67,10 @@ impl BenchArgs {
         let speed = measure(&DeviceSettings {
             device: args.device,
             bundle: args.bundle,
+            preset: args.preset,
             batch: args.batch,
             bf16: args.bf16,
+            prior: args.prior,
             restorations: args.restorations,
             steps: args.steps,
             open_share: args.open_share,

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::cohort::Selection;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
-use crate::model::{DataSource, TokenizerConfig, TransformerConfig};
-use crate::preprocess::PreprocessConfig;
-use crate::score::{Evidence, Method, Tail};
+use crate::model::{DataSource, Preset, TokenizerConfig, TransformerConfig};
+use crate::preprocess::{self, PreprocessConfig};
+use crate::score::{Evidence, Method, Precision, Tail};
 
 pub use recipe::recipe_id;
 
@@ -89,7 +89,7 @@ impl Default for ModelConfig {
 pub struct ScoreConfig {
     /// `mim` (the default), `ar` (the autoregressive rival) or `threshold` (intensity alone).
     pub method: Method,
-    /// `mim`: what a voxel's score is made of: `detector`, `residual` or `combined`.
+    /// `mim`: what a voxel's score is made of: `detector`, `residual`, `combined`, or `intensity`, which asks no network.
     pub evidence: Evidence,
     /// Restorations that are drawn of every slice with something to restore. `mim`: 0 takes their mean instead, in one pass
     /// of the inpainter, and draws nothing.
@@ -104,8 +104,13 @@ pub struct ScoreConfig {
     pub steps: i64,
     /// Sharpness of the inpainter's draw; below 1 it prefers likely tokens more.
     pub temperature: f64,
-    /// `ar`: tokens with a negative log-likelihood above this (nats) are drawn anew.
-    pub ar_limit_nats: f64,
+    /// `mim`, `combined`: measure a voxel's score and intensity by those of healthy scans at the same place, where the
+    /// bundle knows them.
+    pub healthy_map: bool,
+    /// `ar`: tokens with a negative log-likelihood above this (nats) are drawn anew; left out, the bundle's: what nine in
+    /// ten healthy tokens lie below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ar_limit_nats: Option<f64>,
     /// `ar`: keep keys and values of earlier tokens; without, every token costs a full pass.
     pub ar_cached: bool,
     /// `threshold`: which intensities are anomalous: `dark` (lesions in T1w), `bright` (in FLAIR and T2w) or `both`.
@@ -114,6 +119,9 @@ pub struct ScoreConfig {
     pub smooth_mm: f64,
     /// Connected components smaller than this many millilitres are no findings, nor in the mask.
     pub min_finding_ml: f64,
+    /// Kind of number the networks compute in: `f32`, or `bf16`, which is several times faster on devices that multiply it
+    /// (GPUs, processors with AMX) and slower elsewhere, and moves scores a little.
+    pub precision: Precision,
     /// Slices that pass through a network at once.
     pub batch_slices: usize,
     /// Seed of the inpainter's draw, combined with the scan's id.
@@ -130,11 +138,13 @@ impl Default for ScoreConfig {
             mask_threshold: None,
             steps: 6,
             temperature: 0.7,
-            ar_limit_nats: 5.0,
+            healthy_map: true,
+            ar_limit_nats: None,
             ar_cached: true,
             tail: Tail::Dark,
             smooth_mm: 4.0,
             min_finding_ml: 0.2,
+            precision: Precision::F32,
             batch_slices: 16,
             seed: 0,
         }
@@ -175,7 +185,7 @@ pub struct TrainPipeline {
     pub score: ScoreConfig,
 }
 
-/// What is trained, and where it goes.
+/// What is trained, and where it goes. `preset = "tiny"` or `"small"` fills in the sizes of networks that are not given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -197,12 +207,22 @@ pub struct TrainConfig {
     pub bf16: bool,
     /// Seed of every draw.
     pub seed: u64,
+    /// Lesion masks whose outlines synthetic anomalies take, any tree of NIfTI files; left out, none. Only the outlines
+    /// are used: no image of a lesion is seen.
+    pub shapes: String,
     /// Share of healthy brain voxels below the mask's threshold.
     pub healthy_quantile: f64,
     /// Share of healthy brain tokens that are not in-painted.
     pub token_quantile: f64,
+    /// Scans fitted on, spread over all of them, that tell the healthy scores at each place; 0: there are none in the
+    /// bundle.
+    pub healthy_map_scans: usize,
+    /// The last network to train: `tokenizer`, `inpainter`, `detector` or `prior`. Its figures are printed, and no
+    /// bundle is written; left out, all are trained, and one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Network>,
     /// The tokenizer's sizes and training.
-    pub tokenizer: Stage<TokenizerConfig>,
+    pub tokenizer: TokenizerStage,
     /// The detector's sizes and training.
     pub detector: Stage<TransformerConfig>,
     /// The inpainter's sizes and training.
@@ -226,9 +246,21 @@ impl Default for TrainConfig {
             device: DeviceChoice::default(),
             bf16: true,
             seed: 1,
+            shapes: String::new(),
             healthy_quantile: 0.998,
             token_quantile: 0.97,
-            tokenizer: Stage { network: TokenizerConfig::default(), steps: 3000, batch: 24, learning_rate: 1e-3 },
+            healthy_map_scans: 96,
+            until: None,
+            tokenizer: TokenizerStage {
+                network: TokenizerConfig::default(),
+                steps: 3000,
+                batch: 24,
+                learning_rate: 1e-3,
+                adversarial: 0.,
+                feature: 0.,
+                adversary_from: 0,
+                decoder_steps: 0,
+            },
             detector: Stage {
                 network: TransformerConfig { width: 128, heads: 4, layers: 4 },
                 steps: 3000,
@@ -296,6 +328,43 @@ pub struct MethodConfig {
     pub score: ScoreConfig,
 }
 
+/// A network of the training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "each says what it is")]
+pub enum Network {
+    Tokenizer,
+    Inpainter,
+    Detector,
+    Prior,
+}
+
+/// The tokenizer's sizes and training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerStage {
+    /// Sizes.
+    pub network: TokenizerConfig,
+    /// Updates of the weights.
+    pub steps: i64,
+    /// Slices per update.
+    pub batch: usize,
+    /// Peak learning rate of a cosine schedule with warm-up.
+    pub learning_rate: f64,
+    /// Pull of the adversarial loss beside that of the distance from the image; 0: none.
+    #[serde(default)]
+    pub adversarial: f64,
+    /// Weight of the distance between the discriminator's activations, beside L1; 0: none.
+    #[serde(default)]
+    pub feature: f64,
+    /// Further updates of the decoder alone, the codes being fixed.
+    #[serde(default)]
+    pub decoder_steps: i64,
+    /// The step at which the discriminator begins to learn, and to be heard.
+    #[serde(default)]
+    pub adversary_from: i64,
+}
+
 /// One network's sizes and training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -329,7 +398,38 @@ pub fn load<T: DeserializeOwned>(path: Option<&Path>, overrides: &[String]) -> R
     for text in overrides {
         set(&mut table, text)?;
     }
+    apply_preset(&mut table)?;
     T::deserialize(toml::Value::Table(table)).map_err(|e| Error::Config(format!("{name}: {}", teach(&e))))
+}
+
+/// Puts the sizes of `train.preset` where `[train]` leaves them out; what it says of a network wins.
+fn apply_preset(table: &mut toml::Table) -> Result<()> {
+    let Some(train) = table.get_mut("train").and_then(toml::Value::as_table_mut) else { return Ok(()) };
+    let Some(name) = train.remove("preset") else { return Ok(()) };
+    let preset: Preset = name.as_str().unwrap_or_default().parse()?;
+    let [nx, ny, _] = preprocess::model_grid().shape;
+    preset.fits([nx, ny])?;
+    let sizes = preset.sizes();
+    let mut defaults = TrainConfig::default();
+    let stage = Stage { network: sizes.detector, ..defaults.detector.clone() };
+    defaults.prior = train.contains_key("prior").then(|| stage.clone());
+    defaults.detector = stage;
+    defaults.inpainter.network = sizes.inpainter;
+    defaults.tokenizer.network = sizes.tokenizer;
+    let defaults = toml::Table::try_from(defaults).map_err(|e| Error::Bug(format!("the training's defaults: {e}")))?;
+    fill(train, defaults);
+    Ok(())
+}
+
+/// Adds what is missing, in tables within tables too. A network's sizes belong together: they are given or not.
+fn fill(table: &mut toml::Table, defaults: toml::Table) {
+    for (key, value) in defaults {
+        match (table.get_mut(&key), value) {
+            (None, value) => drop(table.insert(key, value)),
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) if key != "network" => fill(inner, value),
+            _ => {}
+        }
+    }
 }
 
 /// Applies one `section.key=value`.
@@ -415,11 +515,23 @@ mod tests {
     }
 
     #[test]
+    fn a_preset_gives_sizes_and_what_the_file_says_wins() {
+        let load = |text: &str| load::<TrainPipeline>(None, &[format!("train.preset={text}"), "train.seed=7".into()]);
+        let tiny = load("tiny").unwrap().train;
+        assert_eq!((tiny.detector.network.width, tiny.seed), (Preset::Tiny.sizes().detector.width, 7));
+        let error = load("paper").unwrap_err().to_string();
+        assert!(error.contains("160 x 160"), "{error}");
+    }
+
+    #[test]
     fn the_ready_pipelines_are_valid() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
         for file in ["demo.toml", "screen.toml"] {
             load::<Pipeline>(Some(&folder.join(file)), &[]).unwrap();
         }
         load::<TrainPipeline>(Some(&folder.join("train.toml")), &[]).unwrap();
+        for file in ["eval.toml", "rivals.toml"] {
+            load::<EvalPipeline>(Some(&folder.join(file)), &[]).unwrap();
+        }
     }
 }

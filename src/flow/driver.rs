@@ -222,7 +222,7 @@ impl Run {
     /// Builds the plan, drives it and commits its receipts; gives the plan with its metrics.
     async fn screen(&mut self, run_id: &str, stop: watch::Receiver<bool>) -> Result<String> {
         let in_flight = self.in_flight();
-        let settings = Settings::new(&self.pipeline.score, &self.bundle.info.calibration);
+        let settings = Settings::new(&self.pipeline.score, &self.bundle)?;
         let screening = Arc::new(Screening {
             run_id: run_id.to_owned(),
             recipe_id: self.recipe_id.clone(),

@@ -14,7 +14,6 @@ use serde::Serialize;
 use super::screening::Screening;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result, Retry, Stage};
-use crate::model::DOWNSAMPLING;
 use crate::preprocess::{Prepared, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
 use crate::tables::{Table, screen_row};
@@ -249,7 +248,8 @@ fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Re
 fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let Finished { prepared, inference, assessment, .. } = scan;
     let [rows, columns] = inference.tokens;
-    let cell = DOWNSAMPLING as f64;
+    let [nx, ny, _] = prepared.image.grid.shape;
+    let cell = [nx / columns, ny / rows].map(|n| n as f64);
     let kept: Vec<usize> =
         (0..inference.codes.len()).filter(|&i| assessment.token_brain[i] >= MIN_TOKEN_BRAIN).collect();
     let place = |i: usize| {
@@ -260,8 +260,8 @@ fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resu
         .iter()
         .map(|&i| {
             let (z, y, x) = place(i);
-            let middle = |t: usize| cell * t as f64 + (cell - 1.) / 2.;
-            prepared.image.grid.affine.apply([middle(x), middle(y), z as f64])
+            let middle = |axis: usize, t: usize| cell[axis] * t as f64 + (cell[axis] - 1.) / 2.;
+            prepared.image.grid.affine.apply([middle(0, x), middle(1, y), z as f64])
         })
         .collect();
     let n = kept.len();

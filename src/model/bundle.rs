@@ -7,6 +7,7 @@
 //! detector.safetensors
 //! inpainter.safetensors
 //! prior.safetensors        only where `bundle.toml` has a `prior`
+//! healthy.safetensors      scores of healthy scans by place, where `bundle.toml` has its checksum
 //! MODEL_CARD.md            for humans
 //! ```
 //! The built-in bundle is compiled into the program; `[model] bundle = "<folder>"` names another.
@@ -15,6 +16,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -22,18 +24,21 @@ use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::{Detector, Inpainter, Prior, Tokenizer, TokenizerConfig, TransformerConfig};
+use super::{Detector, HealthyMap, Inpainter, Prior, Tokenizer, TokenizerConfig, TransformerConfig};
 use crate::error::{Error, Result};
-use crate::preprocess::PreprocessConfig;
+use crate::preprocess::{self, PreprocessConfig};
 
 /// The layout of `bundle.toml` that this program reads and writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Names of the networks that every bundle has; each has a weight file `<name>.safetensors`.
 pub const NETWORKS: [&str; 3] = ["tokenizer", "detector", "inpainter"];
 
 /// The network that a bundle may have besides.
 pub const PRIOR: &str = "prior";
+
+/// The healthy scores that a bundle may have besides.
+const HEALTHY: &str = "healthy";
 
 /// What `bundle.toml` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,7 +71,7 @@ pub struct BundleInfo {
     pub training: Training,
     /// Held-out figures by name.
     pub metrics: BTreeMap<String, f64>,
-    /// SHA-256 of each weight file, by network.
+    /// SHA-256 of each file of weights or healthy scores, by its name.
     pub weights: BTreeMap<String, String>,
 }
 
@@ -82,6 +87,9 @@ pub struct Calibration {
     pub healthy_quantile: f64,
     /// Healthy scans the thresholds were fixed on.
     pub scans: usize,
+    /// Tokens less likely than this (nats) are drawn anew by the method `ar`; only where there is a prior.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ar_limit_nats: Option<f64>,
 }
 
 /// How the weights came to be.
@@ -122,6 +130,8 @@ pub struct Bundle {
     pub digest: String,
     /// In the order of [`BundleInfo::networks`].
     weights: Vec<Cow<'static, [u8]>>,
+    /// Scores of healthy scans by place.
+    pub healthy: Option<Arc<HealthyMap>>,
 }
 
 impl BundleInfo {
@@ -153,6 +163,8 @@ impl Bundle {
             "tokenizer" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/tokenizer.safetensors"))),
             "detector" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/detector.safetensors"))),
             "inpainter" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/inpainter.safetensors"))),
+            "prior" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/prior.safetensors"))),
+            "healthy" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/healthy.safetensors"))),
             absent => Err(Error::Bug(format!("the built-in bundle has no {absent}"))),
         })
     }
@@ -179,7 +191,7 @@ impl Bundle {
         Self::from_parts(&toml, |network| read(&format!("{network}.safetensors")).map(Cow::Owned))
     }
 
-    /// `weights` gives the bytes of a network's weight file.
+    /// `weights` gives the bytes of a file of weights or healthy scores.
     fn from_parts(toml: &str, weights: impl Fn(&'static str) -> Result<Cow<'static, [u8]>>) -> Result<Self> {
         let info: BundleInfo =
             toml::from_str(toml).map_err(|e| Error::Model(format!("bundle.toml cannot be read: {}", e.message())))?;
@@ -189,18 +201,27 @@ impl Bundle {
                 info.name, info.format
             )));
         }
-        let weights: Vec<Cow<'static, [u8]>> = info.networks().map(weights).collect::<Result<_>>()?;
-        for (network, bytes) in info.networks().zip(&weights) {
-            let found = sha256(bytes);
-            if info.weights.get(network) != Some(&found) {
-                return Err(Error::Model(format!(
-                    "{network}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, bundle.toml says {}; copy the bundle again",
-                    info.name,
-                    info.weights.get(network).map_or("nothing", String::as_str)
-                )));
+        let checked = |name: &'static str| {
+            let bytes = weights(name)?;
+            let found = sha256(&bytes);
+            if info.weights.get(name) == Some(&found) {
+                return Ok(bytes);
             }
+            Err(Error::Model(format!(
+                "{name}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, bundle.toml says {}; copy the bundle again",
+                info.name,
+                info.weights.get(name).map_or("nothing", String::as_str)
+            )))
+        };
+        let weights: Vec<Cow<'static, [u8]>> = info.networks().map(checked).collect::<Result<_>>()?;
+        let healthy = match info.weights.contains_key(HEALTHY) {
+            false => None,
+            true => Some(HealthyMap::from_bytes(&checked(HEALTHY)?)?),
+        };
+        if healthy.as_ref().is_some_and(|map| !map.fits(preprocess::model_grid().shape)) {
+            return Err(Error::Model(format!("healthy.safetensors of bundle `{}` is for another grid", info.name)));
         }
-        Ok(Self { info, digest: sha256(toml.as_bytes()), weights })
+        Ok(Self { info, digest: sha256(toml.as_bytes()), weights, healthy: healthy.map(Arc::new) })
     }
 
     /// `name` and `version` as one word for tables and logs.
@@ -226,7 +247,7 @@ impl Bundle {
         let root = |index: usize| stores[index].root();
         let networks = Networks {
             tokenizer: Tokenizer::new(root(0), &info.tokenizer),
-            detector: Detector::new(root(1), &info.detector, vocabulary.clone(), info.tokens),
+            detector: Detector::new(root(1), &info.detector, vocabulary.clone(), info.tokens, info.tokenizer.cell()),
             inpainter: Inpainter::new(root(2), &info.inpainter, vocabulary.clone(), info.tokens),
             prior: info.prior.as_ref().map(|sizes| Prior::new(root(3), sizes, vocabulary, info.tokens)),
             device,
@@ -242,17 +263,30 @@ impl Bundle {
 /// Writes a bundle folder; the weights' sums in `info` are filled in.
 ///
 /// `stores`: the weights in the order of [`BundleInfo::networks`].
-pub fn write(folder: &Path, mut info: BundleInfo, stores: &[VarStore], card: &str) -> Result<()> {
+pub fn write(
+    folder: &Path,
+    mut info: BundleInfo,
+    stores: &[VarStore],
+    healthy: Option<&HealthyMap>,
+    card: &str,
+) -> Result<()> {
     let save = |file: String, bytes: &[u8]| {
         std::fs::write(folder.join(&file), bytes)
             .map_err(|e| Error::io(format!("cannot write {file} of the bundle"), e))
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
     info.format = FORMAT;
-    for (network, store) in info.networks().zip(stores) {
-        let bytes = weights_f16(store)?;
-        info.weights.insert(network.to_owned(), sha256(&bytes));
-        save(format!("{network}.safetensors"), &bytes)?;
+    let mut files: Vec<(&str, Vec<u8>)> = info
+        .networks()
+        .zip(stores)
+        .map(|(network, store)| Ok((network, weights_f16(store)?)))
+        .collect::<Result<_>>()?;
+    if let Some(map) = healthy {
+        files.push((HEALTHY, map.to_bytes()?));
+    }
+    for (name, bytes) in files {
+        info.weights.insert(name.to_owned(), sha256(&bytes));
+        save(format!("{name}.safetensors"), &bytes)?;
     }
     let toml = toml::to_string_pretty(&info).map_err(|e| Error::Bug(format!("bundle.toml: {e}")))?;
     save("MODEL_CARD.md".into(), card.as_bytes())?;
@@ -322,10 +356,11 @@ mod tests {
         let bundle = Bundle::built_in().unwrap();
         let toml = toml::to_string_pretty(&bundle.info).unwrap();
         let mut weights = bundle.weights.clone();
+        let healthy = bundle.healthy.as_ref().map(|map| map.to_bytes().unwrap()).unwrap_or_default();
         weights[1].to_mut()[1000] ^= 1;
         let given = |network: &str| {
-            let index = NETWORKS.iter().position(|n| *n == network).expect("no prior");
-            Ok(weights[index].clone())
+            let index = bundle.info.networks().position(|name| name == network);
+            Ok(index.map_or_else(|| Cow::Owned(healthy.clone()), |index| weights[index].clone()))
         };
         let error = Bundle::from_parts(&toml, given).unwrap_err();
         assert!(error.to_string().contains("detector.safetensors") && error.to_string().contains("damaged"), "{error}");

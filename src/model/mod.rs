@@ -5,10 +5,14 @@
 //! with H along y (back to front) and W along x (left to right); intensities are in 0..1.
 
 mod bundle;
+mod codebook;
 mod detector;
 pub mod device;
+mod healthy;
 mod inpainter;
 mod layers;
+mod packing;
+mod preset;
 mod prior;
 mod tokenizer;
 mod transformer;
@@ -18,9 +22,12 @@ mod vocabulary;
 pub use bundle::{
     Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, PRIOR, Training, write as write_bundle,
 };
+pub use codebook::{Codebook, Vectors};
 pub use detector::{CONTEXT, Detector};
-pub use inpainter::{Decoding, Inpainter};
+pub use healthy::{HealthyMap, HealthyMapBuilder};
+pub use inpainter::{Decoding, Inpainter, Masked};
+pub use preset::{Preset, Sizes};
 pub use prior::{Prior, Resampling};
-pub use tokenizer::{DOWNSAMPLING, Tokenizer, TokenizerConfig};
+pub use tokenizer::{Tokenizer, TokenizerConfig};
 pub use transformer::TransformerConfig;
 pub use vocabulary::Vocabulary;

@@ -1,38 +1,81 @@
 //! The tokenizer: an image slice to discrete tokens and back.
 //!
 //! ```text
-//! image [B, 1, H, W] ── encoder ──► [B, D, H/4, W/4] ── quantize ──► codes [B, H/4, W/4]
-//! codes [B, H/4, W/4] ── dequantize ──► [B, D, H/4, W/4] ── decoder ──► image [B, 1, H, W]
+//! image [B, 1, H, W] ── encoder ──► [B, D, h, w] ── quantize ──► codes [B, h, w]
+//! codes [B, h, w] ── dequantize ──► [B, D, h, w] ── decoder ──► image [B, 1, H, W]
 //! ```
-//! Intensities are in 0..1, codes in `0..codes()`. The generator follows VQ-GAN (Esser et al.,
-//! arXiv 2012.09841); the codebook is finite scalar quantization (Mentzer et al., arXiv
-//! 2309.15505): D numbers, each rounded to one of a few levels, so that no codebook can collapse.
+//! h and w are H and W halved once per entry of `channels`. Intensities are in 0..1, codes in `0..codes()`; encoder and
+//! decoder are told the slice's MNI height `[B]` (mm). The generator follows VQ-GAN (Esser et al., arXiv 2012.09841);
+//! between its halves stands a [`Codebook`].
 
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
-use super::layers::{Conv, GroupNorm};
+use super::codebook::{Codebook, Quantizer, Vectors};
+use super::layers::{Conv, GroupNorm, Height, channels_last};
 use super::vocabulary::Vocabulary;
 
-/// Image pixels per token along each axis of a slice.
-pub const DOWNSAMPLING: i64 = 4;
-
-/// Sizes of a [`Tokenizer`].
+/// Sizes of a [`Tokenizer`]. In TOML the codebook is either `levels = [8, 5, 5, 5]` or
+/// `vq = { codes = 1000, width = 8 }`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Keys", into = "Keys")]
 pub struct TokenizerConfig {
-    /// Levels of each quantized dimension; their product is the number of codes.
-    pub levels: Vec<i64>,
-    /// Channels at half and at quarter resolution.
-    pub channels: [i64; 2],
-    /// Residual blocks at quarter resolution, in the encoder and in the decoder.
+    /// What latents are rounded to.
+    pub codebook: Codebook,
+    /// Channels at half resolution, at quarter resolution, and so on; each entry halves the image once.
+    pub channels: Vec<i64>,
+    /// Residual blocks at the tokens' resolution, in the encoder and in the decoder; one at each finer resolution.
     pub blocks: i64,
 }
 
 impl Default for TokenizerConfig {
     fn default() -> Self {
-        Self { levels: vec![8, 5, 5, 5], channels: [48, 96], blocks: 2 }
+        Self { codebook: Codebook::Fsq(vec![8, 5, 5, 5]), channels: vec![48, 96], blocks: 2 }
+    }
+}
+
+/// [`TokenizerConfig`] as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    levels: Option<Vec<i64>>,
+    channels: Vec<i64>,
+    blocks: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vq: Option<Vectors>,
+}
+
+impl TryFrom<Keys> for TokenizerConfig {
+    type Error = String;
+
+    fn try_from(keys: Keys) -> Result<Self, String> {
+        let Keys { levels, channels, blocks, vq } = keys;
+        let codebook = match (levels, vq) {
+            (Some(levels), None) if !levels.is_empty() && levels.iter().all(|&n| n > 1) => Codebook::Fsq(levels),
+            (None, Some(sizes)) if sizes.codes > 1 && sizes.width > 0 => Codebook::Vq(sizes),
+            _ => {
+                return Err("a tokenizer has either `levels`, two or more for each dimension of finite scalar \
+                            quantization, or `vq = { codes = .., width = .. }`"
+                    .into());
+            }
+        };
+        if channels.is_empty() {
+            return Err("a tokenizer's `channels` are those after each halving, one at least".into());
+        }
+        Ok(Self { codebook, channels, blocks })
+    }
+}
+
+impl From<TokenizerConfig> for Keys {
+    fn from(config: TokenizerConfig) -> Self {
+        let TokenizerConfig { codebook, channels, blocks } = config;
+        let (levels, vq) = match codebook {
+            Codebook::Fsq(levels) => (Some(levels), None),
+            Codebook::Vq(sizes) => (None, Some(sizes)),
+        };
+        Self { levels, channels, blocks, vq }
     }
 }
 
@@ -42,9 +85,14 @@ impl TokenizerConfig {
         self.vocabulary().codes()
     }
 
+    /// Image pixels per token along each axis of a slice.
+    pub fn cell(&self) -> i64 {
+        1 << self.channels.len()
+    }
+
     /// The codes and their digits.
     pub fn vocabulary(&self) -> Vocabulary {
-        Vocabulary::new(&self.levels)
+        self.codebook.vocabulary()
     }
 }
 
@@ -73,43 +121,69 @@ impl ResBlock {
     }
 }
 
+/// One resolution of the encoder or the decoder: a change of resolution and the blocks below it.
+#[derive(Debug)]
+struct Level {
+    resample: Conv,
+    blocks: Vec<ResBlock>,
+}
+
+impl Level {
+    fn run(&self, x: &Tensor) -> Tensor {
+        self.blocks.iter().fold(x.shallow_clone(), |h, block| block.forward(&h))
+    }
+}
+
+/// Channels of the full-resolution map that the image is made from.
+const LAST: i64 = 16;
+
 /// The networks and the quantizer between them.
 #[derive(Debug)]
 pub struct Tokenizer {
     config: TokenizerConfig,
-    down1: Conv,
-    enc1: ResBlock,
-    down2: Conv,
-    enc2: Vec<ResBlock>,
+    quantizer: Quantizer,
+    /// From the finest resolution to the tokens'.
+    down: Vec<Level>,
+    encoder_height: Height,
     to_code: Conv,
     from_code: Conv,
-    dec2: Vec<ResBlock>,
-    up2: Conv,
-    dec1: ResBlock,
-    up1: Conv,
+    decoder_height: Height,
+    /// From the tokens' resolution to the finest; each ends by doubling the resolution.
+    up: Vec<Level>,
     smooth: Conv,
 }
 
 impl Tokenizer {
     /// Builds the networks with random weights under `p`.
     pub fn new(p: Path, config: &TokenizerConfig) -> Self {
-        let [half, quarter] = config.channels;
-        let dims = config.levels.len() as i64;
-        let blocks = |name: &str| (0..config.blocks).map(|i| ResBlock::new(&p / name / i, quarter)).collect::<Vec<_>>();
+        let channels = &config.channels;
+        let dims = config.codebook.width();
+        let last = channels.len() - 1;
+        let blocks = |p: Path, level: usize| -> Vec<ResBlock> {
+            let n = if level == last { config.blocks } else { 1 };
+            (0..n).map(|i| ResBlock::new(&p / "block" / i, channels[level])).collect()
+        };
+        let down = |level: usize| {
+            let p = &p / "down" / level as i64;
+            let from = if level == 0 { 1 } else { channels[level - 1] };
+            Level { resample: Conv::new(&p / "conv", from, channels[level], 4, 2), blocks: blocks(p, level) }
+        };
+        // Upsampling is a convolution to four times the channels and a pixel shuffle.
+        let up = |level: usize| {
+            let p = &p / "up" / level as i64;
+            let to = if level == 0 { LAST } else { channels[level - 1] };
+            Level { resample: Conv::new(&p / "conv", channels[level], 4 * to, 3, 1), blocks: blocks(p, level) }
+        };
         Self {
             config: config.clone(),
-            down1: Conv::new(&p / "down1", 1, half, 4, 2),
-            enc1: ResBlock::new(&p / "enc1", half),
-            down2: Conv::new(&p / "down2", half, quarter, 4, 2),
-            enc2: blocks("enc2"),
-            to_code: Conv::new(&p / "to_code", quarter, dims, 1, 1),
-            from_code: Conv::new(&p / "from_code", dims, quarter, 3, 1),
-            dec2: blocks("dec2"),
-            // Upsampling is a convolution to four times the channels and a pixel shuffle.
-            up2: Conv::new(&p / "up2", quarter, half * 4, 3, 1),
-            dec1: ResBlock::new(&p / "dec1", half),
-            up1: Conv::new(&p / "up1", half, 16 * 4, 3, 1),
-            smooth: Conv::new(&p / "smooth", 16, 1, 3, 1),
+            quantizer: Quantizer::new(&p / "codebook", &config.codebook),
+            down: (0..=last).map(down).collect(),
+            encoder_height: Height::new(&p / "encoder_height", channels[last]),
+            to_code: Conv::new(&p / "to_code", channels[last], dims, 1, 1),
+            from_code: Conv::new(&p / "from_code", dims, channels[last], 3, 1),
+            decoder_height: Height::new(&p / "decoder_height", channels[last]),
+            up: (0..=last).rev().map(up).collect(),
+            smooth: Conv::new(&p / "smooth", LAST, 1, 3, 1),
         }
     }
 
@@ -118,103 +192,106 @@ impl Tokenizer {
         &self.config
     }
 
-    /// Image `[B, 1, H, W]` in 0..1 to codes `[B, H/4, W/4]`, i64.
-    pub fn encode(&self, image: &Tensor) -> Tensor {
-        self.index(&self.quantize(&self.latent(image)))
+    /// Image `[B, 1, H, W]` in 0..1 to codes `[B, h, w]`, i64. Computes in the kind of the image.
+    pub fn encode(&self, image: &Tensor, z_mm: &Tensor) -> Tensor {
+        self.quantizer.quantize(&self.latent(image, z_mm)).1
     }
 
-    /// Codes `[B, h, w]` to image `[B, 1, 4h, 4w]` of the given kind, in 0..1.
-    pub fn decode(&self, codes: &Tensor, kind: Kind) -> Tensor {
-        self.decode_digits(&self.config.vocabulary().digits(codes), kind)
+    /// Codes `[B, h, w]` to image `[B, 1, H, W]` in 0..1, f32, computed in `kind`.
+    pub fn decode(&self, codes: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
+        self.decode_embedded(&self.embed(codes), z_mm, kind)
     }
 
-    /// Digits `[B, h, w, D]`, which need not be whole numbers, to image `[B, 1, 4h, 4w]` of the given kind, in 0..1.
-    pub fn decode_digits(&self, digits: &Tensor, kind: Kind) -> Tensor {
-        let levels =
-            digits.permute([0, 3, 1, 2]).to_kind(Kind::Float) - self.levels(digits.device()).floor_divide_scalar(2.);
-        self.generate(&self.normalize(&levels).to_kind(kind)).clamp(0., 1.)
+    /// What the decoder sees of codes `[B, h, w]`: `[B, h, w, D]`, f32.
+    pub fn embed(&self, codes: &Tensor) -> Tensor {
+        let table = self.table(codes.device());
+        let shape = [codes.size(), vec![table.size()[1]]].concat();
+        table.index_select(0, &codes.reshape([-1])).view(shape.as_slice())
     }
 
-    /// Image to its reconstruction, not clipped to 0..1, and its codes; gradients pass straight through the rounding.
-    pub fn forward(&self, image: &Tensor) -> (Tensor, Tensor) {
-        let levels = self.quantize(&self.latent(image));
-        let codes = self.index(&levels.detach());
-        (self.generate(&self.normalize(&levels).to_kind(image.kind())), codes)
+    /// What the decoder sees of each code, `[codes, D]`, f32. A mean of rows, weighted by the codes' probabilities, can
+    /// be decoded too.
+    pub fn table(&self, device: Device) -> Tensor {
+        self.quantizer.table(device)
+    }
+
+    /// What [`Tokenizer::embed`] gives, or means of it, `[B, h, w, D]`, to image `[B, 1, H, W]` in 0..1, f32, computed
+    /// in `kind`.
+    pub fn decode_embedded(&self, embedded: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
+        self.generate(&embedded.permute([0, 3, 1, 2]).to_kind(kind), z_mm).to_kind(Kind::Float).clamp(0., 1.)
+    }
+
+    /// Image to its reconstruction, not clipped to 0..1, its codes, and the latent that these stand for,
+    /// `[B, D, h, w]`, f32; gradients pass straight through the rounding.
+    pub fn forward(&self, image: &Tensor, z_mm: &Tensor) -> (Tensor, Tensor, Tensor) {
+        let latent = self.latent(image, z_mm);
+        let (seen, codes) = self.quantizer.quantize(&latent);
+        (self.generate(&seen.to_kind(image.kind()), z_mm), codes, latent)
+    }
+
+    /// The vectors of a learned codebook, `[codes, D]`, f32, for its training to move.
+    pub fn vectors(&self) -> Option<&Tensor> {
+        match &self.quantizer {
+            Quantizer::Fsq(_) => None,
+            Quantizer::Vq(vq) => Some(vq.vectors()),
+        }
     }
 
     /// Floating point operations of encoding and of decoding one slice of these tokens.
     pub fn flop(&self, [rows, columns]: [i64; 2]) -> [f64; 2] {
-        let [half, quarter] = self.config.channels;
-        let dims = self.config.levels.len() as i64;
-        // Pixels of the map that a convolution writes: quarter, half and full resolution.
-        let [small, middle, large] = [1, 4, 16].map(|scale| rows * columns * scale);
-        let conv = |pixels: i64, kernel: i64, from: i64, to: i64| pixels * kernel * kernel * from * to;
-        let blocks = 2 * self.config.blocks * conv(small, 3, quarter, quarter);
-        let encode = conv(middle, 4, 1, half)
-            + 2 * conv(middle, 3, half, half)
-            + conv(small, 4, half, quarter)
-            + blocks
-            + conv(small, 1, quarter, dims);
-        let decode = conv(small, 3, dims, quarter)
-            + blocks
-            + conv(small, 3, quarter, 4 * half)
-            + 2 * conv(middle, 3, half, half)
-            + conv(middle, 3, half, 64)
-            + conv(large, 3, 16, 1);
+        let channels = &self.config.channels;
+        let dims = self.config.codebook.width();
+        let last = channels.len() - 1;
+        // Pixels of the map that a convolution writes; level -1 is the image.
+        let pixels = |level: i64| (rows * columns) << (2 * (last as i64 - level));
+        let conv = |level: i64, kernel: i64, from: i64, to: i64| pixels(level) * kernel * kernel * from * to;
+        let (mut encode, mut decode) = (0, 0);
+        for (level, &c) in channels.iter().enumerate() {
+            let finer = if level == 0 { [1, LAST] } else { [channels[level - 1]; 2] };
+            let n = if level == last { self.config.blocks } else { 1 };
+            let level = level as i64;
+            let blocks = 2 * n * conv(level, 3, c, c);
+            encode += conv(level, 4, finer[0], c) + blocks;
+            decode += conv(level, 3, c, 4 * finer[1]) + blocks;
+        }
+        let widest = channels[last];
+        encode += conv(last as i64, 1, widest, dims);
+        if let Codebook::Vq(sizes) = &self.config.codebook {
+            encode += conv(last as i64, 1, dims, sizes.codes);
+        }
+        decode += conv(last as i64, 3, dims, widest) + conv(-1, 3, LAST, 1);
         [2. * encode as f64, 2. * decode as f64]
     }
 
     /// Encoder: image to the unbounded latent `[B, D, h, w]`, f32.
-    fn latent(&self, image: &Tensor) -> Tensor {
-        let mut h = self.enc1.forward(&self.down1.forward(&(image * 2. - 1.)));
-        h = self.down2.forward(&h.silu());
-        for block in &self.enc2 {
-            h = block.forward(&h);
+    fn latent(&self, image: &Tensor, z_mm: &Tensor) -> Tensor {
+        let mut h = image * 2. - 1.;
+        for (i, level) in self.down.iter().enumerate() {
+            h = level.resample.forward(&h);
+            if i == 0 {
+                h = channels_last(&h);
+            }
+            if i + 1 == self.down.len() {
+                h = place(&self.encoder_height.forward(z_mm, image.kind())) + h;
+            }
+            h = level.run(&h).silu();
         }
-        self.to_code.forward(&h.silu()).to_kind(Kind::Float)
+        self.to_code.forward(&h).to_kind(Kind::Float)
     }
 
-    /// Decoder: normalized levels `[B, D, h, w]` to the image.
-    fn generate(&self, z: &Tensor) -> Tensor {
-        let mut h = self.from_code.forward(z);
-        for block in &self.dec2 {
-            h = block.forward(&h);
+    /// Decoder: what the quantizer gives, `[B, D, h, w]`, to the image.
+    fn generate(&self, z: &Tensor, z_mm: &Tensor) -> Tensor {
+        let mut h = self.from_code.forward(&channels_last(z)) + place(&self.decoder_height.forward(z_mm, z.kind()));
+        for level in &self.up {
+            h = level.resample.forward(&level.run(&h).silu()).pixel_shuffle(2);
         }
-        h = self.dec1.forward(&self.up2.forward(&h.silu()).pixel_shuffle(2));
-        self.smooth.forward(&self.up1.forward(&h.silu()).pixel_shuffle(2).silu())
+        self.smooth.forward(&h.silu())
     }
+}
 
-    fn levels(&self, device: Device) -> Tensor {
-        Tensor::from_slice(&self.config.levels).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1])
-    }
-
-    /// FSQ's bounding and rounding (paper, section 3.1): integers centred on zero, one axis of
-    /// `levels[d]` values each; the gradient is that of the bounding alone.
-    fn quantize(&self, latent: &Tensor) -> Tensor {
-        let levels = self.levels(latent.device());
-        let half = (&levels - 1.) * (1. + 1e-3) / 2.;
-        let offset = levels.remainder(2.).eq(0.).to_kind(Kind::Float) * 0.5;
-        let shift = (&offset / &half).atanh();
-        let bounded = (latent + shift).tanh() * &half - &offset;
-        &bounded + (bounded.round() - &bounded).detach()
-    }
-
-    /// Levels to about -1..1, what the decoder sees.
-    fn normalize(&self, levels: &Tensor) -> Tensor {
-        levels / self.levels(levels.device()).floor_divide_scalar(2.)
-    }
-
-    /// Levels `[B, D, h, w]` to mixed-radix codes `[B, h, w]`.
-    fn index(&self, levels: &Tensor) -> Tensor {
-        let device = levels.device();
-        let digits = (levels + self.levels(device).floor_divide_scalar(2.)).round();
-        (digits * self.basis(device)).sum_dim_intlist(1i64, false, Kind::Float).round().to_kind(Kind::Int64)
-    }
-
-    fn basis(&self, device: Device) -> Tensor {
-        let basis = self.config.vocabulary().basis();
-        Tensor::from_slice(&basis).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1])
-    }
+/// Features of a slice `[B, C]` for all its places, `[B, C, 1, 1]`.
+fn place(features: &Tensor) -> Tensor {
+    features.unsqueeze(-1).unsqueeze(-1)
 }
 
 #[cfg(test)]
@@ -222,41 +299,55 @@ mod tests {
     use super::*;
     use tch::nn::VarStore;
 
-    #[test]
-    fn every_code_survives_dequantizing_and_indexing() {
-        let vs = VarStore::new(Device::Cpu);
-        let tokenizer = Tokenizer::new(vs.root(), &TokenizerConfig::default());
-        let codes = Tensor::arange(1000, (Kind::Int64, Device::Cpu)).view([1, 25, 40]);
-        let digits = tokenizer.config.vocabulary().digits(&codes).permute([0, 3, 1, 2]);
-        let levels = digits - tokenizer.levels(Device::Cpu).floor_divide_scalar(2.);
-        assert_eq!(tokenizer.index(&levels), codes);
+    /// Both kinds of codebook, about 1,000 codes.
+    fn both() -> [TokenizerConfig; 2] {
+        let vq = Codebook::Vq(Vectors { codes: 1000, width: 8 });
+        [TokenizerConfig::default(), TokenizerConfig { codebook: vq, ..TokenizerConfig::default() }]
     }
 
     #[test]
-    fn the_latent_reaches_every_level_and_none_beyond() {
-        let vs = VarStore::new(Device::Cpu);
-        let config = TokenizerConfig { levels: vec![8, 5], ..TokenizerConfig::default() };
-        let tokenizer = Tokenizer::new(vs.root(), &config);
-        let sweep = Tensor::linspace(-20., 20., 4001, (Kind::Float, Device::Cpu));
-        let latent = Tensor::stack(&[&sweep, &sweep], 0).view([1, 2, 1, 4001]);
-        let levels = tokenizer.quantize(&latent);
-        assert_eq!(levels.get(0).get(0).unique_dim(1, true, false, false).0.size()[1], 8);
-        assert_eq!(levels.get(0).get(1).unique_dim(1, true, false, false).0.size()[1], 5);
-        let codes = tokenizer.index(&levels);
-        assert!(i64::try_from(codes.min()).unwrap() >= 0 && i64::try_from(codes.max()).unwrap() < 40);
+    fn codebooks_are_written_as_they_are_read() {
+        let [fsq, vq] = both();
+        let text = "channels = [48, 96]\nblocks = 2\n";
+        for (config, line) in [(fsq, "levels = [8, 5, 5, 5]"), (vq, "vq = { codes = 1000, width = 8 }")] {
+            assert_eq!(toml::from_str::<TokenizerConfig>(&format!("{text}{line}")).unwrap(), config);
+            assert_eq!(toml::from_str::<TokenizerConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
+        for line in ["", "levels = []", "vq = { codes = 9, width = 2 }\nlevels = [8]"] {
+            let error = toml::from_str::<TokenizerConfig>(&format!("{text}{line}")).unwrap_err().to_string();
+            assert!(error.contains("either `levels`"), "{error}");
+        }
     }
 
     #[test]
     fn shapes() {
+        both().iter().for_each(shapes_of);
+    }
+
+    fn shapes_of(config: &TokenizerConfig) {
         let vs = VarStore::new(Device::Cpu);
-        let tokenizer = Tokenizer::new(vs.root(), &TokenizerConfig::default());
+        let tokenizer = Tokenizer::new(vs.root(), config);
         let image = Tensor::rand([2, 1, 96, 80], (Kind::Float, Device::Cpu));
-        let codes = tokenizer.encode(&image);
+        let z = Tensor::from_slice(&[-20f32, 40.]);
+        let codes = tokenizer.encode(&image, &z);
         assert_eq!(codes.size(), [2, 24, 20]);
-        assert_eq!(tokenizer.decode(&codes, Kind::Float).size(), [2, 1, 96, 80]);
-        let (reconstruction, same) = tokenizer.forward(&image);
+        assert_eq!(tokenizer.decode(&codes, &z, Kind::Float).size(), [2, 1, 96, 80]);
+        let (reconstruction, same, latent) = tokenizer.forward(&image, &z);
+        assert_eq!(latent.size(), [2, config.codebook.width(), 24, 20]);
         assert_eq!(same, codes);
-        let again = tokenizer.decode(&codes, Kind::Float);
+        let again = tokenizer.decode(&codes, &z, Kind::Float);
         assert!(f64::try_from((reconstruction.clamp(0., 1.) - again).abs().max()).unwrap() < 1e-5);
+    }
+
+    #[test]
+    fn three_halvings_make_tokens_of_eight_pixels() {
+        let vs = VarStore::new(Device::Cpu);
+        let config = TokenizerConfig { channels: vec![8, 16, 24], ..TokenizerConfig::default() };
+        let tokenizer = Tokenizer::new(vs.root(), &config);
+        let image = Tensor::rand([1, 1, 160, 160], (Kind::Float, Device::Cpu));
+        let z = Tensor::from_slice(&[0f32]);
+        let codes = tokenizer.encode(&image, &z);
+        assert_eq!((config.cell(), codes.size()), (8, vec![1, 20, 20]));
+        assert_eq!(tokenizer.decode(&codes, &z, Kind::Float).size(), [1, 1, 160, 160]);
     }
 }

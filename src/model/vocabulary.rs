@@ -1,9 +1,9 @@
-//! The tokenizer's codes as numbers of several digits.
+//! The tokenizer's codes as numbers of one or several digits.
 //!
 //! A code of finite scalar quantization (arXiv 2309.15505) is a mixed-radix number: digit `d` is the level of dimension
 //! `d`, the first digit counts least. The transformers see a code as its digits, one-hot: two codes that differ by one
 //! level look alike to them from the first update on, which a table with a row per code would have to learn from data
-//! that a few hundred brains do not hold.
+//! that a few hundred brains do not hold. A code of a learned codebook has one digit, itself: one-hot over all codes.
 
 use tch::{Device, Kind, Tensor};
 
@@ -45,14 +45,19 @@ impl Vocabulary {
         codes.unsqueeze(-1).floor_divide(&row(&self.basis())).remainder_tensor(&row(&self.levels))
     }
 
-    /// Mean digits, `[.., D]`, under probabilities of the codes, `[.., codes]`.
-    pub(super) fn mean_digits(&self, probabilities: &Tensor) -> Tensor {
-        let codes = Tensor::arange(self.codes(), (Kind::Int64, probabilities.device()));
-        probabilities.matmul(&self.digits(&codes).to_kind(probabilities.kind()))
-    }
-
     /// Codes of any shape, masked ones among them, to one-hot digits: a new last axis of length [`Self::width`].
     pub(super) fn one_hot(&self, codes: &Tensor, kind: Kind) -> Tensor {
+        if self.levels.len() == 1 {
+            return self.rows(codes, kind);
+        }
+        // A row per code, made once and picked from: there are far fewer codes than tokens.
+        let rows = self.rows(&Tensor::arange(self.codes() + 1, (Kind::Int64, codes.device())), kind);
+        let shape: Vec<i64> = codes.size().into_iter().chain([self.width()]).collect();
+        rows.index_select(0, &codes.reshape([-1])).view(shape.as_slice())
+    }
+
+    /// One-hot digits of codes of any shape.
+    fn rows(&self, codes: &Tensor, kind: Kind) -> Tensor {
         let masked = codes.eq(self.mask_code()).unsqueeze(-1);
         // Each place of a row belongs to one digit and stands for one of its levels.
         let places =
@@ -81,10 +86,5 @@ mod tests {
             [0., 0., 0., 0., 0., 0., 0., 0., 0., 1.],
         ];
         assert_eq!(rows, Tensor::from_slice2(&expected).to_kind(Kind::Float));
-        // Half 23 and half 7: digits (2, 1, 3) and (1, 0, 1).
-        let half = Tensor::zeros([24], (Kind::Float, Device::Cpu));
-        half.get(23).copy_(&Tensor::from(0.5));
-        half.get(7).copy_(&Tensor::from(0.5));
-        assert_eq!(vocabulary.mean_digits(&half), Tensor::from_slice(&[1.5f32, 0.5, 2.]));
     }
 }

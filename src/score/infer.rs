@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::map::{mean_in_brain, token_brain_fraction};
 use super::{MIN_TOKEN_BRAIN, Method, Settings, Tail};
 use crate::error::{Error, Result};
-use crate::model::{CONTEXT, Decoding, Networks, Resampling};
+use crate::model::{CONTEXT, Decoding, Masked, Networks, Prior, Resampling};
 use crate::volume::Volume;
 
 /// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
@@ -22,6 +22,9 @@ pub struct Inference {
     pub codes: Vec<i16>,
     /// Probability of being anomalous, like `codes`.
     pub p_anomalous: Vec<f32>,
+    /// Probability of being anomalous, `S * ny * nx` pixels; a token's is the mean over its pixels. Empty where the method
+    /// has no detector.
+    pub p_pixel: Vec<f32>,
     /// Negative log-likelihood in nats of in-painted tokens' codes, NaN elsewhere; like `codes`.
     pub nll: Vec<f32>,
     /// Tokens that were in-painted.
@@ -46,11 +49,14 @@ struct Encoded {
     codes: Tensor,
     /// Codes of each slice and its neighbours, `[S, 3, rows, columns]`.
     context: Tensor,
+    /// Tokens that hold brain, `[S, rows, columns]`.
+    brain: Tensor,
     /// Tokens with enough brain in them to be judged, `[S, rows, columns]`.
     inside: Tensor,
 }
 
-/// Runs the tokenizer over every slice that holds brain, and over those beside them that the detector looks at.
+/// Runs the tokenizer over every slice that holds brain, and over those beside them that the detector looks at. In f32
+/// always: rounding moves codes, and all else works with them.
 fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Encoded> {
     let [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
@@ -59,7 +65,6 @@ fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: u
     if slices.is_empty() {
         return Err(Error::input("no_brain", "no slice of the model's grid holds brain"));
     }
-    let heights: Vec<f32> = slices.iter().map(|&z| image.grid.affine.apply([0., 0., z as f64])[2] as f32).collect();
     let beside = |z: usize| CONTEXT.map(|offset| (z as i64 + offset).clamp(0, nz as i64 - 1) as usize);
     let mut seen: Vec<usize> = slices.iter().flat_map(|&z| beside(z)).collect();
     seen.sort_unstable();
@@ -67,9 +72,14 @@ fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: u
     let values: Vec<f32> = seen.iter().flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).copied().collect();
     let pixels = Tensor::from_slice(&values).view([seen.len() as i64, 1, ny as i64, nx as i64]);
     let pixels = pixels.to_device(networks.device);
+    let heights_of = |slices: &[usize]| {
+        let mm: Vec<f32> = slices.iter().map(|&z| image.grid.affine.apply([0., 0., z as f64])[2] as f32).collect();
+        Tensor::from_slice(&mm).to_device(networks.device)
+    };
     let codes = tch::no_grad(|| {
+        let (pixels, heights) = (pixels.split(batch as i64, 0), heights_of(&seen).split(batch as i64, 0));
         let parts: Vec<Tensor> =
-            pixels.split(batch as i64, 0).iter().map(|part| networks.tokenizer.encode(part)).collect();
+            pixels.iter().zip(&heights).map(|(pixels, z_mm)| networks.tokenizer.encode(pixels, z_mm)).collect();
         Tensor::cat(&parts, 0)
     });
     let rows_of = |slices: Vec<usize>| {
@@ -79,10 +89,11 @@ fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: u
     let (own, around) = (rows_of(slices.clone()), rows_of(slices.iter().flat_map(|&z| beside(z)).collect()));
     let context = codes.index_select(0, &around).unflatten(0, [slices.len() as i64, CONTEXT.len() as i64]);
     let codes = codes.index_select(0, &own);
-    let fraction = Tensor::from_slice(&token_brain_fraction(brain, &slices)).view_as(&codes);
+    let fraction = Tensor::from_slice(&token_brain_fraction(brain, &slices, tokens(&codes))).view_as(&codes);
     Ok(Encoded {
-        z_mm: Tensor::from_slice(&heights).to_device(networks.device),
+        z_mm: heights_of(&slices),
         pixels: pixels.index_select(0, &own),
+        brain: fraction.gt(0.).to_device(networks.device),
         inside: fraction.ge(f64::from(MIN_TOKEN_BRAIN)).to_device(networks.device),
         context,
         codes,
@@ -91,14 +102,18 @@ fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: u
 }
 
 impl Encoded {
-    /// The detector's probabilities, `[S, rows, columns]`.
-    fn detect(&self, networks: &Networks, batch: usize) -> Tensor {
+    /// The detector's probabilities of tokens, `[S, rows, columns]`, and of pixels, `[S, ny, nx]`.
+    fn detect(&self, networks: &Networks, batch: usize, kind: Kind) -> (Tensor, Tensor) {
         tch::no_grad(|| {
-            let parts = self.context.split(batch as i64, 0);
-            let heights = self.z_mm.split(batch as i64, 0);
-            let judge =
-                |(codes, z_mm): (&Tensor, &Tensor)| networks.detector.forward(codes, z_mm, Kind::Float).sigmoid();
-            Tensor::cat(&parts.iter().zip(&heights).map(judge).collect::<Vec<_>>(), 0)
+            let parts = |tensor: &Tensor| tensor.split(batch as i64, 0);
+            let (codes, brain, heights) = (parts(&self.context), parts(&self.brain), parts(&self.z_mm));
+            let logits: Vec<Tensor> = codes
+                .iter()
+                .zip(brain.iter().zip(&heights))
+                .map(|(codes, (brain, z_mm))| networks.detector.forward(codes, brain, z_mm, kind))
+                .collect();
+            let logits = Tensor::cat(&logits, 0);
+            (networks.detector.token_probability(&logits), logits.sigmoid())
         })
     }
 }
@@ -111,8 +126,33 @@ impl Encoded {
 /// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
 pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Vec<f32>> {
     let encoded = encode(networks, image, brain, batch.max(1))?;
-    let p = encoded.detect(networks, batch.max(1));
+    let (p, _) = encoded.detect(networks, batch.max(1), Kind::Float);
     Ok(to_vec(&p.masked_select(&encoded.inside)))
+}
+
+/// Negative log-likelihoods (nats), under the prior, of a scan's tokens inside the brain.
+///
+/// # Errors
+/// [`Error::Input`] where there is no brain, [`Error::Config`] where the bundle has no prior.
+pub fn surprise(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Vec<f32>> {
+    let encoded = encode(networks, image, brain, batch.max(1))?;
+    let prior = prior(networks)?;
+    let parts = |tensor: &Tensor| tensor.split(batch.max(1) as i64, 0);
+    let (codes, inside, heights) = (parts(&encoded.codes), parts(&encoded.inside), parts(&encoded.z_mm));
+    let nll = codes.iter().zip(inside.iter().zip(&heights)).flat_map(|(codes, (inside, z_mm))| {
+        let nll = tch::no_grad(|| prior.nll(codes, inside, z_mm, Kind::Float));
+        to_vec::<f32>(&nll.masked_select(inside))
+    });
+    Ok(nll.collect())
+}
+
+/// The bundle's prior.
+fn prior(networks: &Networks) -> Result<&Prior> {
+    networks.prior.as_ref().ok_or_else(|| {
+        Error::Config(
+            "the bundle has no prior, which score.method = \"ar\" needs: train one with a [train.prior] section".into(),
+        )
+    })
 }
 
 /// The image as its tokens have it: decoded, nothing restored; 0 in slices without brain.
@@ -125,8 +165,9 @@ pub fn reconstruct(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>)
     let encoded = encode(networks, image, brain, BATCH)?;
     let plane = image.grid.shape[0] * image.grid.shape[1];
     let mut out = Volume::zeros(image.grid);
-    for (slices, codes) in encoded.slices.chunks(BATCH).zip(encoded.codes.split(BATCH as i64, 0)) {
-        let decoded: Vec<f32> = to_vec(&tch::no_grad(|| networks.tokenizer.decode(&codes, Kind::Float)));
+    let (codes, heights) = (encoded.codes.split(BATCH as i64, 0), encoded.z_mm.split(BATCH as i64, 0));
+    for (slices, (codes, z_mm)) in encoded.slices.chunks(BATCH).zip(codes.iter().zip(&heights)) {
+        let decoded: Vec<f32> = to_vec(&tch::no_grad(|| networks.tokenizer.decode(codes, z_mm, Kind::Float)));
         for (&z, pixels) in slices.iter().zip(decoded.chunks(plane)) {
             out.data[z * plane..(z + 1) * plane].copy_from_slice(pixels);
         }
@@ -147,8 +188,9 @@ pub fn infer(
     settings: &Settings,
 ) -> Result<Inference> {
     let config = &settings.config;
+    let kind = config.precision.kind();
     let encoded = encode(networks, image, brain, config.batch_slices.max(1))?;
-    let restoring = Restoring { networks, encoded: &encoded, settings, scan_id };
+    let restoring = Restoring { networks, encoded: &encoded, settings, scan_id, kind };
     match config.method {
         Method::Mim => restoring.mim(),
         Method::Ar => restoring.ar(),
@@ -162,6 +204,7 @@ struct Restoring<'a> {
     encoded: &'a Encoded,
     settings: &'a Settings,
     scan_id: &'a str,
+    kind: Kind,
 }
 
 /// Restorations of all slices.
@@ -176,60 +219,55 @@ struct Restored {
 impl Restoring<'_> {
     fn mim(&self) -> Result<Inference> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let p = encoded.detect(self.networks, config.batch_slices.max(1));
+        let (p, p_pixel) = encoded.detect(self.networks, config.batch_slices.max(1), self.kind);
         let anomalous = p.gt(f64::from(self.settings.token_threshold)).logical_and(&encoded.inside);
         let decoding = Decoding { steps: config.steps.max(1), temperature: config.temperature.max(1e-3) };
         let vocabulary = self.networks.tokenizer.config().codes() as usize;
         // Only slices with something to restore pass through the inpainter.
         let restored = self.restore(&anomalous.flatten(1, 2).any_dim(1, false), None, |rows, draw| {
-            let (codes, mask) = (encoded.codes.index_select(0, rows), anomalous.index_select(0, rows));
-            let z_mm = encoded.z_mm.index_select(0, rows);
+            let pick = |tensor: &Tensor| tensor.index_select(0, rows);
+            let [codes, inside, mask, z_mm] = [&encoded.codes, &encoded.brain, &anomalous, &encoded.z_mm].map(pick);
+            let masked = Masked { codes: &codes, inside: &inside, mask: &mask, z_mm: &z_mm };
+            let elsewhere = mask.logical_not();
             if config.restorations == 0 {
-                let (digits, nll) = self.networks.inpainter.mean(&codes, &mask, &z_mm, Kind::Float);
-                let image = self.networks.tokenizer.decode_digits(&digits, Kind::Float).squeeze_dim(1);
-                return (image, nll.masked_fill(&mask.logical_not(), f64::NAN));
+                let tokenizer = &self.networks.tokenizer;
+                let table = tokenizer.table(self.networks.device);
+                let (mean, nll) = self.networks.inpainter.mean(&masked, &table, self.kind);
+                let image = tokenizer.decode_embedded(&mean, &z_mm, self.kind).squeeze_dim(1);
+                return (image, nll.masked_fill(&elsewhere, f64::NAN));
             }
-            let masked: Vec<i64> = to_vec(&mask.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64));
-            let noise = self.noise(rows, draw, masked.iter().map(|&n| n as usize * vocabulary));
+            let counts: Vec<i64> = to_vec(&mask.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Int64));
+            let noise = self.noise(rows, draw, counts.iter().map(|&n| n as usize * vocabulary));
             let noise = noise.view([-1, vocabulary as i64]);
-            let (new, nll) = self.networks.inpainter.restore(&codes, &mask, &z_mm, &noise, decoding, Kind::Float);
-            (self.decode(&new), nll.masked_fill(&mask.logical_not(), f64::NAN))
+            let (new, nll) = self.networks.inpainter.restore(&masked, &noise, decoding, self.kind);
+            (self.decode(&new, &z_mm), nll.masked_fill(&elsewhere, f64::NAN))
         })?;
-        Ok(self.inference(&p, &anomalous, restored))
+        Ok(self.inference(&p, Some(&p_pixel), &anomalous, restored))
     }
 
     /// As Naval Marimont and Tarroni (arXiv 2012.06765) do, with a transformer for their PixelSNAIL. `p_anomalous` is the
     /// logistic function of how far a token's negative log-likelihood lies above the limit, in nats.
     fn ar(&self) -> Result<Inference> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let prior = self.networks.prior.as_ref().ok_or_else(|| {
-            Error::Config(
-                "the bundle has no prior, which score.method = \"ar\" needs: train one with a [train.prior] section"
-                    .into(),
-            )
-        })?;
-        let [rows, columns, codes] =
-            [encoded.codes.size()[1], encoded.codes.size()[2], self.networks.tokenizer.config().codes()];
-        let resampling = Resampling { limit_nats: config.ar_limit_nats, cached: config.ar_cached };
+        let prior = prior(self.networks)?;
+        let vocabulary = self.networks.tokenizer.config().codes();
+        let resampling = Resampling { limit_nats: self.settings.ar_limit_nats, cached: config.ar_cached };
         let all = encoded.inside.flatten(1, 2).any_dim(1, false);
         // Restorations close to the input count more.
         let mut restored = self.restore(&all, Some(3.0), |slices, draw| {
-            let per_slice = (rows * columns * codes) as usize;
-            let noise = self.noise(slices, draw, std::iter::repeat_n(per_slice, slices.size()[0] as usize));
-            let (new, nll) = prior.restore(
-                &encoded.codes.index_select(0, slices),
-                &encoded.inside.index_select(0, slices),
-                &encoded.z_mm.index_select(0, slices),
-                &noise.view([-1, rows * columns, codes]),
-                resampling,
-                Kind::Float,
-            );
-            (self.decode(&new), nll)
+            let pick = |tensor: &Tensor| tensor.index_select(0, slices);
+            let [codes, inside, z_mm] = [&encoded.codes, &encoded.inside, &encoded.z_mm].map(pick);
+            let noise = |tokens: i64| {
+                let per_slice = std::iter::repeat_n((tokens * vocabulary) as usize, slices.size()[0] as usize);
+                self.noise(slices, draw, per_slice).view([-1, tokens, vocabulary])
+            };
+            let (new, nll) = prior.restore(&codes, &inside, &z_mm, noise, resampling, self.kind);
+            (self.decode(&new, &z_mm), nll)
         })?;
         restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);
-        let p = (&restored.nll - config.ar_limit_nats).sigmoid().nan_to_num(0., 0., 0.);
-        let unlikely = restored.nll.gt(config.ar_limit_nats);
-        Ok(self.inference(&p, &unlikely, restored))
+        let p = (&restored.nll - self.settings.ar_limit_nats).sigmoid().nan_to_num(0., 0., 0.);
+        let unlikely = restored.nll.gt(self.settings.ar_limit_nats);
+        Ok(self.inference(&p, None, &unlikely, restored))
     }
 
     /// Draws restorations of the slices that are `open` (`[S]`, bool). `restore` gets the numbers of some of them and the
@@ -245,8 +283,9 @@ impl Restoring<'_> {
         let (batch, device) = (config.batch_slices.max(1), self.networks.device);
         let open: Vec<i64> = Vec::try_from(open.nonzero().squeeze_dim(1).to_device(Device::Cpu))?;
         Ok(tch::no_grad(|| {
-            let parts: Vec<Tensor> =
-                encoded.codes.split(batch as i64, 0).iter().map(|codes| self.decode(codes)).collect();
+            let heights = encoded.z_mm.split(batch as i64, 0);
+            let codes = encoded.codes.split(batch as i64, 0);
+            let parts: Vec<Tensor> = codes.iter().zip(&heights).map(|(codes, z_mm)| self.decode(codes, z_mm)).collect();
             let decoded = Tensor::cat(&parts, 0);
             let pixels = encoded.pixels.squeeze_dim(1);
             let mut out = Restored {
@@ -279,8 +318,8 @@ impl Restoring<'_> {
     }
 
     /// Codes `[n, rows, columns]` to images `[n, ny, nx]`.
-    fn decode(&self, codes: &Tensor) -> Tensor {
-        self.networks.tokenizer.decode(codes, Kind::Float).squeeze_dim(1)
+    fn decode(&self, codes: &Tensor, z_mm: &Tensor) -> Tensor {
+        self.networks.tokenizer.decode(codes, z_mm, self.kind).squeeze_dim(1)
     }
 
     /// Uniform numbers for some slices of one draw, `counts` of them for each, one after the other. They depend on the
@@ -295,7 +334,13 @@ impl Restoring<'_> {
         Tensor::from_slice(&values).to_device(self.networks.device)
     }
 
-    fn inference(&self, p: &Tensor, restored_tokens: &Tensor, restored: Restored) -> Inference {
+    fn inference(
+        &self,
+        p: &Tensor,
+        p_pixel: Option<&Tensor>,
+        restored_tokens: &Tensor,
+        restored: Restored,
+    ) -> Inference {
         let codes: Vec<i64> = to_vec(&self.encoded.codes);
         let n: Vec<i64> = to_vec(&restored_tokens.sum(Kind::Int64));
         Inference {
@@ -303,6 +348,7 @@ impl Restoring<'_> {
             tokens: tokens(&self.encoded.codes),
             codes: codes.into_iter().map(|c| c as i16).collect(),
             p_anomalous: to_vec(p),
+            p_pixel: p_pixel.map(to_vec).unwrap_or_default(),
             nll: to_vec(&restored.nll),
             n_inpainted: n.iter().sum::<i64>() as usize,
             restored: to_vec(&restored.image),
@@ -325,7 +371,7 @@ fn without_model(encoded: &Encoded, image: &Volume<f32>, brain: &Volume<u8>, tai
         Tail::Both => (v - median).abs(),
     };
     let tokens @ [rows, columns] = tokens(&encoded.codes);
-    let p_anomalous = mean_in_brain(image.grid.shape, &encoded.slices, brain, |i| score(image.data[i]));
+    let p_anomalous = mean_in_brain(brain, &encoded.slices, tokens, |i| score(image.data[i]));
     let pixels = |value: &dyn Fn(f32) -> f32| {
         let slices = encoded.slices.iter();
         slices.flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).map(|&v| value(v)).collect::<Vec<f32>>()
@@ -336,6 +382,7 @@ fn without_model(encoded: &Encoded, image: &Volume<f32>, brain: &Volume<u8>, tai
         tokens,
         codes: to_vec::<i64>(&encoded.codes).into_iter().map(|c| c as i16).collect(),
         p_anomalous,
+        p_pixel: Vec::new(),
         nll: vec![f32::NAN; n * rows * columns],
         n_inpainted: 0,
         restored: pixels(&|v| v),

@@ -4,8 +4,6 @@ use rayon::prelude::*;
 
 use super::findings::{Finding, components};
 use super::{Evidence, Inference, Method, Settings};
-use crate::config::ScoreConfig;
-use crate::model::DOWNSAMPLING;
 use crate::volume::Volume;
 
 /// Residual (of the 0..1 intensity range) at which an in-painted voxel counts in full.
@@ -15,10 +13,23 @@ const FULL_RESIDUAL: f32 = 0.15;
 /// of 8 mm, the residual in voxels.
 const RESIDUAL_SMOOTH_MM: f64 = 2.;
 
+/// Added to the standard deviation of healthy scores at a place: where healthy scans score next to nothing, so does noise.
+const LEAST_SCORE_SD: f32 = 0.01;
+
+/// The same of the intensity.
+const LEAST_INTENSITY_SD: f32 = 0.03;
+
+/// Standard deviation in millimetres of the smoothing of the intensity that is compared with that of healthy scans.
+const INTENSITY_SMOOTH_MM: f64 = 3.;
+
+/// What a standard deviation of the intensity counts, beside one of the score.
+const INTENSITY_WEIGHT: f32 = 4.;
+
+/// The sum of both deviations that makes a score of one half.
+const HALF_DEVIATION: f32 = 20.;
+
 /// The volume whose mean score is a scan's score, in millilitres.
 const SCAN_SCORE_ML: f64 = 2.;
-
-const CELL: usize = DOWNSAMPLING as usize;
 
 /// What is said of one scan.
 #[derive(Debug, Clone)]
@@ -41,7 +52,7 @@ pub struct Assessment {
 
 /// Turns an inference into maps and findings. `image` and `brain` are what was inferred from.
 pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Assessment {
-    let score = score_map(inference, image, brain, &settings.config);
+    let score = score_map(inference, image, brain, settings);
     let above: Vec<u8> = score.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
     let above = Volume { grid: score.grid, data: above };
     let (mask, findings) = components(&above, &score, settings.config.min_finding_ml);
@@ -50,37 +61,41 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
         anomaly_score: scan_score(&score),
         anomaly_volume_ml: voxels as f64 * score.grid.voxel_ml(),
         token_residual: token_residual(inference, brain),
-        token_brain: token_brain_fraction(brain, &inference.slices),
+        token_brain: token_brain_fraction(brain, &inference.slices, inference.tokens),
         score,
         mask,
         findings,
     }
 }
 
-/// Score per voxel, 0..1, 0 outside the brain.
+/// Score per voxel, 0..1, 0 outside the brain. With [`Settings::healthy`], a voxel's is d / (d + 20), d being how many
+/// standard deviations its score lies above that of healthy scans at its place, and four times as many that its intensity
+/// lies from theirs.
 ///
 /// [`Method::Mim`]: the token's probability, interpolated and smoothed, halved where the restoration agrees with the
 /// image ([`Evidence::Combined`]); either of the two alone. [`Method::Ar`]: the residual, min-pooled over 3 x 3 x 3 voxels,
 /// then averaged over 7 x 7 x 3, as its authors do. [`Method::Threshold`]: the smoothed intensity score.
-pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, config: &ScoreConfig) -> Volume<f32> {
+pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Volume<f32> {
+    let config = &settings.config;
     let shape @ [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
-    let [rows, columns] = inference.tokens;
-    let mut probability = vec![0f32; plane * nz];
-    let mut residual = vec![0f32; plane * nz];
-    for (s, &z) in inference.slices.iter().enumerate() {
-        let p = &inference.p_anomalous[s * rows * columns..(s + 1) * rows * columns];
-        for (i, p_here) in probability[z * plane..(z + 1) * plane].iter_mut().enumerate() {
-            *p_here = bilinear(p, rows, columns, i % nx, i / nx);
+    // Slices that were looked at, in their places; 0 elsewhere.
+    let volume = |pixels: &[f32]| {
+        let mut volume = vec![0f32; plane * nz];
+        for (pixels, &z) in pixels.chunks(plane).zip(&inference.slices) {
+            volume[z * plane..(z + 1) * plane].copy_from_slice(pixels);
         }
-        residual[z * plane..(z + 1) * plane].copy_from_slice(&inference.residual[s * plane..(s + 1) * plane]);
-    }
+        volume
+    };
+    let (probability, residual) = (volume(&inference.p_pixel), volume(&inference.residual));
     let spacing = image.grid.spacing();
     let sigma = spacing.map(|mm| (config.smooth_mm / mm) as f32);
     let fine = spacing.map(|mm| (RESIDUAL_SMOOTH_MM / mm) as f32);
     let score: Vec<f32> = match (config.method, config.evidence) {
         (Method::Mim, Evidence::Detector) => smooth(&probability, shape, sigma),
-        (Method::Mim, Evidence::Residual) | (Method::Threshold, _) => smooth(&residual, shape, sigma),
+        (Method::Mim, Evidence::Residual | Evidence::Intensity) | (Method::Threshold, _) => {
+            smooth(&residual, shape, sigma)
+        }
         (Method::Mim, Evidence::Combined) => {
             let (probability, residual) =
                 rayon::join(|| smooth(&probability, shape, sigma), || smooth(&residual, shape, fine));
@@ -93,8 +108,33 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
             sum.iter().map(|s| s / 147.).collect()
         }
     };
-    let data = score.iter().zip(&brain.data).map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect();
-    Volume { grid: image.grid, data }
+    let Some(healthy) = &settings.healthy else {
+        let inside = score.iter().zip(&brain.data);
+        return Volume {
+            grid: image.grid,
+            data: inside.map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect(),
+        };
+    };
+    let intensity = smoothed_intensity(image);
+    let deviation = |i: usize| {
+        let oddness = healthy.score.deviation(score[i], LEAST_SCORE_SD, i, shape).max(0.);
+        let intensity = healthy.intensity.deviation(intensity.data[i], LEAST_INTENSITY_SD, i, shape).abs();
+        match config.evidence {
+            Evidence::Intensity => INTENSITY_WEIGHT * intensity,
+            _ => oddness + INTENSITY_WEIGHT * intensity,
+        }
+    };
+    let measured = |i: usize| {
+        let deviation = if brain.data[i] == 0 { 0. } else { deviation(i) };
+        deviation / (deviation + HALF_DEVIATION)
+    };
+    Volume { grid: image.grid, data: (0..score.len()).into_par_iter().map(measured).collect() }
+}
+
+/// The intensity as it is compared with that of healthy scans.
+pub fn smoothed_intensity(image: &Volume<f32>) -> Volume<f32> {
+    let sigma = image.grid.spacing().map(|mm| (INTENSITY_SMOOTH_MM / mm) as f32);
+    Volume { grid: image.grid, data: smooth(&image.data, image.grid.shape, sigma) }
 }
 
 /// Joins each voxel with its neighbours in a box of `size` voxels, along one axis after the other. Beyond the grid there
@@ -112,19 +152,6 @@ fn pooled(data: &[f32], shape: [usize; 3], size: [usize; 3], outside: f32, join:
             })
             .collect()
     })
-}
-
-/// Token plane read at a pixel, linear between the centres of the cells.
-fn bilinear(plane: &[f32], rows: usize, columns: usize, x: usize, y: usize) -> f32 {
-    let place = |i: usize, n: usize| {
-        let t = ((i as f32 + 0.5) / CELL as f32 - 0.5).clamp(0., (n - 1) as f32);
-        let low = (t as usize).min(n.saturating_sub(2));
-        (low, (low + 1).min(n - 1), t - low as f32)
-    };
-    let (x0, x1, fx) = place(x, columns);
-    let (y0, y1, fy) = place(y, rows);
-    let row = |y: usize| plane[y * columns + x0] * (1. - fx) + plane[y * columns + x1] * fx;
-    row(y0) * (1. - fy) + row(y1) * fy
 }
 
 /// Separable Gaussian, sigma in voxels along x, y, z; zero outside the grid.
@@ -168,8 +195,8 @@ pub fn scan_score(score: &Volume<f32>) -> f32 {
 }
 
 /// Share of each token's cell that is brain, for the given slices; `S * rows * columns`.
-pub fn token_brain_fraction(brain: &Volume<u8>, slices: &[usize]) -> Vec<f32> {
-    per_cell(brain.grid.shape, slices, |i| (f32::from(brain.data[i]), 1.))
+pub fn token_brain_fraction(brain: &Volume<u8>, slices: &[usize], tokens: [usize; 2]) -> Vec<f32> {
+    per_cell(brain.grid.shape, slices, tokens, |i| (f32::from(brain.data[i]), 1.))
 }
 
 /// Mean |image - restoration| over each token's brain pixels.
@@ -178,31 +205,33 @@ fn token_residual(inference: &Inference, brain: &Volume<u8>) -> Vec<f32> {
     let mut slot = vec![usize::MAX; brain.grid.shape[2]];
     inference.slices.iter().enumerate().for_each(|(s, &z)| slot[z] = s);
     let residual = |i: usize| inference.residual[slot[i / plane] * plane + i % plane];
-    mean_in_brain(brain.grid.shape, &inference.slices, brain, residual)
+    mean_in_brain(brain, &inference.slices, inference.tokens, residual)
 }
 
 /// Mean of a voxel's value over each token's brain pixels; 0 where there are none.
 pub(super) fn mean_in_brain(
-    shape: [usize; 3],
-    slices: &[usize],
     brain: &Volume<u8>,
+    slices: &[usize],
+    tokens: [usize; 2],
     value: impl Fn(usize) -> f32,
 ) -> Vec<f32> {
-    per_cell(shape, slices, |i| {
+    per_cell(brain.grid.shape, slices, tokens, |i| {
         let inside = f32::from(brain.data[i]);
         (if inside > 0. { inside * value(i) } else { 0. }, inside)
     })
 }
 
-/// Ratio of two sums over each token's cell; 0 where the second is 0.
-fn per_cell(shape: [usize; 3], slices: &[usize], voxel: impl Fn(usize) -> (f32, f32)) -> Vec<f32> {
+/// Ratio of two sums over each token's cell; 0 where the second is 0. `tokens`: rows and columns of a slice.
+fn per_cell(shape: [usize; 3], slices: &[usize], tokens: [usize; 2], voxel: impl Fn(usize) -> (f32, f32)) -> Vec<f32> {
     let [nx, ny, _] = shape;
-    let mut ratio = Vec::with_capacity(slices.len() * nx * ny / (CELL * CELL));
+    let [rows, columns] = tokens;
+    let (height, width) = (ny / rows, nx / columns);
+    let mut ratio = Vec::with_capacity(slices.len() * rows * columns);
     for &z in slices {
-        for (row, column) in (0..ny / CELL).flat_map(|r| (0..nx / CELL).map(move |c| (r, c))) {
+        for (row, column) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
             let (mut above, mut below) = (0., 0.);
-            for (y, x) in (0..CELL).flat_map(|y| (0..CELL).map(move |x| (y, x))) {
-                let (a, b) = voxel((z * ny + row * CELL + y) * nx + column * CELL + x);
+            for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+                let (a, b) = voxel((z * ny + row * height + y) * nx + column * width + x);
                 above += a;
                 below += b;
             }
@@ -215,6 +244,7 @@ fn per_cell(shape: [usize; 3], slices: &[usize], voxel: impl Fn(usize) -> (f32, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ScoreConfig;
     use crate::volume::{Affine, Grid};
 
     fn grid(shape: [usize; 3]) -> Grid {
@@ -227,20 +257,28 @@ mod tests {
         let image = Volume { grid, data: vec![0.5; 768] };
         let mut brain = Volume { grid, data: vec![1u8; 768] };
         brain.data[..256].fill(0);
-        let mut p = vec![0.; 2 * 16];
-        p[5] = 1.; // slice 1, row 1, column 1: pixels 4..8 x 4..8
+        let mut p_pixel = vec![0.; 512];
+        (4..8).for_each(|y| p_pixel[y * 16 + 4..y * 16 + 8].fill(1.)); // slice 1, row 1, column 1
         let inference = Inference {
             slices: vec![1, 2],
             tokens: [4, 4],
             codes: vec![0; 32],
-            p_anomalous: p,
+            p_anomalous: vec![0.; 32],
+            p_pixel,
             nll: vec![f32::NAN; 32],
             n_inpainted: 1,
             restored: vec![0.2; 512],
             residual: vec![0.3; 512],
             change: vec![0.; 512],
         };
-        let score = score_map(&inference, &image, &brain, &ScoreConfig { smooth_mm: 0., ..ScoreConfig::default() });
+        let settings = Settings {
+            config: ScoreConfig { smooth_mm: 0., ..ScoreConfig::default() },
+            token_threshold: 0.5,
+            mask_threshold: 0.5,
+            ar_limit_nats: 5.,
+            healthy: None,
+        };
+        let score = score_map(&inference, &image, &brain, &settings);
         let peak = score.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         let (x, y, z) = (peak % 16, peak / 16 % 16, peak / 256);
         assert!((4..8).contains(&x) && (4..8).contains(&y) && z == 1, "peak at {x} {y} {z}");

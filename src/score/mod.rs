@@ -18,14 +18,17 @@ mod map;
 mod worker;
 
 pub use findings::{Finding, components, connected};
-pub use infer::{Inference, detect, infer, reconstruct};
-pub use map::{Assessment, assess, scan_score, score_map, token_brain_fraction};
+pub use infer::{Inference, detect, infer, reconstruct, surprise};
+pub use map::{Assessment, assess, scan_score, score_map, smoothed_intensity, token_brain_fraction};
 pub use worker::Worker;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::ScoreConfig;
-use crate::model::Calibration;
+use crate::error::{Error, Result};
+use crate::model::{Bundle, HealthyMap};
 
 /// How anomalies are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +50,10 @@ pub enum Evidence {
     Detector,
     /// The difference between image and restoration.
     Residual,
-    /// Both.
+    /// Both, measured by healthy scans at the same place where the bundle knows them, together with the intensity.
     Combined,
+    /// How far the intensity lies from that of healthy scans at the same place, which the bundle must know: no network.
+    Intensity,
 }
 
 /// Which intensities are anomalous under [`Method::Threshold`].
@@ -63,13 +68,33 @@ pub enum Tail {
     Both,
 }
 
+/// Kind of number that the networks compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits, on every device.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    /// libtorch's word for it.
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::F32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
 /// Counted up when the same input would give other numbers.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A token is reported when at least this share of its cell is brain.
 pub const MIN_TOKEN_BRAIN: f32 = 0.25;
 
-/// The settings of one scan's scoring, with the bundle's thresholds where the pipeline has none.
+/// The settings of one scan's scoring, with the bundle's calibration where the pipeline has none.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// How scans are scored.
@@ -78,15 +103,41 @@ pub struct Settings {
     pub token_threshold: f32,
     /// Voxels above this are in the mask.
     pub mask_threshold: f32,
+    /// Tokens less likely than this (nats) are drawn anew by [`Method::Ar`].
+    pub ar_limit_nats: f64,
+    /// What healthy scans look like by place, which a scan is measured by; without, scores are taken as they are.
+    pub healthy: Option<Arc<HealthyMap>>,
 }
 
+/// [`Settings::ar_limit_nats`] of bundles that have none: that of Naval Marimont and Tarroni.
+const AR_LIMIT_NATS: f64 = 5.;
+
 impl Settings {
-    /// Pipeline settings completed by the bundle's calibration.
-    pub fn new(config: &ScoreConfig, calibration: &Calibration) -> Self {
-        Self {
+    /// Pipeline settings completed by what the bundle learnt from healthy scans.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the bundle does not know what the method needs.
+    pub fn new(config: &ScoreConfig, bundle: &Bundle) -> Result<Self> {
+        let calibration = &bundle.info.calibration;
+        let measured = match (config.method, config.evidence) {
+            (Method::Mim, Evidence::Combined) => config.healthy_map,
+            (Method::Mim, Evidence::Intensity) => true,
+            _ => false,
+        };
+        let healthy = bundle.healthy.clone().filter(|_| measured);
+        if config.evidence == Evidence::Intensity && healthy.is_none() {
+            return Err(Error::Config(format!(
+                "score.evidence = \"intensity\" needs a bundle that knows healthy intensities by place, `{}` does not: \
+                 train it with train.healthy_map_scans above 0, or take another evidence",
+                bundle.info.name
+            )));
+        }
+        Ok(Self {
             config: config.clone(),
             token_threshold: config.token_threshold.unwrap_or(calibration.token_threshold) as f32,
             mask_threshold: config.mask_threshold.unwrap_or(calibration.mask_threshold) as f32,
-        }
+            ar_limit_nats: config.ar_limit_nats.or(calibration.ar_limit_nats).unwrap_or(AR_LIMIT_NATS),
+            healthy,
+        })
     }
 }

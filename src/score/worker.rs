@@ -41,7 +41,7 @@ impl Worker {
         std::thread::Builder::new()
             .name("device".into())
             .spawn(move || {
-                let networks = match caught(|| bundle.networks(device)) {
+                let networks = match caught(|| bundle.networks_in(device, settings.config.precision.kind())) {
                     Ok(networks) => {
                         let _ = ready.send(Ok(()));
                         networks

@@ -1,13 +1,14 @@
 //! AdamW with an exponential moving average of the weights.
 //!
 //! Written out, instead of libtorch's optimizer, because that one cannot save its moments: here
-//! weights, moments, average and step go into one safetensors file, so that a killed training
+//! weights, moments, average and step go into one safetensors file ([`save`], [`load`]), so that a killed training
 //! continues where it was. Loshchilov and Hutter, arXiv 1711.05101.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -25,6 +26,8 @@ pub(super) struct AdamWConfig {
 
 struct Slot {
     name: String,
+    /// False for what the training moves by other means than gradients; it is averaged and kept all the same.
+    descends: bool,
     weight: Tensor,
     mean: Tensor,
     square: Tensor,
@@ -35,7 +38,8 @@ struct Slot {
 pub(super) struct AdamW {
     config: AdamWConfig,
     slots: Vec<Slot>,
-    step: i64,
+    /// Updates so far, `[1]`, i64, on the processor.
+    step: Tensor,
 }
 
 impl AdamW {
@@ -45,6 +49,7 @@ impl AdamW {
             .into_iter()
             .map(|(name, weight)| Slot {
                 name,
+                descends: weight.requires_grad(),
                 mean: weight.zeros_like(),
                 square: weight.zeros_like(),
                 average: weight.detach().copy(),
@@ -52,12 +57,12 @@ impl AdamW {
             })
             .collect();
         slots.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { config, slots, step: 0 }
+        Self { config, slots, step: Tensor::from_slice(&[0i64]) }
     }
 
     /// Steps taken so far.
     pub(super) fn step_count(&self) -> i64 {
-        self.step
+        self.step.int64_value(&[0])
     }
 
     /// Gradients of `loss`, one update with this learning rate.
@@ -65,15 +70,20 @@ impl AdamW {
         let AdamWConfig { beta1, beta2, weight_decay, clip, ema } = self.config;
         loss.backward();
         self.step += 1;
-        let step = self.step as i32;
+        let step = self.step_count() as i32;
         tch::no_grad(|| {
-            let norms: Vec<Tensor> = self.slots.iter().map(|s| s.weight.grad().norm()).collect();
+            let norms: Vec<Tensor> =
+                self.slots.iter().filter(|slot| slot.descends).map(|slot| slot.weight.grad().norm()).collect();
             let norm = f64::try_from(Tensor::stack(&norms, 0).norm()).unwrap_or(f64::NAN);
             let scale = if norm > clip { clip / norm } else { 1. };
             // A batch whose gradient is not finite is skipped: one bad draw must not end a training.
             let usable = norm.is_finite();
             let ema = ema.min((1. + step as f64) / (10. + step as f64));
             for slot in &mut self.slots {
+                if !slot.descends {
+                    let _ = slot.average.lerp_(&slot.weight, 1. - ema);
+                    continue;
+                }
                 let mut gradient = slot.weight.grad();
                 if usable {
                     let g = &gradient * scale;
@@ -100,46 +110,37 @@ impl AdamW {
         });
     }
 
-    /// Writes all state to one file, atomically.
-    pub(super) fn save(&self, path: &Path) -> Result<()> {
-        let step = Tensor::from_slice(&[self.step]);
-        let mut tensors = vec![("step".to_owned(), step)];
+    /// All state by name; the tensors are the optimizer's own.
+    pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = vec![("step".to_owned(), self.step.shallow_clone())];
         for slot in &self.slots {
-            for (part, tensor) in
-                [("weight", &slot.weight), ("mean", &slot.mean), ("square", &slot.square), ("average", &slot.average)]
-            {
-                tensors
-                    .push((format!("{part}.{}", slot.name), tensor.detach().to_device(tch::Device::Cpu).contiguous()));
-            }
+            let parts =
+                [("weight", &slot.weight), ("mean", &slot.mean), ("square", &slot.square), ("average", &slot.average)];
+            tensors.extend(parts.map(|(part, tensor)| (format!("{part}.{}", slot.name), tensor.shallow_clone())));
         }
-        let partial = path.with_extension("partial");
-        Tensor::write_safetensors(&tensors, &partial)?;
-        std::fs::rename(&partial, path).map_err(|e| Error::io("cannot write the training checkpoint", e))
+        tensors
     }
+}
 
-    /// Takes up the state written by [`AdamW::save`].
-    pub(super) fn load(&mut self, path: &Path) -> Result<()> {
-        let tensors: std::collections::HashMap<String, Tensor> = Tensor::read_safetensors(path)?.into_iter().collect();
-        let get = |name: String| {
-            tensors.get(&name).ok_or_else(|| {
-                Error::Model(format!(
-                    "the training checkpoint {} lacks `{name}`; delete it to start anew",
-                    path.display()
-                ))
-            })
-        };
-        self.step = i64::try_from(get("step".into())?.to_kind(Kind::Int64).view(1))?;
-        for slot in &mut self.slots {
-            for (part, tensor) in [
-                ("weight", &mut slot.weight),
-                ("mean", &mut slot.mean),
-                ("square", &mut slot.square),
-                ("average", &mut slot.average),
-            ] {
-                let saved = get(format!("{part}.{}", slot.name))?;
-                tch::no_grad(|| tensor.f_copy_(saved))?;
-            }
-        }
-        Ok(())
+/// Writes a training's state to one file, atomically.
+pub(super) fn save(tensors: &[(String, Tensor)], path: &Path) -> Result<()> {
+    let tensors: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.detach().to_device(Device::Cpu).contiguous()))
+        .collect();
+    let partial = path.with_extension("partial");
+    Tensor::write_safetensors(&tensors, &partial)?;
+    std::fs::rename(&partial, path).map_err(|e| Error::io("cannot write the training checkpoint", e))
+}
+
+/// Fills `tensors` with the state written by [`save`].
+pub(super) fn load(tensors: &mut [(String, Tensor)], path: &Path) -> Result<()> {
+    let saved: HashMap<String, Tensor> = Tensor::read_safetensors(path)?.into_iter().collect();
+    for (name, tensor) in tensors {
+        let saved = saved.get(name).ok_or_else(|| {
+            Error::Model(format!("the training checkpoint {} lacks `{name}`; delete it to start anew", path.display()))
+        })?;
+        tch::no_grad(|| tensor.f_copy_(saved))?;
     }
+    Ok(())
 }

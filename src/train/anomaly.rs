@@ -1,21 +1,78 @@
 //! Synthetic anomalies in image space, to teach the detector what healthy is not.
 //!
-//! A shape (ellipsoid, box, ragged blob) with a soft edge is put on a brain pixel of a healthy slice and goes on in the
-//! slices around it. Inside it the tissue
+//! A shape (ellipsoid, box, ragged blob, the outline of a real lesion) with a soft edge is put on a brain pixel of a healthy
+//! slice and goes on in the slices around it. Inside it the tissue
 //! - takes a level and a texture of its own, darker or brighter,
 //! - takes another brain's texture (foreign patch interpolation, Tan et al., arXiv 2011.04197),
 //! - is shifted for one range of intensities alone (tissue-selective, after DISYRE, arXiv 2311.15453), or
 //! - keeps its texture and becomes darker or brighter as a whole.
+//!
+//! Some push the tissue around them aside (mass effect).
 
 use rand::Rng;
 
-use super::data::{Slice, blur, smooth_field};
+use super::data::{Slice, blur, read_bilinear, smooth_field};
+use crate::volume::Volume;
 
 /// An anomaly must change the pixels it covers by this much on average to be worth finding.
 const MIN_CHANGE: f32 = 0.06;
 
 /// Where an anomaly leaves part of what it covers as it was, only pixels that changed by this much count as anomalous.
 const MIN_PIXEL_CHANGE: f32 = 0.05;
+
+/// Share of anomalies with the outline of a real lesion, where outlines are given.
+const OUTLINE_SHARE: f64 = 0.35;
+
+/// Share of the others that push the tissue around them aside.
+const MASS_SHARE: f64 = 0.2;
+
+/// Millimetres between the voxels of an outline, and between pixels and slices of the model's grid.
+const SPACING_MM: f64 = 2.;
+
+/// The outline of a real lesion: which voxels of 2 mm it fills, around its centroid.
+#[derive(Debug, Clone)]
+pub(super) struct Outline {
+    /// Voxels along each axis.
+    shape: [usize; 3],
+    filled: Vec<bool>,
+}
+
+impl Outline {
+    /// The lesion of a mask (above 0 where there is lesion), whatever its grid; `None` where it is smaller than a voxel of
+    /// 2 mm.
+    pub fn of(mask: &Volume) -> Option<Self> {
+        let [nx, ny, _] = mask.grid.shape;
+        let place = |i: usize| mask.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64));
+        let world: Vec<[f64; 3]> = (0..mask.data.len()).filter(|&i| mask.data[i] > 0.).map(place).collect();
+        let axis = |axis: usize| world.iter().map(move |p| p[axis]);
+        let low = [0, 1, 2].map(|a| axis(a).fold(f64::INFINITY, f64::min));
+        let high = [0, 1, 2].map(|a| axis(a).fold(f64::NEG_INFINITY, f64::max));
+        if world.is_empty() {
+            return None;
+        }
+        let shape = [0, 1, 2].map(|a| ((high[a] - low[a]) / SPACING_MM) as usize + 1);
+        let mut volume = vec![0f64; shape.iter().product()];
+        for p in &world {
+            let [x, y, z] = [0, 1, 2].map(|a| ((p[a] - low[a]) / SPACING_MM) as usize);
+            volume[x + shape[0] * (y + shape[1] * z)] += 1000. * mask.grid.voxel_ml();
+        }
+        let filled: Vec<bool> = volume.iter().map(|&mm3| mm3 >= SPACING_MM.powi(3) / 2.).collect();
+        filled.contains(&true).then_some(Self { shape, filled })
+    }
+
+    /// Whether a place is inside, in voxels from the middle of its box.
+    fn holds(&self, at: [f32; 3]) -> bool {
+        let mut index = [0usize; 3];
+        for axis in 0..3 {
+            let place = at[axis] + self.shape[axis] as f32 / 2.;
+            if !(0.0..self.shape[axis] as f32).contains(&place) {
+                return false;
+            }
+            index[axis] = place as usize;
+        }
+        self.filled[index[0] + self.shape[0] * (index[1] + self.shape[1] * index[2])]
+    }
+}
 
 /// The slices around one place of one brain.
 pub(super) struct Slab<'a> {
@@ -25,9 +82,9 @@ pub(super) struct Slab<'a> {
     pub width: usize,
 }
 
-/// Puts one to three anomalies into `slab`; `foreign`, as many slices of another brain, lends texture. Returns, per pixel
-/// of the middle slice, how far it is anomalous (0..1).
-pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], rng: &mut impl Rng) -> Vec<f32> {
+/// Puts one or two anomalies into `slab`; `foreign`, as many slices of another brain, lends texture; `outlines` of real
+/// lesions may be none. Returns, per pixel of the middle slice, how far it is anomalous (0..1).
+pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], outlines: &[Outline], rng: &mut impl Rng) -> Vec<f32> {
     let middle = slab.offsets.iter().position(|&offset| offset == 0).unwrap_or(0);
     let brain = &slab.slices[middle].brain;
     let mut truth = vec![0f32; brain.len()];
@@ -39,7 +96,12 @@ pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], rng: &mut impl Rng
         // A draw that changes next to nothing teaches nothing: try again, a few times.
         for _ in 0..4 {
             let centre = candidates[rng.random_range(0..candidates.len())];
-            let shapes = shapes(centre, slab, rng);
+            let before = slab.slices.to_vec();
+            let (body, push) = Body::draw(centre, slab, outlines, rng);
+            if push {
+                body.push_aside(slab);
+            }
+            let shapes = body.shapes(slab);
             let (changed, partial) = textures(slab, foreign, &shapes, rng);
             let (new, old, shape) = (&changed[middle], &slab.slices[middle].pixels, &shapes[middle]);
             let inside: f32 = shape.iter().sum();
@@ -52,50 +114,154 @@ pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], rng: &mut impl Rng
                 slab.slices.iter_mut().zip(changed).for_each(|(slice, changed)| slice.pixels = changed);
                 break;
             }
+            slab.slices.clone_from_slice(&before);
         }
     }
     truth
 }
 
-/// A soft shape around a pixel of the middle slice, 0..1 in every slice, zero outside the brain.
-fn shapes(centre: usize, slab: &Slab<'_>, rng: &mut impl Rng) -> Vec<Vec<f32>> {
-    let width = slab.width;
-    let height = slab.slices[0].pixels.len() / width;
-    let (cx, cy) = ((centre % width) as f32, (centre / width) as f32);
-    // Log-uniform radii: small lesions are as frequent as large ones. 1 pixel = 1 slice = 2 mm.
-    let first = rng.random_range(1.2f32.ln()..18f32.ln()).exp();
-    let [second, third] = [0, 1].map(|_| (first * rng.random_range(0.5f32..2.)).clamp(1.2, 20.));
-    // The middle slice need not cut it in its middle, and it need not stand upright.
-    let depth = third * rng.random_range(-0.7f32..0.7);
-    let lean = [0, 1].map(|_| rng.random_range(-0.5f32..0.5));
-    let (sin, cos) = rng.random_range(0f32..std::f32::consts::PI).sin_cos();
-    let kind = rng.random_range(0..5);
-    // Two fields, mixed anew from slice to slice, make a ragged surface in three dimensions.
-    let [coarse, fine] = if rng.random_bool(0.5) { [8, 18] } else { [14, 28] };
-    let [near, far] = [coarse, fine].map(|knots| smooth_field(width, height, knots, rng));
-    let ragged = if kind >= 2 { rng.random_range(0.3f32..0.9) } else { 0. };
-    let soft = if rng.random_bool(0.7) { rng.random_range(0.4f32..1.6) } else { 0. };
-    let one = |slice: &Slice, dz: f32| {
-        let w = (dz - depth) / third;
-        let (share_near, share_far) = (0.8 * (w * 1.5).cos(), 0.8 * (w * 1.5 + 1.).sin());
-        let mut mask: Vec<f32> = (0..slice.pixels.len())
-            .map(|i| {
-                let (dx, dy) = ((i % width) as f32 - cx - lean[0] * dz, (i / width) as f32 - cy - lean[1] * dz);
-                let (u, v) = ((dx * cos + dy * sin) / first, (dy * cos - dx * sin) / second);
-                let inside = match kind {
-                    0 => u.abs().max(v.abs()).max(w.abs()) < 1.,
-                    _ => (u * u + v * v + w * w).sqrt() + ragged * (share_near * near[i] + share_far * far[i]) < 1.,
-                };
-                f32::from(u8::from(inside && slice.brain[i]))
-            })
-            .collect();
-        if soft > 0. {
-            mask = blur(&mask, width, soft);
-            mask.iter_mut().zip(&slice.brain).for_each(|(m, b)| *m *= f32::from(u8::from(*b)));
+/// What an anomaly fills.
+enum Form<'a> {
+    Box,
+    /// `ragged`: how far its surface leaves the ellipsoid.
+    Ellipsoid {
+        ragged: f32,
+    },
+    /// `scale`: outline voxels per pixel; `axes`: which of the outline's axes lies along which of the slab's; `flip`: the
+    /// direction of each.
+    Outline {
+        outline: &'a Outline,
+        scale: f32,
+        axes: [usize; 3],
+        flip: [f32; 3],
+    },
+}
+
+/// One anomaly's place and form, in pixels; a slice is as thick as a pixel is wide.
+struct Body<'a> {
+    form: Form<'a>,
+    centre: [f32; 2],
+    /// Half axes in the slice and across.
+    radii: [f32; 3],
+    /// How far beyond the middle slice its centre lies.
+    depth: f32,
+    /// How far it moves from slice to slice.
+    lean: [f32; 2],
+    /// Sine and cosine of its turn in the slice.
+    turn: (f32, f32),
+    /// Width of its edge.
+    soft: f32,
+    /// Two fields, mixed anew from slice to slice, make a ragged surface in three dimensions.
+    fields: [Vec<f32>; 2],
+}
+
+impl<'a> Body<'a> {
+    /// A body around a pixel of the middle slice, and whether it pushes tissue aside.
+    fn draw(centre: usize, slab: &Slab<'_>, outlines: &'a [Outline], rng: &mut impl Rng) -> (Self, bool) {
+        let width = slab.width;
+        let height = slab.slices[0].pixels.len() / width;
+        // Log-uniform radii: small lesions are as frequent as large ones.
+        let first = rng.random_range(1f32.ln()..18f32.ln()).exp();
+        let [second, third] = [0, 1].map(|_| (first * rng.random_range(0.5f32..2.)).clamp(1., 20.));
+        let kind = rng.random_range(0..5);
+        let [coarse, fine] = if rng.random_bool(0.5) { [8, 18] } else { [14, 28] };
+        let fields = [coarse, fine].map(|knots| smooth_field(width, height, knots, rng));
+        let ragged = if kind >= 2 { rng.random_range(0.3f32..0.9) } else { 0. };
+        let mut form = if kind == 0 { Form::Box } else { Form::Ellipsoid { ragged } };
+        let mut radii = [first, second, third];
+        if !outlines.is_empty() && rng.random_bool(OUTLINE_SHARE) {
+            let outline = &outlines[rng.random_range(0..outlines.len())];
+            let scale = rng.random_range(0.7f32..2.);
+            let mut axes = [0, 1, 2];
+            (1..3).for_each(|i| axes.swap(i, rng.random_range(0..=i)));
+            let flip = [0; 3].map(|_| if rng.random_bool(0.5) { -1. } else { 1. });
+            radii = axes.map(|axis| outline.shape[axis] as f32 / 2. / scale);
+            form = Form::Outline { outline, scale, axes, flip };
         }
-        mask
-    };
-    slab.slices.iter().zip(slab.offsets).map(|(slice, &dz)| one(slice, dz as f32)).collect()
+        let push = !matches!(form, Form::Outline { .. }) && rng.random_bool(MASS_SHARE);
+        let body = Self {
+            form,
+            centre: [(centre % width) as f32, (centre / width) as f32],
+            // The middle slice need not cut it in its middle, and it need not stand upright.
+            depth: radii[2] * rng.random_range(-0.7f32..0.7),
+            radii,
+            lean: [0, 1].map(|_| rng.random_range(-0.5f32..0.5)),
+            turn: rng.random_range(0f32..std::f32::consts::PI).sin_cos(),
+            soft: if rng.random_bool(0.7) { rng.random_range(0.4f32..1.6) } else { 0. },
+            fields,
+        };
+        (body, push)
+    }
+
+    /// A pixel's place along the body's axes, in pixels from its centre.
+    fn place(&self, x: f32, y: f32, dz: f32) -> [f32; 3] {
+        let (dx, dy) = (x - self.centre[0] - self.lean[0] * dz, y - self.centre[1] - self.lean[1] * dz);
+        let (sin, cos) = self.turn;
+        [dx * cos + dy * sin, dy * cos - dx * sin, dz - self.depth]
+    }
+
+    /// How far a pixel lies from the centre, in radii.
+    fn distance(&self, x: f32, y: f32, dz: f32) -> f32 {
+        let at = self.place(x, y, dz);
+        (0..3).map(|axis| (at[axis] / self.radii[axis]).powi(2)).sum::<f32>().sqrt()
+    }
+
+    /// Its soft shape in every slice, 0..1, zero outside the brain.
+    fn shapes(&self, slab: &Slab<'_>) -> Vec<Vec<f32>> {
+        let width = slab.width;
+        let one = |slice: &Slice, dz: f32| {
+            let w = (dz - self.depth) / self.radii[2];
+            let (share_near, share_far) = (0.8 * (w * 1.5).cos(), 0.8 * (w * 1.5 + 1.).sin());
+            let inside = |i: usize| {
+                let (x, y) = ((i % width) as f32, (i / width) as f32);
+                match &self.form {
+                    Form::Box => {
+                        let at = self.place(x, y, dz);
+                        (0..3).all(|axis| at[axis].abs() < self.radii[axis])
+                    }
+                    Form::Ellipsoid { ragged } => {
+                        let surface = share_near * self.fields[0][i] + share_far * self.fields[1][i];
+                        self.distance(x, y, dz) + ragged * surface < 1.
+                    }
+                    Form::Outline { outline, scale, axes, flip } => {
+                        let at = self.place(x, y, dz);
+                        let mut there = [0f32; 3];
+                        (0..3).for_each(|axis| there[axes[axis]] = scale * flip[axis] * at[axis]);
+                        outline.holds(there)
+                    }
+                }
+            };
+            let mut mask: Vec<f32> =
+                (0..slice.pixels.len()).map(|i| f32::from(u8::from(slice.brain[i] && inside(i)))).collect();
+            if self.soft > 0. {
+                mask = blur(&mask, width, self.soft);
+                mask.iter_mut().zip(&slice.brain).for_each(|(m, b)| *m *= f32::from(u8::from(*b)));
+            }
+            mask
+        };
+        slab.slices.iter().zip(slab.offsets).map(|(slice, &dz)| one(slice, dz as f32)).collect()
+    }
+
+    /// Moves the tissue that lay inside into a ring of twice the radius, inside each slice.
+    fn push_aside(&self, slab: &mut Slab<'_>) {
+        let width = slab.width;
+        for (slice, &dz) in slab.slices.iter_mut().zip(slab.offsets) {
+            let dz = dz as f32;
+            let centre = [0, 1].map(|axis| self.centre[axis] + self.lean[axis] * dz);
+            let from = slice.pixels.clone();
+            for (i, pixel) in slice.pixels.iter_mut().enumerate().filter(|&(i, _)| slice.brain[i]) {
+                let at = [(i % width) as f32, (i / width) as f32];
+                let distance = self.distance(at[0], at[1], dz);
+                if (1.0..2.0).contains(&distance) {
+                    let nearer = 2. * (distance - 1.) / distance;
+                    let [x, y] = [0, 1].map(|axis| centre[axis] + nearer * (at[axis] - centre[axis]));
+                    // Air does not come into the brain.
+                    let value = read_bilinear(&from, width, [x, y]);
+                    *pixel = if value > 0.05 { value } else { *pixel };
+                }
+            }
+        }
+    }
 }
 
 /// The slices with the shape's inside changed, and whether it may have left part of it as it was.
@@ -114,7 +280,7 @@ fn textures(slab: &Slab<'_>, foreign: &[Slice], shapes: &[Vec<f32>], rng: &mut i
     match rng.random_range(0..20) {
         // A level of its own with a texture.
         0..=9 => {
-            let level = if dark { rng.random_range(0f32..0.55) } else { rng.random_range(0.74f32..1.) };
+            let level = if dark { rng.random_range(0f32..0.62) } else { rng.random_range(0.74f32..1.) };
             let waves = smooth_field(width, n / width, 20, rng);
             let (wave, noise) = (rng.random_range(0f32..0.12), rng.random_range(0f32..0.05));
             (blend(&mut |_, i| level + wave * waves[i] + rng.random_range(-1f32..1.) * noise), false)
@@ -142,6 +308,7 @@ fn textures(slab: &Slab<'_>, foreign: &[Slice], shapes: &[Vec<f32>], rng: &mut i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::{Affine, Grid};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -151,11 +318,21 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let plain =
             |level: f32| vec![Slice { pixels: vec![level; WIDTH * 96], brain: vec![true; WIDTH * 96], z_mm: 0. }; 3];
+        // A ball of 20 mm on voxels of 1 mm.
+        let affine = Affine([[1., 0., 0., -15.], [0., 1., 0., -15.], [0., 0., 1., -15.]]);
+        let grid = Grid { shape: [31; 3], affine };
+        let ball =
+            |i: usize| [i % 31, i / 31 % 31, i / 961].iter().map(|&v| (v as f32 - 15.).powi(2)).sum::<f32>() < 100.;
+        let ball = Volume::new(grid, (0..29791).map(|i| f32::from(u8::from(ball(i)))).collect());
+        let outlines = [Outline::of(&ball).unwrap()];
+        assert_eq!(outlines[0].shape, [10; 3]);
+        let mm3 = outlines[0].filled.iter().filter(|&&f| f).count() as f32 * 8.;
+        assert!((mm3 / 4189. - 1.).abs() < 0.1, "{mm3} mm3 of 4/3 pi 10^3");
         let (mut found, mut reaching) = (0, 0);
         for _ in 0..50 {
             let mut slices = plain(0.7);
             let mut slab = Slab { slices: &mut slices, offsets: &[-2, 0, 2], width: WIDTH };
-            let truth = corrupt(&mut slab, &plain(0.3), &mut rng);
+            let truth = corrupt(&mut slab, &plain(0.3), &outlines, &mut rng);
             for (value, mark) in slices[1].pixels.iter().zip(&truth) {
                 assert!((0. ..=1.).contains(value) && (0. ..=1.001).contains(mark));
                 if *mark == 0. {

@@ -1,72 +1,116 @@
-//! Thresholds fixed on healthy validation scans.
+//! What a bundle learns from healthy scans after its training: scores by place, and thresholds.
 
 use super::Context;
+use super::data::Brain;
 use crate::error::Result;
-use crate::model::{Calibration, Networks};
+use crate::model::{Calibration, HealthyMap, HealthyMapBuilder, Networks};
 use crate::preprocess;
 use crate::score::{self, Settings};
 use crate::volume::Volume;
 
-/// The token threshold (a quantile of healthy tokens' probabilities) and the mask threshold (a
-/// quantile of healthy voxels' scores, given that token threshold), with figures on the same scans.
-pub(super) fn thresholds(
-    context: &Context<'_>,
-    networks: &Networks,
-) -> Result<(Calibration, Vec<(&'static str, f64)>)> {
+/// Share of healthy tokens that the autoregressive prior finds likely enough (Naval Marimont and Tarroni, arXiv 2012.06765).
+const AR_QUANTILE: f64 = 0.9;
+
+/// The calibration, the healthy scores by place and figures on the held-out scans.
+pub(super) struct Calibrated {
+    pub calibration: Calibration,
+    pub healthy: Option<HealthyMap>,
+    pub figures: Vec<(&'static str, f64)>,
+}
+
+/// The token threshold is a quantile of held-out tokens' probabilities, the healthy scores come from scans that were fitted
+/// on, the mask threshold is a quantile of held-out voxels' scores, given both.
+pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Calibrated> {
     let config = &context.pipeline.train;
-    let grid = preprocess::model_grid();
-    let volumes: Vec<(Volume<f32>, Volume<u8>)> = context
-        .val
-        .brains()
-        .iter()
-        .map(|b| {
-            let image = b.image.iter().map(|&v| f32::from(v) / 255.).collect();
-            (Volume { grid, data: image }, Volume { grid, data: b.mask.clone() })
-        })
-        .collect();
+    let val: Vec<_> = context.val.brains().iter().map(volumes).collect();
     let batch = context.pipeline.score.batch_slices;
 
-    let mut probabilities = Vec::new();
-    for (image, brain) in &volumes {
+    let (mut probabilities, mut surprises) = (Vec::new(), Vec::new());
+    for (image, brain) in &val {
         probabilities.extend(score::detect(networks, image, brain, batch)?);
+        if networks.prior.is_some() {
+            surprises.extend(score::surprise(networks, image, brain, batch)?);
+        }
     }
     let token_threshold = quantile(&mut probabilities, config.token_quantile);
+    let ar_limit_nats = networks.prior.is_some().then(|| f64::from(quantile(&mut surprises, AR_QUANTILE)));
+    let mut settings = Settings {
+        config: context.pipeline.score.clone(),
+        token_threshold,
+        mask_threshold: f32::INFINITY,
+        ar_limit_nats: ar_limit_nats.unwrap_or(f64::INFINITY),
+        healthy: None,
+    };
+    let map = |name: String, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings| {
+        let inference = score::infer(networks, image, brain, &name, settings)?;
+        Ok(score::score_map(&inference, image, brain, settings))
+    };
 
-    let mut settings =
-        Settings { config: context.pipeline.score.clone(), token_threshold, mask_threshold: f32::INFINITY };
-    let mut scores = Vec::new();
-    let mut maps = Vec::new();
-    for (number, (image, brain)) in volumes.iter().enumerate() {
-        let inference = score::infer(networks, image, brain, &format!("val-{number}"), &settings)?;
-        let map = score::score_map(&inference, image, brain, &settings.config);
-        scores.extend(map.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0).map(|(&s, _)| s));
-        maps.push(map);
-    }
+    let healthy = match config.healthy_map_scans {
+        0 => None,
+        scans => {
+            Some(healthy_map(context.train.brains(), scans, |name, image, brain| map(name, image, brain, &settings))?)
+        }
+    };
+    settings.healthy = healthy.clone().map(std::sync::Arc::new);
+
+    let maps: Vec<Volume<f32>> = val
+        .iter()
+        .enumerate()
+        .map(|(number, (image, brain))| map(format!("val-{number}"), image, brain, &settings))
+        .collect::<Result<_>>()?;
+    let mut scores: Vec<f32> = maps
+        .iter()
+        .zip(&val)
+        .flat_map(|(map, (_, brain))| map.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0).map(|(&s, _)| s))
+        .collect();
     settings.mask_threshold = quantile(&mut scores, config.healthy_quantile);
     let mut volumes_ml: Vec<f32> = maps
         .iter()
         .map(|map| {
             let above = map.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
-            let above = Volume { grid, data: above };
+            let above = Volume { grid: map.grid, data: above };
             let (mask, _) = score::components(&above, map, settings.config.min_finding_ml);
-            mask.data.iter().filter(|&&v| v > 0).count() as f32 * grid.voxel_ml() as f32
+            mask.data.iter().filter(|&&v| v > 0).count() as f32 * map.grid.voxel_ml() as f32
         })
         .collect();
     let median_ml = quantile(&mut volumes_ml, 0.5);
     eprintln!(
         "thresholds on {} healthy scans: token {token_threshold:.4}, mask {:.4}; median {median_ml:.2} ml called anomalous",
-        volumes.len(),
+        val.len(),
         settings.mask_threshold
     );
-    Ok((
-        Calibration {
-            token_threshold: f64::from(token_threshold),
-            mask_threshold: f64::from(settings.mask_threshold),
-            healthy_quantile: config.healthy_quantile,
-            scans: volumes.len(),
-        },
-        vec![("healthy_val_median_anomaly_ml", f64::from(median_ml))],
-    ))
+    let calibration = Calibration {
+        token_threshold: f64::from(token_threshold),
+        mask_threshold: f64::from(settings.mask_threshold),
+        healthy_quantile: config.healthy_quantile,
+        scans: val.len(),
+        ar_limit_nats,
+    };
+    Ok(Calibrated { calibration, healthy, figures: vec![("healthy_val_median_anomaly_ml", f64::from(median_ml))] })
+}
+
+/// Scores by place of about `scans` of the brains, spread over all of them.
+fn healthy_map(
+    brains: &[Brain],
+    scans: usize,
+    map: impl Fn(String, &Volume<f32>, &Volume<u8>) -> Result<Volume<f32>>,
+) -> Result<HealthyMap> {
+    let mut builder = HealthyMapBuilder::new(preprocess::model_grid().shape);
+    let n = scans.min(brains.len());
+    for number in (0..n).map(|i| i * brains.len() / n) {
+        let (image, brain) = volumes(&brains[number]);
+        let score = map(format!("train-{number}"), &image, &brain)?;
+        builder.add(&score, &score::smoothed_intensity(&image), &brain);
+    }
+    Ok(builder.finish())
+}
+
+/// Intensities in 0..1 and the brain's mask.
+fn volumes(brain: &Brain) -> (Volume<f32>, Volume<u8>) {
+    let grid = preprocess::model_grid();
+    let image = brain.image.iter().map(|&v| f32::from(v) / 255.).collect();
+    (Volume { grid, data: image }, Volume { grid, data: brain.mask.clone() })
 }
 
 /// The value below which the share `q` lies.

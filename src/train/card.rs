@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::config::TrainConfig;
-use crate::model::BundleInfo;
+use crate::model::{BundleInfo, Codebook};
 
 /// Markdown: what the model is, what it was trained on, how well it does, where it must not be used.
 pub(super) fn model_card(info: &BundleInfo, config: &TrainConfig) -> String {
@@ -20,7 +20,7 @@ Research software. Not a medical device: no output may be used for diagnosis or 
 
 ## What it is
 The networks of masked-image-modelling anomaly screening (the idea of MIM-OOD, arXiv 2307.14701, with settings of our
-own) for {modality} brain MRI at 2 mm: a tokenizer (VQ-GAN generator with finite scalar quantization, {codes} codes),
+own) for {modality} brain MRI at 2 mm: a tokenizer (VQ-GAN generator with {codebook}, {codes} codes),
 a detector of anomalous tokens and an inpainter of masked tokens. Input: a brain stripped, placed in MNI space and
 scaled by the preprocessing named in `bundle.toml`. Output: a probability per token and a healthy restoration.
 
@@ -35,16 +35,16 @@ by subject.
 |---|---|---|
 {data}
 
-Anomalies were synthetic: shapes with textures of their own put into healthy slices, and swapped tokens. No lesion of
-a patient was used.
+Anomalies were synthetic: shapes with textures of their own put into healthy slices, and swapped tokens. {outlines}
 
 ## Figures on the held-out healthy scans
 | figure | value |
 |---|---|
 {metrics}
 
-`tokenizer_val_l1` is of the 0-1 intensity range over the slices of the model's grid that hold brain. Detector figures are on synthetic anomalies and
-say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({quantile:.1} % of healthy brain voxels lie below).
+`tokenizer_val_l1` is of the 0-1 intensity range over the slices of the model's grid that hold brain. Detector figures
+are on synthetic anomalies and say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4}
+({quantile:.1} % of healthy brain voxels lie below).
 
 ## Limits
 - Trained on few scans of few scanners; another scanner or sequence gives more false positives.
@@ -52,12 +52,22 @@ say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({qu
 - Other contrasts than {modality}, children, and brains after surgery were not seen in training.
 
 ## How it was made
-{program}, seed {seed}; {t} tokenizer, {d} detector and {i} inpainter updates of {tb}, {db} and {ib} slices.
+{program}, seed {seed}; {t} tokenizer, {i} inpainter and {d} detector updates of {tb}, {ib} and {db} slices, and {f} of
+the tokenizer's decoder alone.
 `neurosieve train` with the pipeline file trains one of its kind.
 ",
+        outlines = if config.shapes.is_empty() {
+            "No lesion of\na patient was used."
+        } else {
+            "Some\nhave the outline of a real lesion; no image of a lesion was used."
+        },
         name = info.name,
         version = info.version,
         modality = info.modality,
+        codebook = match info.tokenizer.codebook {
+            Codebook::Fsq(_) => "finite scalar quantization",
+            Codebook::Vq(_) => "vector quantization",
+        },
         codes = info.tokenizer.codes(),
         n_train = info.training.train_scans,
         n_val = info.training.val_scans,
@@ -69,6 +79,7 @@ say little about real lesions. Thresholds: token {token:.4}, mask {mask:.4} ({qu
         program = info.training.program,
         seed = info.training.seed,
         t = config.tokenizer.steps,
+        f = config.tokenizer.decoder_steps,
         d = config.detector.steps,
         i = config.inpainter.steps,
         tb = config.tokenizer.batch,

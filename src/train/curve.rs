@@ -24,13 +24,12 @@ pub(super) const EVERY: i64 = 10;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Row {
-    stage: String,
     step: i64,
     figure: String,
     value: f64,
 }
 
-/// All figures so far.
+/// All figures of one stage so far.
 #[derive(Debug)]
 pub(super) struct Curve {
     path: PathBuf,
@@ -38,9 +37,9 @@ pub(super) struct Curve {
 }
 
 impl Curve {
-    /// What an earlier training left in the work folder; nothing where there was none.
-    pub fn open(work: &Path) -> Result<Self> {
-        let path = work.join("training.json");
+    /// What an earlier training of the stage left in the work folder; nothing where there was none.
+    pub fn open(work: &Path, stage: &str) -> Result<Self> {
+        let path = work.join(format!("{stage}.curve.json"));
         let rows = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::Config(format!("{}: {e}; delete it to start its curve anew", path.display())))?,
@@ -50,13 +49,13 @@ impl Curve {
         Ok(Self { path, rows })
     }
 
-    /// Forgets what a stage said from `step` on: it continues from there.
-    pub fn rewind(&mut self, stage: &str, step: i64) {
-        self.rows.retain(|row| row.stage != stage || row.step < step);
+    /// Forgets what was said from `step` on: the stage continues from there.
+    pub fn rewind(&mut self, step: i64) {
+        self.rows.retain(|row| row.step < step);
     }
 
-    pub fn push(&mut self, stage: &str, step: i64, figure: &str, value: f64) {
-        self.rows.push(Row { stage: stage.into(), step, figure: figure.into(), value });
+    pub fn push(&mut self, step: i64, figure: &str, value: f64) {
+        self.rows.push(Row { step, figure: figure.into(), value });
     }
 
     /// Writes the rows; to be called before the checkpoint that they lead to.
@@ -67,23 +66,27 @@ impl Curve {
         std::fs::write(&partial, text).map_err(failed)?;
         std::fs::rename(&partial, &self.path).map_err(failed)
     }
+}
 
-    /// Writes `training.parquet`.
-    pub fn write_parquet(&self, folder: &Path) -> Result<()> {
-        let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("the training's figures: {e}"));
-        let columns: [(&str, ArrayRef); 4] = [
-            ("stage", Arc::new(StringArray::from_iter_values(self.rows.iter().map(|row| &row.stage)))),
-            ("step", Arc::new(Int64Array::from_iter_values(self.rows.iter().map(|row| row.step)))),
-            ("figure", Arc::new(StringArray::from_iter_values(self.rows.iter().map(|row| &row.figure)))),
-            ("value", Arc::new(Float64Array::from_iter_values(self.rows.iter().map(|row| row.value)))),
-        ];
-        let batch = RecordBatch::try_from_iter(columns).map_err(|e| bug(&e))?;
-        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).map_err(|e| bug(&e))?;
-        writer.write(&batch).map_err(|e| bug(&e))?;
-        let bytes = writer.into_inner().map_err(|e| bug(&e))?;
-        std::fs::write(folder.join("training.parquet"), bytes)
-            .map_err(|e| Error::io("cannot write training.parquet of the bundle", e))
+/// Writes the curves of `stages` in the work folder as `training.parquet` of the bundle's folder.
+pub(super) fn write_parquet(work: &Path, stages: &[&str], folder: &Path) -> Result<()> {
+    let mut rows: Vec<(&str, Row)> = Vec::new();
+    for &stage in stages {
+        rows.extend(Curve::open(work, stage)?.rows.into_iter().map(|row| (stage, row)));
     }
+    let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("the training's figures: {e}"));
+    let columns: [(&str, ArrayRef); 4] = [
+        ("stage", Arc::new(StringArray::from_iter_values(rows.iter().map(|(stage, _)| stage)))),
+        ("step", Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, row)| row.step)))),
+        ("figure", Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, row)| &row.figure)))),
+        ("value", Arc::new(Float64Array::from_iter_values(rows.iter().map(|(_, row)| row.value)))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).map_err(|e| bug(&e))?;
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).map_err(|e| bug(&e))?;
+    writer.write(&batch).map_err(|e| bug(&e))?;
+    let bytes = writer.into_inner().map_err(|e| bug(&e))?;
+    std::fs::write(folder.join("training.parquet"), bytes)
+        .map_err(|e| Error::io("cannot write training.parquet of the bundle", e))
 }
 
 #[cfg(test)]
@@ -93,16 +96,16 @@ mod tests {
     #[test]
     fn a_continued_stage_has_every_step_once() {
         let work = tempfile::tempdir().expect("folder");
-        let mut curve = Curve::open(work.path()).expect("new");
-        curve.push("tokenizer", 0, "l1", 0.5);
+        let mut curve = Curve::open(work.path(), "detector").expect("new");
         for step in [0, 10, 20] {
-            curve.push("detector", step, "bce", step as f64);
+            curve.push(step, "bce", step as f64);
         }
         curve.save().expect("saved");
-        let mut again = Curve::open(work.path()).expect("kept");
-        again.rewind("detector", 15);
-        again.push("detector", 20, "bce", 2.);
-        let steps: Vec<(&str, i64)> = again.rows.iter().map(|row| (row.stage.as_str(), row.step)).collect();
-        assert_eq!(steps, [("tokenizer", 0), ("detector", 0), ("detector", 10), ("detector", 20)]);
+        let mut again = Curve::open(work.path(), "detector").expect("kept");
+        again.rewind(15);
+        again.push(20, "bce", 2.);
+        let steps: Vec<i64> = again.rows.iter().map(|row| row.step).collect();
+        assert_eq!(steps, [0, 10, 20]);
+        assert_eq!(Curve::open(work.path(), "tokenizer").expect("new").rows, []);
     }
 }

@@ -12,7 +12,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::cohort::ScanBytes;
 use crate::error::{Error, Result};
@@ -41,6 +41,15 @@ pub(super) struct Slice {
     pub(super) brain: Vec<bool>,
     /// MNI height in millimetres.
     pub(super) z_mm: f32,
+}
+
+/// A slice seen through another scanner.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    /// With the scanner's noise.
+    pub seen: Slice,
+    /// Without.
+    pub clean: Slice,
 }
 
 /// All slices of a set of brains.
@@ -96,6 +105,11 @@ impl Slices {
 
     /// A random slice, and those that lie `offsets` from it, seen through one other scanner.
     pub(super) fn draw(&self, offsets: &[i64], rng: &mut impl Rng) -> Vec<Slice> {
+        self.draw_seen(offsets, rng).into_iter().map(|slice| slice.seen).collect()
+    }
+
+    /// As [`Slices::draw`], with the slices before noise was added.
+    pub(super) fn draw_seen(&self, offsets: &[i64], rng: &mut impl Rng) -> Vec<Seen> {
         let (brain, z) = self.index[rng.random_range(0..self.len())];
         let last = self.shape[2] as i64 - 1;
         let at = |offset: i64| self.slice(brain, (z as i64 + offset).clamp(0, last) as usize);
@@ -113,8 +127,7 @@ impl Slices {
             })
             .collect();
         deform(&mut slices, self.shape[0], rng);
-        acquire(&mut slices, self.shape[0], rng);
-        slices
+        acquire(slices, self.shape[0], rng)
     }
 
     /// The slices that lie `offsets` from a random one of about the height `z_mm`, from any brain.
@@ -147,19 +160,8 @@ fn deform(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
         })
         .collect();
     for slice in slices {
-        let (pixels, brain) = (std::mem::take(&mut slice.pixels), std::mem::take(&mut slice.brain));
-        let value = |i: usize| (pixels[i], f32::from(u8::from(brain[i])));
-        let read = |[x, y]: [f32; 2]| {
-            if !(0.0..width as f32 - 1.).contains(&x) || !(0.0..height as f32 - 1.).contains(&y) {
-                return (0., 0.);
-            }
-            let (x0, y0) = (x as usize, y as usize);
-            let (fx, fy) = (x - x0 as f32, y - y0 as f32);
-            let corner = y0 * width + x0;
-            let corners = [corner, corner + 1, corner + width, corner + width + 1].map(value);
-            let weights = [(1. - fx) * (1. - fy), fx * (1. - fy), (1. - fx) * fy, fx * fy];
-            corners.iter().zip(weights).fold((0., 0.), |sum, (v, w)| (sum.0 + w * v.0, sum.1 + w * v.1))
-        };
+        let inside: Vec<f32> = slice.brain.iter().map(|&b| f32::from(u8::from(b))).collect();
+        let read = |at| (read_bilinear(&slice.pixels, width, at), read_bilinear(&inside, width, at));
         let moved: Vec<(f32, f32)> = source.iter().map(|&at| read(at)).collect();
         slice.brain = moved.iter().map(|&(_, inside)| inside >= 0.5).collect();
         // A border pixel holds as much air as brain; its brain part is what preprocessing would have left.
@@ -167,8 +169,21 @@ fn deform(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
     }
 }
 
+/// A slice's value between pixels, linear; 0 beyond its outermost pixels.
+pub(super) fn read_bilinear(pixels: &[f32], width: usize, [x, y]: [f32; 2]) -> f32 {
+    let height = pixels.len() / width;
+    if !(0.0..width as f32 - 1.).contains(&x) || !(0.0..height as f32 - 1.).contains(&y) {
+        return 0.;
+    }
+    let (x0, y0) = (x as usize, y as usize);
+    let (fx, fy) = (x - x0 as f32, y - y0 as f32);
+    let corner = y0 * width + x0;
+    let row = |at: usize| pixels[at] * (1. - fx) + pixels[at + 1] * fx;
+    row(corner) * (1. - fy) + row(corner + width) * fy
+}
+
 /// Another scanner: contrast, gain, bias field, sharpness and noise. All slices alike, but for the noise.
-fn acquire(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
+fn acquire(slices: Vec<Slice>, width: usize, rng: &mut impl Rng) -> Vec<Seen> {
     let height = slices.first().map_or(0, |slice| slice.pixels.len() / width);
     let gamma = if rng.random_bool(0.7) { rng.random_range(-0.35f32..0.35).exp() } else { 1. };
     let gain = rng.random_range(0.9f32..1.1);
@@ -178,23 +193,32 @@ fn acquire(slices: &mut [Slice], width: usize, rng: &mut impl Rng) {
     // Noise of an interpolated scan is smooth.
     let grain = if rng.random_bool(0.5) { rng.random_range(0.4f32..0.8) } else { 0. };
     let sigma = if rng.random_bool(0.3) { rng.random_range(0.4f32..1.) } else { 0. };
-    for slice in slices {
+    let one = |mut slice: Slice| {
         if sigma > 0. {
             slice.pixels = blur(&slice.pixels, width, sigma);
         }
+        for (i, value) in slice.pixels.iter_mut().enumerate() {
+            let changed = value.powf(gamma) * gain * (1. + bias_size * bias[i]);
+            *value = if slice.brain[i] { changed.clamp(0., 1.) } else { 0. };
+        }
+        if noise == 0. {
+            return Seen { seen: slice.clone(), clean: slice };
+        }
         // Three uniform numbers have a variance of 1/4.
         let normal = (0..slice.pixels.len()).map(|_| 2. * (0..3).map(|_| rng.random::<f32>() - 0.5).sum::<f32>());
-        let mut jitter: Vec<f32> = if noise > 0. { normal.collect() } else { vec![0.; slice.pixels.len()] };
-        if noise > 0. && grain > 0. {
+        let mut jitter: Vec<f32> = normal.collect();
+        if grain > 0. {
             jitter = blur(&jitter, width, grain);
             let spread = (jitter.iter().map(|v| v * v).sum::<f32>() / jitter.len() as f32).sqrt();
             jitter.iter_mut().for_each(|v| *v /= spread.max(1e-6));
         }
-        for (i, value) in slice.pixels.iter_mut().enumerate() {
-            let changed = value.powf(gamma) * gain * (1. + bias_size * bias[i]);
-            *value = if slice.brain[i] { (changed + noise * jitter[i]).clamp(0., 1.) } else { 0. };
+        let mut seen = slice.clone();
+        for (i, value) in seen.pixels.iter_mut().enumerate().filter(|&(i, _)| slice.brain[i]) {
+            *value = (*value + noise * jitter[i]).clamp(0., 1.);
         }
-    }
+        Seen { seen, clean: slice }
+    };
+    slices.into_iter().map(one).collect()
 }
 
 /// A random field in about -1..1 that varies over `knots` waves: bilinear between random knots.
@@ -308,23 +332,24 @@ fn prepare_one(raw: &Raw, path: &Path, config: &PreprocessConfig) -> Result<Brai
     Ok(Brain { image, mask })
 }
 
-/// Fraction of each token's cell that is set, `[B, H/cell, W/cell]`, from per-pixel 0..1 planes.
-pub(super) fn cell_fraction(planes: &[Vec<f32>], width: usize, cell: i64, device: Device) -> Tensor {
-    let height = planes.first().map_or(0, |p| p.len() / width);
-    let flat: Vec<f32> = planes.iter().flatten().copied().collect();
-    Tensor::from_slice(&flat)
-        .view([planes.len() as i64, 1, height as i64, width as i64])
+/// Share of each token's cell that is brain, `[B, H/cell, W/cell]`.
+pub(super) fn brain_fraction<'a>(
+    slices: impl IntoIterator<Item = &'a Slice>,
+    width: usize,
+    cell: i64,
+    device: Device,
+) -> Tensor {
+    let mut inside: Vec<f32> = Vec::new();
+    let mut n = 0;
+    for slice in slices {
+        inside.extend(slice.brain.iter().map(|&b| f32::from(u8::from(b))));
+        n += 1;
+    }
+    Tensor::from_slice(&inside)
+        .view([n, 1, -1, width as i64])
         .to_device(device)
         .avg_pool2d([cell, cell], [cell, cell], [0, 0], false, true, None)
         .squeeze_dim(1)
-        .to_kind(Kind::Float)
-}
-
-/// Share of each token's cell that is brain, `[B, H/cell, W/cell]`.
-pub(super) fn brain_fraction(slices: &[Slice], width: usize, cell: i64, device: Device) -> Tensor {
-    let planes: Vec<Vec<f32>> =
-        slices.iter().map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b))).collect()).collect();
-    cell_fraction(&planes, width, cell, device)
 }
 
 /// One of a few sizes of token blocks, as in MAD-AD (arXiv 2502.16943).

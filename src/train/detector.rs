@@ -1,7 +1,7 @@
 //! Training of the detector: tell tokens of synthetic anomalies from healthy ones.
 //!
 //! Most slices are corrupted in image space, with their neighbours, and tokenized; in some, blocks of tokens are replaced
-//! by random ones or by those of another slice of the same batch.
+//! by random ones, by those of another slice of the same batch, or by what the inpainter draws.
 
 use rand::Rng;
 use rayon::prelude::*;
@@ -12,19 +12,24 @@ use super::anomaly::{Slab, corrupt};
 use super::data::Slice;
 use super::{Context, data, draw_rng, updates};
 use crate::error::Result;
-use crate::model::{CONTEXT, DOWNSAMPLING, Detector, Tokenizer};
+use crate::model::{CONTEXT, Decoding, Detector, Inpainter, Masked, Tokenizer};
 
 /// Share of slices corrupted in image space, and of slices with swapped token blocks.
-const IMAGE_SHARE: f64 = 0.7;
-const TOKEN_SHARE: f64 = 0.25;
+const IMAGE_SHARE: f64 = 0.75;
+const TOKEN_SHARE: f64 = 0.2;
 
 /// The slice that is judged, among [`CONTEXT`].
 const MIDDLE: usize = CONTEXT.len() / 2;
 
-/// A batch: codes `[B, 3, h, w]`, heights `[B]`, targets in 0..1 `[B, h, w]`, brain fraction `[B, h, w]`.
+/// Slices with anomalies, and how far each pixel of the middle ones is anomalous.
+type Drawn = Vec<(Vec<Slice>, Vec<f32>)>;
+
+/// A batch: codes `[B, 3, h, w]`, heights `[B]`, tokens that hold brain `[B, h, w]`; pixels' targets 0 or 1 and brain, both
+/// `[B, H, W]`.
 struct Batch {
     codes: Tensor,
     z_mm: Tensor,
+    inside: Tensor,
     target: Tensor,
     brain: Tensor,
 }
@@ -33,78 +38,91 @@ struct Batch {
 pub(super) fn train(
     context: &Context<'_>,
     store: &VarStore,
-    tokenizer: &Tokenizer,
+    models: (&Tokenizer, &Inpainter),
     detector: &Detector,
 ) -> Result<Vec<(&'static str, f64)>> {
     let stage = &context.pipeline.train.detector;
-    updates(context, "detector", store, (stage.steps, stage.learning_rate), |step| {
-        let batch = batch(context, tokenizer, &context.train, "detector", step, stage.batch);
-        let logits = detector.forward(&batch.codes, &batch.z_mm, context.kind);
+    let draw = |step| draw(context, &context.train, "detector", step, stage.batch);
+    updates(context, "detector", store, (stage.steps, stage.learning_rate), draw, |step, drawn| {
+        let batch = batch(context, models, &drawn, "detector", step);
+        let logits = detector.forward(&batch.codes, &batch.inside, &batch.z_mm, context.kind);
         let loss =
             logits.binary_cross_entropy_with_logits(&batch.target, None::<Tensor>, None::<Tensor>, Reduction::None);
-        let weight = batch.brain.gt(0.1).to_kind(Kind::Float);
-        let loss = (loss * &weight).sum(Kind::Float) / weight.sum(Kind::Float);
+        let loss = (loss * &batch.brain).sum(Kind::Float) / batch.brain.sum(Kind::Float);
         (loss.shallow_clone(), vec![("bce", loss)])
     })?;
-    Ok(measure(context, tokenizer, detector))
+    Ok(measure(context, models, detector))
+}
+
+fn draw(context: &Context<'_>, from: &data::Slices, stage: &str, step: i64, size: usize) -> Drawn {
+    let (seed, width) = (context.pipeline.train.seed, from.shape[0]);
+    let one = |item| {
+        let mut rng = draw_rng(seed, stage, step, item);
+        let mut slices = from.draw(&CONTEXT, &mut rng);
+        let foreign = from.draw_near(slices[MIDDLE].z_mm, &CONTEXT, &mut rng);
+        let truth = if rng.random_bool(IMAGE_SHARE) {
+            corrupt(&mut Slab { slices: &mut slices, offsets: &CONTEXT, width }, &foreign, &context.outlines, &mut rng)
+        } else {
+            vec![0.; slices[MIDDLE].pixels.len()]
+        };
+        (slices, truth)
+    };
+    (0..size).into_par_iter().map(one).collect()
 }
 
 fn batch(
     context: &Context<'_>,
-    tokenizer: &Tokenizer,
-    from: &data::Slices,
+    (tokenizer, inpainter): (&Tokenizer, &Inpainter),
+    drawn: &Drawn,
     stage: &str,
     step: i64,
-    size: usize,
 ) -> Batch {
-    let seed = context.pipeline.train.seed;
-    let width = from.shape[0];
-    let (slabs, truth): (Vec<Vec<Slice>>, Vec<Vec<f32>>) = (0..size)
-        .into_par_iter()
-        .map(|item| {
-            let mut rng = draw_rng(seed, stage, step, item);
-            let mut slices = from.draw(&CONTEXT, &mut rng);
-            let foreign = from.draw_near(slices[MIDDLE].z_mm, &CONTEXT, &mut rng);
-            let truth = if rng.random_bool(IMAGE_SHARE) {
-                corrupt(&mut Slab { slices: &mut slices, offsets: &CONTEXT, width }, &foreign, &mut rng)
-            } else {
-                vec![0.; slices[MIDDLE].pixels.len()]
-            };
-            (slices, truth)
-        })
-        .unzip();
-    let middle: Vec<Slice> = slabs.iter().map(|slices| slices[MIDDLE].clone()).collect();
-    let device = context.device;
-    let (image, z_mm) = data::stack(&slabs.concat(), width, device);
-    let z_mm = z_mm.view([size as i64, -1]).select(1, MIDDLE as i64);
-    let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
-    let codes = codes.unflatten(0, [size as i64, CONTEXT.len() as i64]);
-    let hard: Vec<Vec<f32>> = truth.iter().map(|t| t.iter().map(|&v| f32::from(u8::from(v > 0.5))).collect()).collect();
-    let target = data::cell_fraction(&hard, width, DOWNSAMPLING, device);
-    let brain = data::brain_fraction(&middle, width, DOWNSAMPLING, device);
-    let (codes, target) = swap_blocks(context, &codes, &target, &brain, stage, step, tokenizer.config().codes());
-    Batch { codes, z_mm, target, brain }
+    let (device, width, cell) = (context.device, context.train.shape[0], tokenizer.config().cell());
+    let size = drawn.len() as i64;
+    let slices: Vec<Slice> = drawn.iter().flat_map(|(slices, _)| slices.iter().cloned()).collect();
+    let middle: Vec<&Slice> = drawn.iter().map(|(slices, _)| &slices[MIDDLE]).collect();
+    let (image, heights) = data::stack(&slices, width, device);
+    let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind), &heights));
+    let codes = codes.unflatten(0, [size, CONTEXT.len() as i64]);
+    let z_mm = heights.view([size, -1]).select(1, MIDDLE as i64);
+    let plane = |values: Vec<f32>| Tensor::from_slice(&values).view([size, -1, width as i64]).to_device(device);
+    let target =
+        plane(drawn.iter().flat_map(|(_, truth)| truth.iter().map(|&v| f32::from(u8::from(v > 0.5)))).collect());
+    let brain = plane(middle.iter().flat_map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b)))).collect());
+    let fraction = data::brain_fraction(middle, width, cell, device);
+    let vocabulary = tokenizer.config().codes();
+    let (codes, swapped) = swap_blocks(context, inpainter, (&codes, &heights, &fraction), stage, step, vocabulary);
+    let swapped = swapped.repeat_interleave_self_int(cell, 1, None).repeat_interleave_self_int(cell, 2, None);
+    Batch { codes, z_mm, inside: fraction.gt(0.), target: target.maximum(&swapped), brain }
 }
 
-/// Replaces blocks of tokens inside the brain, in all slices of a slab; where a code of the middle slice changed, the
-/// target becomes 1.
+/// What a block of tokens is replaced by.
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    /// Random codes.
+    Random,
+    /// Another slice's, of the same place.
+    Foreign,
+    /// What the inpainter draws there: hard to tell from healthy, as in Token-Critic (arXiv 2209.04439).
+    Inpainter,
+}
+
+/// Replaces blocks of tokens inside the brain, in all slices of a slab. Also gives 1 for tokens of the middle slice whose
+/// code changed, 0 for the others, `[B, h, w]`.
 fn swap_blocks(
     context: &Context<'_>,
-    codes: &Tensor,
-    target: &Tensor,
-    brain: &Tensor,
+    inpainter: &Inpainter,
+    (codes, heights, brain): (&Tensor, &Tensor, &Tensor),
     stage: &str,
     step: i64,
     vocabulary: i64,
 ) -> (Tensor, Tensor) {
-    let Ok((batch, slices, rows, columns)) = codes.size4() else {
-        return (codes.shallow_clone(), target.shallow_clone());
-    };
+    let (batch, slices, rows, columns) = codes.size4().expect("codes are [B, slices, rows, columns]");
     let mut rng = draw_rng(context.pipeline.train.seed, stage, step, 4095);
     let mut values: Vec<i64> = Vec::try_from(codes.to_device(Device::Cpu).contiguous().view(-1)).unwrap_or_default();
     let inside: Vec<f32> = Vec::try_from(brain.to_device(Device::Cpu).contiguous().view(-1)).unwrap_or_default();
     let original = values.clone();
-    let mut changed = vec![0f32; inside.len()];
+    let mut hidden = vec![false; values.len()];
     for b in 0..batch {
         if !rng.random_bool(TOKEN_SHARE) {
             continue;
@@ -113,38 +131,58 @@ fn swap_blocks(
         for _ in 0..rng.random_range(1..4) {
             let (height, width) = (data::block_side(&mut rng), data::block_side(&mut rng));
             let (top, left) = (rng.random_range(0..rows), rng.random_range(0..columns));
-            let foreign = rng.random_bool(0.5);
+            let source = [Source::Random, Source::Foreign, Source::Inpainter][rng.random_range(0..3)];
             for (y, x) in
                 (top..(top + height).min(rows)).flat_map(|y| (left..(left + width).min(columns)).map(move |x| (y, x)))
             {
-                let judged = ((b * rows + y) * columns + x) as usize;
-                if inside[judged] < 0.5 {
+                if inside[((b * rows + y) * columns + x) as usize] < 0.5 {
                     continue;
                 }
                 for slice in 0..slices {
                     let at = |b: i64| (((b * slices + slice) * rows + y) * columns + x) as usize;
-                    values[at(b)] = if foreign { original[at(other)] } else { rng.random_range(0..vocabulary) };
-                    if slice == MIDDLE as i64 {
-                        changed[judged] = f32::from(u8::from(values[at(b)] != original[at(b)]));
+                    match source {
+                        Source::Random => values[at(b)] = rng.random_range(0..vocabulary),
+                        Source::Foreign => values[at(b)] = original[at(other)],
+                        Source::Inpainter => hidden[at(b)] = true,
                     }
                 }
             }
         }
     }
-    let changed = Tensor::from_slice(&changed).view_as(target).to_device(context.device);
-    (Tensor::from_slice(&values).view_as(codes).to_device(context.device), target.maximum(&changed))
+    let mut swapped = Tensor::from_slice(&values).view_as(codes).to_device(context.device);
+    let n_hidden = hidden.iter().filter(|&&h| h).count();
+    if n_hidden > 0 {
+        let noise: Vec<f32> = (0..n_hidden * vocabulary as usize).map(|_| rng.random()).collect();
+        let noise = Tensor::from_slice(&noise).view([-1, vocabulary]).to_device(context.device);
+        let mask = Tensor::from_slice(&hidden).view_as(codes).to_device(context.device).flatten(0, 1);
+        // All slices of a slab are taken to hold brain where the middle one does.
+        let around = brain.gt(0.).unsqueeze(1).expand_as(codes).flatten(0, 1);
+        let open = mask.flatten(1, 2).any_dim(1, false).nonzero().squeeze_dim(1);
+        let flat = swapped.flatten(0, 1);
+        let [rows, inside, mask, z_mm] = [&flat, &around, &mask, heights].map(|t| t.index_select(0, &open));
+        let masked = Masked { codes: &rows, inside: &inside, mask: &mask, z_mm: &z_mm };
+        let decoding = Decoding { steps: 1, temperature: 1. };
+        let (drawn, _) = tch::no_grad(|| inpainter.restore(&masked, &noise, decoding, context.kind));
+        swapped = flat.index_copy(0, &open, &drawn).view_as(codes);
+    }
+    let changed = swapped.ne_tensor(codes).select(1, MIDDLE as i64).to_kind(Kind::Float);
+    (swapped, changed)
 }
 
 /// Area under the ROC curve and average precision over the brain's tokens.
-fn measure(context: &Context<'_>, tokenizer: &Tokenizer, detector: &Detector) -> Vec<(&'static str, f64)> {
+fn measure(context: &Context<'_>, models: (&Tokenizer, &Inpainter), detector: &Detector) -> Vec<(&'static str, f64)> {
     let mut scored: Vec<(f32, bool)> = Vec::new();
     tch::no_grad(|| {
         for step in 0..12 {
-            let batch = batch(context, tokenizer, &context.val, "detector-val", step, 24);
-            let p = detector.forward(&batch.codes, &batch.z_mm, Kind::Float).sigmoid();
+            let drawn = draw(context, &context.val, "detector-val", step, 24);
+            let batch = batch(context, models, &drawn, "detector-val", step);
+            let logits = detector.forward(&batch.codes, &batch.inside, &batch.z_mm, Kind::Float);
+            let cell = [models.0.config().cell(); 2];
+            let tokens = |plane: &Tensor| plane.unsqueeze(1).avg_pool2d(cell, cell, [0, 0], false, true, None);
             let flat =
                 |t: &Tensor| Vec::<f32>::try_from(t.to_device(Device::Cpu).contiguous().view(-1)).unwrap_or_default();
-            let (p, target, brain) = (flat(&p), flat(&batch.target), flat(&batch.brain));
+            let p = flat(&detector.token_probability(&logits));
+            let (target, brain) = (flat(&tokens(&batch.target)), flat(&tokens(&batch.brain)));
             scored.extend((0..p.len()).filter(|&i| brain[i] > 0.5).map(|i| (p[i], target[i] > 0.5)));
         }
     });

@@ -8,13 +8,18 @@ use rayon::prelude::*;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
+use super::data::Slice;
 use super::{Context, data, draw_rng, updates};
 use crate::error::Result;
-use crate::model::{DOWNSAMPLING, Inpainter, Tokenizer};
+use crate::model::{Inpainter, Masked, Tokenizer};
 
-/// A masked batch: codes and which are masked `[B, h, w]`, heights `[B]`.
+/// Slices, and which of each one's tokens are to be hidden.
+type Drawn = Vec<(Slice, Vec<bool>)>;
+
+/// A masked batch: codes, tokens that hold brain and tokens that are masked `[B, h, w]`, heights `[B]`.
 struct Batch {
     codes: Tensor,
+    inside: Tensor,
     mask: Tensor,
     z_mm: Tensor,
 }
@@ -27,9 +32,10 @@ pub(super) fn train(
     inpainter: &Inpainter,
 ) -> Result<Vec<(&'static str, f64)>> {
     let stage = &context.pipeline.train.inpainter;
-    updates(context, "inpainter", store, (stage.steps, stage.learning_rate), |step| {
-        let batch = batch(context, tokenizer, &context.train, "inpainter", step, stage.batch);
-        let (loss, right) = masked_loss(inpainter, &batch, context.kind);
+    let cell = tokenizer.config().cell();
+    let draw = |step| draw(context, &context.train, cell, "inpainter", step, stage.batch);
+    updates(context, "inpainter", store, (stage.steps, stage.learning_rate), draw, |_, drawn| {
+        let (loss, right) = masked_loss(inpainter, &batch(context, tokenizer, drawn), context.kind);
         (loss.shallow_clone(), vec![("nll", loss), ("right", right)])
     })?;
     Ok(measure(context, tokenizer, inpainter))
@@ -37,41 +43,32 @@ pub(super) fn train(
 
 /// Mean negative log-likelihood (nats) of the masked tokens, and the share guessed right.
 fn masked_loss(inpainter: &Inpainter, batch: &Batch, kind: Kind) -> (Tensor, Tensor) {
-    let hidden = batch.codes.masked_fill(&batch.mask, inpainter.mask_code());
-    let logits = inpainter.forward(&hidden, &batch.z_mm, kind);
-    let where_masked = batch.mask.view(-1).nonzero().squeeze_dim(1);
-    let logits = logits.flatten(0, 2).index_select(0, &where_masked);
-    let truth = batch.codes.view(-1).index_select(0, &where_masked);
+    let Batch { codes, inside, mask, z_mm } = batch;
+    let logits = inpainter.forward(&Masked { codes, inside, mask, z_mm }, kind);
+    let truth = codes.masked_select(mask);
     let right = logits.argmax(-1, false).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float);
     (logits.cross_entropy_for_logits(&truth), right)
 }
 
-fn batch(
-    context: &Context<'_>,
-    tokenizer: &Tokenizer,
-    from: &data::Slices,
-    stage: &str,
-    step: i64,
-    size: usize,
-) -> Batch {
+fn draw(context: &Context<'_>, from: &data::Slices, cell: i64, stage: &str, step: i64, size: usize) -> Drawn {
     let seed = context.pipeline.train.seed;
-    let (width, height) = (from.shape[0], from.shape[1]);
-    let (rows, columns) = (height as i64 / DOWNSAMPLING, width as i64 / DOWNSAMPLING);
-    let (slices, masks): (Vec<_>, Vec<Vec<bool>>) = (0..size)
-        .into_par_iter()
-        .map(|item| {
-            let mut rng = draw_rng(seed, stage, step, item);
-            (from.draw(&[0], &mut rng), mask(rows, columns, &mut rng))
-        })
-        .unzip();
-    let slices = slices.concat();
+    let (rows, columns) = (from.shape[1] as i64 / cell, from.shape[0] as i64 / cell);
+    let one = |item| {
+        let mut rng = draw_rng(seed, stage, step, item);
+        (from.draw(&[0], &mut rng).remove(0), mask(rows, columns, &mut rng))
+    };
+    (0..size).into_par_iter().map(one).collect()
+}
+
+fn batch(context: &Context<'_>, tokenizer: &Tokenizer, drawn: Drawn) -> Batch {
+    let (slices, masks): (Vec<Slice>, Vec<Vec<bool>>) = drawn.into_iter().unzip();
+    let width = context.train.shape[0];
     let (image, z_mm) = data::stack(&slices, width, context.device);
-    let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind)));
-    let brain = data::brain_fraction(&slices, width, DOWNSAMPLING, context.device);
-    let flat: Vec<bool> = masks.concat();
-    let mask = Tensor::from_slice(&flat).view_as(&codes).to_device(context.device);
-    // Air is easy to guess: only the brain's tokens are asked for.
-    Batch { codes, mask: mask.logical_and(&brain.gt(0.1)), z_mm }
+    let codes = tch::no_grad(|| tokenizer.encode(&image.to_kind(context.kind), &z_mm));
+    let brain = data::brain_fraction(&slices, width, tokenizer.config().cell(), context.device);
+    let mask = Tensor::from_slice(&masks.concat()).view_as(&codes).to_device(context.device);
+    // Tokens at the very border hold little: only the brain's tokens are asked for.
+    Batch { codes, inside: brain.gt(0.), mask: mask.logical_and(&brain.gt(0.1)), z_mm }
 }
 
 /// Which tokens of a slice are hidden.
@@ -99,7 +96,8 @@ fn measure(context: &Context<'_>, tokenizer: &Tokenizer, inpainter: &Inpainter) 
     let rounds = 12;
     tch::no_grad(|| {
         for step in 0..rounds {
-            let batch = batch(context, tokenizer, &context.val, "inpainter-val", step, 24);
+            let drawn = draw(context, &context.val, tokenizer.config().cell(), "inpainter-val", step, 24);
+            let batch = batch(context, tokenizer, drawn);
             let (loss, accuracy) = masked_loss(inpainter, &batch, Kind::Float);
             nll += f64::try_from(loss).unwrap_or(f64::NAN) / rounds as f64;
             right += f64::try_from(accuracy).unwrap_or(f64::NAN) / rounds as f64;

@@ -3,10 +3,10 @@
 //! ```text
 //! healthy cohort ─► preprocess (kept in `work`) ─► slices, seen through other scanners
 //!   1. tokenizer   L1 + gradient loss of the reconstruction
-//!   2. detector    tokens of slices with synthetic anomalies, and swapped blocks of tokens
-//!   3. inpainter   masked image modelling on healthy tokens
+//!   2. inpainter   masked image modelling on healthy tokens
+//!   3. detector    tokens of slices with synthetic anomalies, and swapped blocks of tokens
 //!   4. prior       next tokens of healthy slices; only where a rival is wanted
-//!   5. thresholds  fixed on healthy `val` scans
+//!   5. calibration healthy scores by place, thresholds fixed on healthy `val` scans
 //! ─► bundle folder
 //! ```
 //! Every stage keeps a checkpoint in the work folder and continues from it; a finished stage is not
@@ -18,9 +18,11 @@ mod anomaly;
 pub mod border;
 mod calibrate;
 mod card;
+mod codebook;
 mod curve;
 mod data;
 mod detector;
+mod discriminator;
 mod inpainter;
 mod prior;
 mod tokenizer;
@@ -33,12 +35,13 @@ use rand_chacha::ChaCha8Rng;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::cohort;
-use crate::config::TrainPipeline;
+use crate::cohort::{self, Selection};
+use crate::config::{Network, TrainPipeline};
 use crate::error::{Error, Result};
-use crate::model::{self, BundleInfo, Detector, Inpainter, Prior, Tokenizer, Training, device};
+use crate::model::{self, BundleInfo, Detector, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training, device};
 use crate::preprocess;
 use adamw::{AdamW, AdamWConfig};
+use anomaly::Outline;
 use curve::Curve;
 use data::{Brain, Slices};
 
@@ -53,9 +56,12 @@ struct Context<'a> {
     kind: Kind,
     train: Slices,
     val: Slices,
+    /// Outlines of real lesions, for synthetic ones.
+    outlines: Vec<Outline>,
 }
 
-/// Trains all networks and writes the bundle. Prints progress to standard error.
+/// Trains all networks and writes the bundle, or stops before it where `train.until` says so. Prints progress to
+/// standard error.
 ///
 /// # Errors
 /// [`Error::Config`] where the cohort has no `train` or no `val` scan; storage and device errors.
@@ -67,11 +73,13 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let (train, n_train) = brains(pipeline, "train").await?;
     let (val, n_val) = brains(pipeline, "val").await?;
     let kind = if config.bf16 { Kind::BFloat16 } else { Kind::Float };
-    let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val) };
+    let outlines = outlines(&config.shapes).await?;
+    let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val), outlines };
     eprintln!("{} slices to fit on, {} held out; {device:?}, {kind:?}", context.train.len(), context.val.len());
 
     let grid = preprocess::model_grid();
-    let tokens = [grid.shape[1] as i64 / model::DOWNSAMPLING, grid.shape[0] as i64 / model::DOWNSAMPLING];
+    let cell = config.tokenizer.network.cell();
+    let tokens = [grid.shape[1] as i64 / cell, grid.shape[0] as i64 / cell];
     let vocabulary = config.tokenizer.network.vocabulary();
     let stores = [(); 4].map(|()| VarStore::new(device));
     // Weights begin where the seed says, whichever stage a training is taken up at.
@@ -80,21 +88,34 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         stores[stage].root()
     };
     let tokenizer = Tokenizer::new(root(0), &config.tokenizer.network);
-    let detector = Detector::new(root(1), &config.detector.network, vocabulary.clone(), tokens);
+    let detector = Detector::new(root(1), &config.detector.network, vocabulary.clone(), tokens, cell);
     let inpainter = Inpainter::new(root(2), &config.inpainter.network, vocabulary.clone(), tokens);
 
+    let last = |network| config.until == Some(network);
     let mut metrics = tokenizer::train(&context, &stores[0], &tokenizer)?;
-    metrics.extend(detector::train(&context, &stores[1], &tokenizer, &detector)?);
+    if last(Network::Tokenizer) {
+        return Ok(());
+    }
     metrics.extend(inpainter::train(&context, &stores[2], &tokenizer, &inpainter)?);
+    if last(Network::Inpainter) {
+        return Ok(());
+    }
+    metrics.extend(detector::train(&context, &stores[1], (&tokenizer, &inpainter), &detector)?);
+    if last(Network::Detector) {
+        return Ok(());
+    }
     let mut rival = None;
     if let Some(stage) = &config.prior {
         let prior = Prior::new(root(3), &stage.network, vocabulary, tokens);
         metrics.extend(prior::train(&context, stage, &stores[3], &tokenizer, &prior)?);
         rival = Some(prior);
     }
+    if last(Network::Prior) {
+        return Ok(());
+    }
     let networks = model::Networks { tokenizer, detector, inpainter, prior: rival, device };
-    let (calibration, more) = calibrate::thresholds(&context, &networks)?;
-    metrics.extend(more);
+    let calibrated = calibrate::calibrate(&context, &networks)?;
+    metrics.extend(calibrated.figures);
 
     let info = BundleInfo {
         format: 0,
@@ -107,7 +128,7 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         inpainter: config.inpainter.network.clone(),
         prior: config.prior.as_ref().map(|stage| stage.network.clone()),
         preprocess: pipeline.preprocess.clone(),
-        calibration,
+        calibration: calibrated.calibration,
         training: Training {
             train_scans: n_train,
             val_scans: n_val,
@@ -119,10 +140,31 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         weights: Default::default(),
     };
     let card = card::model_card(&info, config);
-    model::write_bundle(&config.out, info, &stores, &card)?;
-    Curve::open(&config.work)?.write_parquet(&config.out)?;
+    model::write_bundle(&config.out, info, &stores, calibrated.healthy.as_ref(), &card)?;
+    let stages: Vec<&str> = NETWORKS.into_iter().chain(config.prior.is_some().then_some(PRIOR)).collect();
+    curve::write_parquet(&config.work, &stages, &config.out)?;
     eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
     Ok(())
+}
+
+/// Outlines of the lesion masks in a folder; none where none is named.
+async fn outlines(url: &str) -> Result<Vec<Outline>> {
+    let mut outlines = Vec::new();
+    if url.is_empty() {
+        return Ok(outlines);
+    }
+    let location = cohort::open(url)?;
+    let everything = Selection { suffixes: Vec::new(), ..Selection::default() };
+    for entry in cohort::list(&location, "shapes", &everything).await?.selected {
+        let bytes = cohort::read(&location, &entry, data::MAX_SCAN_BYTES).await?;
+        let mask = bytes.decode(data::MAX_SCAN_BYTES)?.volume;
+        outlines.extend(Outline::of(&mask));
+    }
+    if outlines.is_empty() {
+        return Err(Error::Config(format!("train.shapes: {location} holds no lesion mask of 8 mm3 or more")));
+    }
+    eprintln!("{} outlines of lesions", outlines.len());
+    Ok(outlines)
 }
 
 /// Prepared brains of one split of the cohort.
@@ -177,58 +219,83 @@ fn draw_rng(seed: u64, stage: &str, step: i64, item: usize) -> ChaCha8Rng {
     rng
 }
 
-/// Runs one network's updates from where its checkpoint stands; `loss` builds a step's loss and
-/// names figures for the progress line.
-fn updates(
+/// Batches that are drawn ahead of the updates.
+const AHEAD: usize = 3;
+
+/// Runs one network's updates from where its checkpoint stands. `draw` makes a step's batch, on another thread and
+/// ahead of time; `loss` builds the step's loss from it and names figures for the progress line.
+fn updates<B: Send>(
     context: &Context<'_>,
     name: &str,
     store: &VarStore,
     schedule: (i64, f64),
-    mut loss: impl FnMut(i64) -> (Tensor, Vec<(&'static str, Tensor)>),
+    draw: impl Fn(i64) -> B + Sync,
+    loss: impl FnMut(i64, B) -> (Tensor, Vec<(&'static str, Tensor)>),
+) -> Result<()> {
+    updates_beside(context, name, store, schedule, Vec::new(), draw, loss)
+}
+
+/// As [`updates`], where `loss` also changes tensors outside `store`: `beside`, which the checkpoint has to keep.
+fn updates_beside<B: Send>(
+    context: &Context<'_>,
+    name: &str,
+    store: &VarStore,
+    schedule: (i64, f64),
+    beside: Vec<(String, Tensor)>,
+    draw: impl Fn(i64) -> B + Sync,
+    mut loss: impl FnMut(i64, B) -> (Tensor, Vec<(&'static str, Tensor)>),
 ) -> Result<()> {
     let (steps, peak) = schedule;
     let work: &Path = &context.pipeline.train.work;
     let checkpoint = work.join(format!("{name}.checkpoint.safetensors"));
     let mut optimizer =
         AdamW::new(store, AdamWConfig { beta1: 0.9, beta2: 0.98, weight_decay: 0.05, clip: 1., ema: 0.998 });
+    let mut state = optimizer.tensors();
+    state.extend(beside);
     if checkpoint.exists() {
-        optimizer.load(&checkpoint)?;
+        adamw::load(&mut state, &checkpoint)?;
         eprintln!("{name}: continues after step {}", optimizer.step_count());
     }
-    let mut curve = Curve::open(work)?;
-    curve.rewind(name, optimizer.step_count());
+    let mut curve = Curve::open(work, name)?;
+    let first = optimizer.step_count();
+    curve.rewind(first);
     let often = Duration::from_secs(context.pipeline.train.checkpoint_seconds);
-    let (started, first) = (Instant::now(), optimizer.step_count());
+    let started = Instant::now();
     let (mut saved, mut told) = (Instant::now(), Instant::now());
-    while optimizer.step_count() < steps {
-        let step = optimizer.step_count();
-        let (value, figures) = loss(step);
-        optimizer.step(&value, learning_rate(step, steps, peak));
-        if step % curve::EVERY == 0 {
-            for (figure, value) in &figures {
-                curve.push(name, step, figure, f64::try_from(value)?);
+    std::thread::scope(|scope| {
+        let (send, batches) = std::sync::mpsc::sync_channel(AHEAD);
+        // Ends with the receiver, when the loop below is left.
+        let draw = &draw;
+        scope.spawn(move || (first..steps).map(draw).try_for_each(|batch| send.send(batch)));
+        for (step, batch) in (first..steps).zip(batches) {
+            let (value, figures) = loss(step, batch);
+            optimizer.step(&value, learning_rate(step, steps, peak));
+            if step % curve::EVERY == 0 {
+                for (figure, value) in &figures {
+                    curve.push(step, figure, f64::try_from(value)?);
+                }
+            }
+            if told.elapsed() > Duration::from_secs(15) || step + 1 == steps {
+                told = Instant::now();
+                let rate = (step + 1 - first) as f64 / started.elapsed().as_secs_f64();
+                let figures: Vec<String> =
+                    figures.iter().map(|(n, t)| format!("{n} {:.4}", f64::try_from(t).unwrap_or(f64::NAN))).collect();
+                eprintln!(
+                    "{name}: step {}/{steps}, {}, {rate:.2} steps/s, {:.0} min left",
+                    step + 1,
+                    figures.join(", "),
+                    (steps - step - 1) as f64 / rate / 60.
+                );
+            }
+            if saved.elapsed() >= often {
+                curve.save()?;
+                adamw::save(&state, &checkpoint)?;
+                saved = Instant::now();
             }
         }
-        if told.elapsed() > Duration::from_secs(15) || step + 1 == steps {
-            told = Instant::now();
-            let rate = (step + 1 - first) as f64 / started.elapsed().as_secs_f64();
-            let figures: Vec<String> =
-                figures.iter().map(|(n, t)| format!("{n} {:.4}", f64::try_from(t).unwrap_or(f64::NAN))).collect();
-            eprintln!(
-                "{name}: step {}/{steps}, {}, {rate:.2} steps/s, {:.0} min left",
-                step + 1,
-                figures.join(", "),
-                (steps - step - 1) as f64 / rate / 60.
-            );
-        }
-        if saved.elapsed() >= often {
-            curve.save()?;
-            optimizer.save(&checkpoint)?;
-            saved = Instant::now();
-        }
-    }
-    curve.save()?;
-    optimizer.save(&checkpoint)?;
+        curve.save()?;
+        adamw::save(&state, &checkpoint)
+    })?;
     optimizer.use_average();
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::time::Instant;
 use object_store::ObjectStoreExt;
 use rayon::prelude::*;
 
-pub use report::{Estimate, MethodFigures, Report, ScanFigures};
+pub use report::{Estimate, MethodFigures, Ratio, Report, ScanFigures};
 
 use self::figures::Counts;
 use super::preprocess::MAX_SCAN_BYTES;
@@ -73,6 +73,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
     let mut methods = Vec::new();
     for method in &pipeline.eval.methods {
         let started = Instant::now();
+        let networks = bundle.networks_in(device, method.score.precision.kind())?;
         let run = MethodRun { networks: &networks, score: &method.score, bundle: &bundle };
         let figures = run.evaluate(&method.name, &lesioned, &healthy, pipeline.eval.healthy_quantile)?;
         eprintln!("{}: {:.0} s", method.name, started.elapsed().as_secs_f64());
@@ -88,6 +89,8 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
         n_lesioned: lesioned.len(),
         n_healthy: healthy.len(),
         reconstruction_l1: reconstruction(&networks, &healthy)?,
+        reconstruction_l1_lesioned: reconstruction(&networks, &lesioned)?,
+        ratios: methods.iter().skip(1).map(|other| Ratio::new(&methods[0], other)).collect(),
         methods,
     };
     if !pipeline.tables.url.is_empty() {
@@ -106,7 +109,7 @@ struct MethodRun<'a> {
 
 impl MethodRun<'_> {
     fn evaluate(&self, name: &str, lesioned: &[Case], healthy: &[Case], quantile: f64) -> Result<MethodFigures> {
-        let mut settings = Settings::new(self.score, &self.bundle.info.calibration);
+        let mut settings = Settings::new(self.score, self.bundle)?;
         // No mask yet: the threshold is what the healthy scans tell, whatever the bundle says.
         settings.mask_threshold = f32::INFINITY;
         let mut maps = Vec::new();
@@ -196,14 +199,19 @@ fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
     }
 }
 
-/// Mean |image - decoded tokens| of the healthy scans' brains: what no restoration can get below.
-fn reconstruction(networks: &Networks, healthy: &[Case]) -> Result<f64> {
+/// Mean |image - decoded tokens| of the scans' brains, their lesions left out: what no restoration can get below.
+fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
     let (mut sum, mut n) = (0f64, 0f64);
-    for case in healthy {
-        let (image, brain) = (&case.prepared.image, &case.prepared.brain);
+    for case in cases {
+        let Prepared { image, brain, to_mni, .. } = &case.prepared;
         let decoded = score::reconstruct(networks, image, brain)?;
-        for ((a, b), _) in image.data.iter().zip(&decoded.data).zip(&brain.data).filter(|&(_, &b)| b > 0) {
-            sum += f64::from((a - b).abs());
+        let lesion = case.truth.as_ref().zip(to_mni.inverse()).map(|(truth, to_native)| {
+            let truth = Volume::new(truth.grid, truth.data.iter().map(|&v| f32::from(v)).collect());
+            resample::trilinear(&truth, &image.grid, &to_native)
+        });
+        let healthy = |i: usize| brain.data[i] > 0 && lesion.as_ref().is_none_or(|lesion| lesion.data[i] == 0.);
+        for i in (0..image.data.len()).filter(|&i| healthy(i)) {
+            sum += f64::from((image.data[i] - decoded.data[i]).abs());
             n += 1.;
         }
     }

@@ -77,6 +77,42 @@ pub struct MethodFigures {
     /// Median seconds of a scan on the device.
     pub device_seconds: f64,
     pub scans: Vec<ScanFigures>,
+    #[serde(skip)]
+    counts: Vec<Counts>,
+}
+
+/// The first method over another, on the same scans.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "each says what it is")]
+pub struct Ratio {
+    pub name: String,
+    /// Of the pooled average precisions.
+    pub average_precision: Estimate,
+    /// Of the pooled best Dice.
+    pub best_dice: Estimate,
+    /// How many times the other's seconds on the device are the first one's.
+    pub speed: Estimate,
+}
+
+impl Ratio {
+    /// `first` over `other`.
+    pub(super) fn new(first: &MethodFigures, other: &MethodFigures) -> Self {
+        let n = first.scans.len();
+        let all: Vec<usize> = (0..n).collect();
+        let estimate =
+            |statistic: &dyn Fn(&[usize]) -> f64| Estimate { value: statistic(&all), interval: interval(n, statistic) };
+        let pool = |method: &MethodFigures, draw: &[usize]| pooled(draw.iter().map(|&i| &method.counts[i]));
+        let seconds =
+            |method: &MethodFigures, draw: &[usize]| draw.iter().map(|&i| method.scans[i].device_seconds).sum::<f64>();
+        Self {
+            name: format!("{} / {}", first.name, other.name),
+            average_precision: estimate(&|draw| {
+                pool(first, draw).average_precision / pool(other, draw).average_precision
+            }),
+            best_dice: estimate(&|draw| pool(first, draw).best_dice / pool(other, draw).best_dice),
+            speed: estimate(&|draw| seconds(other, draw) / seconds(first, draw)),
+        }
+    }
 }
 
 impl MethodFigures {
@@ -119,6 +155,7 @@ impl MethodFigures {
             healthy_ml: [0.5, 0.9].map(|q| quantile(healthy_ml, q)),
             device_seconds: quantile(&seconds, 0.5),
             scans,
+            counts,
         }
     }
 }
@@ -203,7 +240,11 @@ pub struct Report {
     pub n_healthy: usize,
     /// Mean |image - decoded tokens| in healthy brains, of the 0-1 intensity range.
     pub reconstruction_l1: f64,
+    /// The same over the brains of the scans with truth, their lesions left out.
+    pub reconstruction_l1_lesioned: f64,
     pub methods: Vec<MethodFigures>,
+    /// The first method over each of the others.
+    pub ratios: Vec<Ratio>,
 }
 
 /// A Markdown table.
@@ -212,8 +253,14 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{} scans with lesions, {} healthy ones; bundle {}, {}. In brackets the middle 95 % over scans drawn with\n\
-             replacement. Thresholds are fixed on the healthy scans. Tokens alone bring the brain back to an L1 of {:.4}.\n",
-            self.n_lesioned, self.n_healthy, self.bundle, self.device, self.reconstruction_l1
+             replacement. Thresholds are fixed on the healthy scans. Tokens alone bring healthy brains back to an L1 of\n\
+             {:.4}, the healthy part of the others to {:.4}.\n",
+            self.n_lesioned,
+            self.n_healthy,
+            self.bundle,
+            self.device,
+            self.reconstruction_l1,
+            self.reconstruction_l1_lesioned
         )?;
         writeln!(
             f,
@@ -237,6 +284,13 @@ impl fmt::Display for Report {
                 m.healthy_ml[1],
                 m.device_seconds,
             )?;
+        }
+        if !self.ratios.is_empty() {
+            writeln!(f, "\n| first / other | pooled AP | pooled best Dice | faster, times |\n|---|---|---|---|")?;
+        }
+        for ratio in &self.ratios {
+            let Ratio { name, average_precision, best_dice, speed } = ratio;
+            writeln!(f, "| {name} | {average_precision} | {best_dice} | {speed} |")?;
         }
         let prevalence = self.methods.first().map_or(f64::NAN, |m| m.prevalence);
         writeln!(f, "\nChance has an average precision of {prevalence:.4}. Research software, not a medical device.")
