@@ -225,6 +225,8 @@ pub struct TrainConfig {
     pub tokenizer: TokenizerStage,
     /// The detector's sizes and training.
     pub detector: Stage<TransformerConfig>,
+    /// What the detector learns to find.
+    pub anomalies: AnomalyConfig,
     /// The inpainter's sizes and training.
     pub inpainter: Stage<TransformerConfig>,
     /// The autoregressive prior's sizes and training; left out, there is none, and the method `ar` cannot be used.
@@ -261,6 +263,7 @@ impl Default for TrainConfig {
                 adversary_from: 0,
                 decoder_steps: 0,
             },
+            anomalies: AnomalyConfig::default(),
             detector: Stage {
                 network: TransformerConfig { width: 128, heads: 4, layers: 4 },
                 steps: 3000,
@@ -276,6 +279,22 @@ impl Default for TrainConfig {
             prior: None,
             data: Vec::new(),
         }
+    }
+}
+
+/// Synthetic anomalies that the detector is trained with. A slice may have both kinds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AnomalyConfig {
+    /// Share of slices with anomalies in the image, 0 to 1.
+    pub image_share: f64,
+    /// Share of slices with blocks of other tokens, 0 to 1.
+    pub token_share: f64,
+}
+
+impl Default for AnomalyConfig {
+    fn default() -> Self {
+        Self { image_share: 0.75, token_share: 0.2 }
     }
 }
 

@@ -217,8 +217,7 @@ impl<'a> Inputs<'a> {
     fn measure(&self, model: &Model, settings: &DeviceSettings, kind: Kind) -> Result<KindSpeed> {
         let Self { sizes, device, codes, middle, z_mm, inside, mask, .. } = self;
         let networks = model.networks(*device, kind)?;
-        let vocabulary = sizes.tokenizer.vocabulary();
-        let (width, n_codes) = (vocabulary.width(), vocabulary.codes());
+        let n_codes = sizes.tokenizer.codes();
         let steps = settings.steps.max(1);
         let decoding = Decoding { steps, temperature: 1. };
         let slices = Masked { codes: middle, inside, mask, z_mm };
@@ -239,11 +238,11 @@ impl<'a> Inputs<'a> {
         };
         let [encode, decode] = networks.tokenizer.flop(sizes.tokens);
         let pixels = sizes.tokenizer.cell().pow(2);
-        let judge = self.mean(|n| sizes.detector.flop(n, width * CONTEXT.len() as i64, pixels));
+        let judge = self.mean(|n| sizes.detector.flop(n, pixels));
         // Only masked tokens need the head.
         let head = |of: &TransformerConfig, n: f64| 2. * n * (of.width * n_codes) as f64;
-        let guess = self.mean(|n| sizes.inpainter.flop(n, width, 0))
-            + head(&sizes.inpainter, self.masked as f64 / self.batch as f64);
+        let guess =
+            self.mean(|n| sizes.inpainter.flop(n, 0)) + head(&sizes.inpainter, self.masked as f64 / self.batch as f64);
         let mut measured = vec![
             per_slice("encode", encode, &|| drop(networks.tokenizer.encode(&image, z_mm))),
             per_slice("decode", decode, &|| drop(networks.tokenizer.decode(middle, z_mm, kind))),
@@ -264,9 +263,9 @@ impl<'a> Inputs<'a> {
                 drop(prior.restore(middle, inside, z_mm, |n| noise.narrow(1, 0, n), resampling, kind));
             };
             // A pass over the whole slice for each of its tokens, of which the head is needed once.
-            let once = |n: i64| prior_sizes.flop(n, width, 0) + head(prior_sizes, 1.);
+            let once = |n: i64| prior_sizes.flop(n, 0) + head(prior_sizes, 1.);
             let full = self.mean(|n| n as f64 * once(n));
-            let cached = self.mean(|n| prior_sizes.flop(n, width, n_codes));
+            let cached = self.mean(|n| prior_sizes.flop(n, n_codes));
             measured.push(per_slice("prior, full", full, &|| restore(false)));
             measured.push(per_slice("prior, cache", cached, &|| restore(true)));
         }

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
 
 /// The layout of `bundle.toml` that this program reads and writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Names of the networks that every bundle has; each has a weight file `<name>.safetensors`.
 pub const NETWORKS: [&str; 3] = ["tokenizer", "detector", "inpainter"];

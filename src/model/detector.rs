@@ -27,7 +27,6 @@ const AIR: f64 = -20.;
 pub struct Detector {
     trunk: Trunk,
     head: Linear,
-    vocabulary: Vocabulary,
     cell: i64,
 }
 
@@ -35,11 +34,15 @@ impl Detector {
     /// `vocabulary`: the tokenizer's; `tokens`: rows and columns of a slice; `cell`: pixels of a token along each axis.
     pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2], cell: i64) -> Self {
         Self {
-            trunk: Trunk::new(&p / "trunk", config, vocabulary.width() * CONTEXT.len() as i64, tokens),
+            trunk: Trunk::new(&p / "trunk", config, vocabulary, CONTEXT.len() as i64, tokens),
             head: Linear::new(&p / "head", config.width, cell * cell, 0.02),
-            vocabulary,
             cell,
         }
+    }
+
+    /// For a training's begin: codes look alike where their vectors (`[codes, D]`) do.
+    pub fn resemble(&self, vectors: &Tensor) {
+        self.trunk.resemble(vectors);
     }
 
     /// Codes `[B, 3, h, w]` to logits of pixels `[B, H, W]`, computed in `kind`; -20 where `inside` (`[B, h, w]`, bool) is
@@ -47,8 +50,8 @@ impl Detector {
     pub fn forward(&self, codes: &Tensor, inside: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
         let (batch, _, rows, columns) = codes.size4().expect("codes are [B, slices, rows, columns]");
         let packing = Packing::new(inside);
-        let seen = self.vocabulary.one_hot(&packing.pack_slices(codes), kind).permute([0, 2, 1, 3]).flatten(2, 3);
-        let logits = self.head.forward(&self.trunk.forward(&seen, &packing, z_mm)).to_kind(Kind::Float);
+        let seen = packing.pack_slices(codes).transpose(1, 2);
+        let logits = self.head.forward(&self.trunk.forward(&seen, &packing, z_mm, kind)).to_kind(Kind::Float);
         // A plane per pixel of the cell, then the planes woven together.
         let planes: Vec<Tensor> = logits.unbind(2).iter().map(|plane| packing.unpack(plane, AIR)).collect();
         Tensor::stack(&planes, 1).pixel_shuffle(self.cell).view([batch, rows * self.cell, columns * self.cell])

@@ -1,12 +1,15 @@
-//! What healthy scans look like at each place in MNI space: mean and spread of the anomaly score, and of the intensity.
+//! What healthy scans look like at each place in MNI space: mean and spread of the anomaly score, and a linear model of the
+//! intensity.
 //!
 //! Some places look odd in every brain: the rim, the ventricles' walls, where gyri differ most. A score is worth what it
-//! is above that of healthy scans at the same place. [`HealthyMapBuilder`] takes the maps of healthy scans, one after the
-//! other; a [`HealthyMap`] tells mean and standard deviation at a voxel. It is kept on blocks of 2 x 2 x 2 voxels of the
-//! model's grid.
+//! is above that of healthy scans at the same place ([`Places`]). Intensities differ together: a brain with wide ventricles
+//! has wide sulci too, and is no less healthy. [`Intensities`] therefore knows the principal components of healthy
+//! intensities, and measures a brain by what is expected of it, given the rest of it. Both are kept on blocks of 2 x 2 x 2
+//! voxels of the model's grid. [`HealthyMapBuilder`] takes healthy scans, one after the other.
 
 use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::volume::Volume;
@@ -17,13 +20,28 @@ const BLOCK: usize = 2;
 /// Places seen in fewer scans than this are judged by the whole brain's figures.
 const MIN_SCANS: f64 = 8.;
 
+/// Principal components of the intensity; a quarter of the scans where those are fewer than four times as many.
+const COMPONENTS: usize = 16;
+
+/// The intensity is modelled where at least this share of the scans has brain.
+const MIN_SHARE: f64 = 0.2;
+
+/// Added to the standard deviation of the intensity at a place (0 to 1): where healthy scans hardly differ, noise does.
+const LEAST_SD: f64 = 0.03;
+
+/// Added to the standard deviation, in those of the place, of what the components leave over.
+const LEAST_LEFT_SD: f64 = 0.3;
+
+/// Deviations count no more than this in the components: no single place may say what the brain is like.
+const MOST_DEVIATION: f64 = 3.;
+
 /// Healthy scores and intensities by place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HealthyMap {
     /// Of the anomaly score.
     pub score: Places,
     /// Of the smoothed intensity.
-    pub intensity: Places,
+    pub intensity: Intensities,
 }
 
 /// Mean and standard deviation of one thing by place.
@@ -35,37 +53,63 @@ pub struct Places {
     sd: Vec<f32>,
 }
 
-/// Sums over healthy scans.
+/// A linear model of healthy intensities: `mean + sd * (weights of a brain . components)`, and what that leaves over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Intensities {
+    /// Blocks along x, y, z.
+    shape: [usize; 3],
+    /// By block, 0..1.
+    mean: Vec<f32>,
+    /// By block, 0..1; infinite where the intensity is not modelled.
+    sd: Vec<f32>,
+    /// By component and block; orthogonal, of a mean square of one over the blocks that are modelled.
+    components: Vec<Vec<f32>>,
+    /// Standard deviation of what the components leave over, in `sd`, by block.
+    left: Vec<f32>,
+}
+
+/// What is known of healthy scans so far.
 #[derive(Debug)]
 pub struct HealthyMapBuilder {
     shape: [usize; 3],
-    /// Voxels, sum and sum of squares of each block.
+    /// Voxels, sum and sum of squares of each block's scores.
     score: Vec<[f64; 3]>,
-    intensity: Vec<[f64; 3]>,
+    /// Each scan's intensity by block, and in how many scans a block is brain.
+    intensity: Vec<Vec<f32>>,
+    brain: Vec<u32>,
 }
 
 impl HealthyMapBuilder {
     /// For maps of so many voxels along x, y, z.
     pub fn new(voxels: [usize; 3]) -> Self {
         let shape = voxels.map(|n| n.div_ceil(BLOCK));
-        let none = vec![[0.; 3]; shape.iter().product()];
-        Self { shape, score: none.clone(), intensity: none }
+        let blocks = shape.iter().product();
+        Self { shape, score: vec![[0.; 3]; blocks], intensity: Vec::new(), brain: vec![0; blocks] }
     }
 
-    /// One healthy scan's anomaly score and smoothed intensity; only voxels of its brain count.
-    pub fn add(&mut self, score: &Volume<f32>, intensity: &Volume<f32>, brain: &Volume<u8>) {
+    /// One healthy scan's anomaly score; only voxels of its brain count.
+    pub fn add_score(&mut self, score: &Volume<f32>, brain: &Volume<u8>) {
         for i in (0..brain.data.len()).filter(|&i| brain.data[i] > 0) {
-            let block = block(i, brain.grid.shape, self.shape);
-            for (sums, value) in [(&mut self.score, score.data[i]), (&mut self.intensity, intensity.data[i])] {
-                let value = f64::from(value);
-                [1., value, value * value].iter().zip(&mut sums[block]).for_each(|(v, sum)| *sum += v);
-            }
+            let value = f64::from(score.data[i]);
+            let sums = &mut self.score[block(i, brain.grid.shape, self.shape)];
+            [1., value, value * value].iter().zip(sums).for_each(|(v, sum)| *sum += v);
         }
     }
 
+    /// One healthy scan's smoothed intensity.
+    pub fn add_intensity(&mut self, intensity: &Volume<f32>, brain: &Volume<u8>) {
+        let (means, inside) = blocks(intensity, brain, self.shape);
+        self.intensity.push(means);
+        self.brain.iter_mut().zip(inside).for_each(|(n, inside)| *n += u32::from(inside));
+    }
+
     /// The map of what was added.
-    pub fn finish(&self) -> HealthyMap {
-        HealthyMap { score: Places::of(&self.score, self.shape), intensity: Places::of(&self.intensity, self.shape) }
+    ///
+    /// # Errors
+    /// [`Error::Device`] where libtorch fails.
+    pub fn finish(&self) -> Result<HealthyMap> {
+        let intensity = Intensities::fit(&self.intensity, &self.brain, self.shape)?;
+        Ok(HealthyMap { score: Places::of(&self.score, self.shape), intensity })
     }
 }
 
@@ -91,21 +135,142 @@ impl Places {
     }
 }
 
+impl Intensities {
+    /// `scans`: intensities by block, of each scan; `brain`: in how many of them a block is brain.
+    fn fit(scans: &[Vec<f32>], brain: &[u32], shape: [usize; 3]) -> Result<Self> {
+        let least = (MIN_SHARE * scans.len() as f64).max(1.);
+        let known: Vec<usize> = (0..brain.len()).filter(|&block| f64::from(brain[block]) >= least).collect();
+        let mut out = Self {
+            shape,
+            mean: vec![0.; brain.len()],
+            sd: vec![f32::INFINITY; brain.len()],
+            components: Vec::new(),
+            left: vec![1.; brain.len()],
+        };
+        if known.is_empty() {
+            return Ok(out);
+        }
+        let values: Vec<f32> = scans.iter().flat_map(|scan| known.iter().map(|&block| scan[block])).collect();
+        let values = Tensor::from_slice(&values).view([scans.len() as i64, -1]).to_kind(Kind::Double);
+        let mean = values.mean_dim(0i64, false, Kind::Double);
+        let sd = values.std_dim(0i64, false, false) + LEAST_SD;
+        let deviations = (values - &mean) / &sd;
+        let weighed = deviations.clamp(-MOST_DEVIATION, MOST_DEVIATION);
+
+        let n = scans.len() as i64;
+        let components = principal(&weighed, COMPONENTS.min(scans.len() / 4));
+        // What is left over of scans that the components were not fitted to: each half by the other's.
+        let halves = [0, 1].map(|first| Tensor::arange_start_step(first, n, 2, (Kind::Int64, tch::Device::Cpu)));
+        let left: Vec<Tensor> = [(0, 1), (1, 0)]
+            .iter()
+            .map(|&(own, other)| {
+                let theirs = principal(&weighed.index_select(0, &halves[other]), components.size()[0] as usize);
+                let weights = weighed.index_select(0, &halves[own]).f_matmul(&theirs.tr())? / known.len() as f64;
+                Ok(deviations.index_select(0, &halves[own]) - weights.f_matmul(&theirs)?)
+            })
+            .collect::<Result<_>>()?;
+        let left = Tensor::cat(&left, 0).std_dim(0i64, false, false) + LEAST_LEFT_SD;
+
+        let place = |values: &Tensor, at: &mut [f32]| -> Result<()> {
+            let values = Vec::<f32>::try_from(values.to_kind(Kind::Float))?;
+            known.iter().zip(values).for_each(|(&block, value)| at[block] = value);
+            Ok(())
+        };
+        place(&mean, &mut out.mean)?;
+        place(&sd, &mut out.sd)?;
+        place(&left, &mut out.left)?;
+        for component in components.unbind(0) {
+            let mut plane = vec![0.; brain.len()];
+            place(&component, &mut plane)?;
+            out.components.push(plane);
+        }
+        Ok(out)
+    }
+
+    /// How many standard deviations each voxel's smoothed intensity lies from what is expected of a healthy brain that is
+    /// like this one elsewhere; 0 outside the brain and where the intensity is not modelled.
+    pub fn deviations(&self, intensity: &Volume<f32>, brain: &Volume<u8>) -> Vec<f32> {
+        let (values, inside) = blocks(intensity, brain, self.shape);
+        let known: Vec<usize> = (0..values.len()).filter(|&b| self.sd[b].is_finite()).collect();
+        let deviations: Vec<f32> =
+            known.iter().map(|&b| if inside[b] { (values[b] - self.mean[b]) / self.sd[b] } else { 0. }).collect();
+        let limit = MOST_DEVIATION as f32;
+        let usual: Vec<f32> = deviations.iter().map(|d| d.clamp(-limit, limit)).collect();
+        let first = self.expected(&known, &usual);
+        // Places that deviate say nothing of the rest: what was expected of them stands for them the second time.
+        let kept: Vec<f32> = (0..known.len())
+            .map(|i| {
+                let odd = ((deviations[i] - first[i]) / self.left[known[i]]).abs() > limit;
+                if odd || !inside[known[i]] { first[i] } else { deviations[i] }
+            })
+            .collect();
+        let second = self.expected(&known, &kept);
+        let mut out = vec![0f32; values.len()];
+        for (i, &b) in known.iter().enumerate().filter(|&(_, &b)| inside[b]) {
+            out[b] = (deviations[i] - second[i]) / self.left[b];
+        }
+        (0..brain.data.len()).map(|voxel| out[block(voxel, brain.grid.shape, self.shape)]).collect()
+    }
+
+    /// The part of deviations at the blocks `known` that the components account for.
+    fn expected(&self, known: &[usize], deviations: &[f32]) -> Vec<f32> {
+        let mut out = vec![0f32; known.len()];
+        for component in &self.components {
+            let product: f64 = known.iter().zip(deviations).map(|(&b, &d)| f64::from(component[b] * d)).sum();
+            let weight = (product / known.len().max(1) as f64) as f32;
+            out.iter_mut().zip(known).for_each(|(out, &b)| *out += weight * component[b]);
+        }
+        out
+    }
+}
+
+/// The first principal components `[components, M]` of rows `[N, M]`, each of a mean square of one; fewer where the rows
+/// hold no more.
+fn principal(rows: &Tensor, components: usize) -> Tensor {
+    /// Directions of less than this share of the largest one's variance are rounding.
+    const LEAST: f64 = 1e-9;
+    if components == 0 || rows.size()[0] == 0 {
+        return rows.narrow(0, 0, 0);
+    }
+    // By the products of the rows: there are far fewer of them than columns.
+    let (values, vectors) = rows.matmul(&rows.tr()).linalg_eigh("L");
+    let n = rows.size()[0];
+    let largest = values.max();
+    let found = i64::try_from(values.gt_tensor(&(largest * LEAST)).sum(Kind::Int64)).unwrap_or(0);
+    let k = (components as i64).min(found);
+    let weights = vectors.narrow(1, n - k, k).flip([1]) / values.narrow(0, n - k, k).flip([0]).sqrt();
+    weights.tr().matmul(rows) * (rows.size()[1] as f64).sqrt()
+}
+
+/// Mean of each block's voxels, and whether at least half of them are brain.
+fn blocks(values: &Volume<f32>, brain: &Volume<u8>, shape: [usize; 3]) -> (Vec<f32>, Vec<bool>) {
+    let mut sums = vec![[0f32; 3]; shape.iter().product()];
+    for (i, (&value, &inside)) in values.data.iter().zip(&brain.data).enumerate() {
+        let sums = &mut sums[block(i, brain.grid.shape, shape)];
+        [1., value, f32::from(u8::from(inside > 0))].iter().zip(sums).for_each(|(v, sum)| *sum += v);
+    }
+    sums.into_iter().map(|[n, value, inside]| (value / n.max(1.), n > 0. && inside >= n / 2.)).unzip()
+}
+
 impl HealthyMap {
-    /// As a safetensors file: `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd`, f16, `[z, y, x]`.
+    /// As a safetensors file of f16, `[z, y, x]` each: `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd`,
+    /// `intensity.left`, and `intensity.components`, `[components, z, y, x]`.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         let shape: Vec<usize> = self.score.shape.iter().rev().copied().collect();
         let halves = |values: &[f32]| values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>();
         let (score, intensity) = (&self.score, &self.intensity);
+        let stack = [vec![intensity.components.len()], shape.clone()].concat();
         let tensors = [
-            ("score.mean", halves(&score.mean)),
-            ("score.sd", halves(&score.sd)),
-            ("intensity.mean", halves(&intensity.mean)),
-            ("intensity.sd", halves(&intensity.sd)),
+            ("score.mean", &shape, halves(&score.mean)),
+            ("score.sd", &shape, halves(&score.sd)),
+            ("intensity.mean", &shape, halves(&intensity.mean)),
+            ("intensity.sd", &shape, halves(&intensity.sd)),
+            ("intensity.left", &shape, halves(&intensity.left)),
+            ("intensity.components", &stack, halves(&intensity.components.concat())),
         ];
         let views = tensors
             .iter()
-            .map(|(name, data)| Ok((*name, TensorView::new(Dtype::F16, shape.clone(), data)?)))
+            .map(|(name, shape, data)| Ok((*name, TensorView::new(Dtype::F16, shape.to_vec(), data)?)))
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
         views
             .and_then(|views| safetensors::serialize(views, &None))
@@ -116,27 +281,40 @@ impl HealthyMap {
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let misfit = |e: &dyn std::fmt::Display| Error::Model(format!("healthy.safetensors cannot be read: {e}"));
         let file = SafeTensors::deserialize(bytes).map_err(|e| misfit(&e))?;
-        let read = |name: String| -> Result<(Vec<usize>, Vec<f32>)> {
-            let view = file.tensor(&name).map_err(|e| misfit(&e))?;
-            if view.dtype() != Dtype::F16 || view.shape().len() != 3 {
-                return Err(misfit(&format!("`{name}` is not three axes of F16")));
+        let read = |name: &str, axes: usize| -> Result<(Vec<usize>, Vec<f32>)> {
+            let view = file.tensor(name).map_err(|e| misfit(&e))?;
+            if view.dtype() != Dtype::F16 || view.shape().len() != axes {
+                return Err(misfit(&format!("`{name}` is not {axes} axes of F16")));
             }
             let half = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
             Ok((view.shape().to_vec(), half.collect()))
         };
-        let places = |name: &str| {
-            let ((shape, mean), (same, sd)) = (read(format!("{name}.mean"))?, read(format!("{name}.sd"))?);
-            if shape != same {
-                return Err(misfit(&format!("`{name}.mean` and `{name}.sd` differ in shape")));
-            }
-            Ok(Places { shape: [shape[2], shape[1], shape[0]], mean, sd })
+        let (shape, mean) = read("score.mean", 3)?;
+        let plane = |name: &str| match read(name, 3)? {
+            (same, values) if same == shape => Ok(values),
+            _ => Err(misfit(&format!("`{name}` and `score.mean` differ in shape"))),
         };
-        Ok(Self { score: places("score")?, intensity: places("intensity")? })
+        let (stack, components) = read("intensity.components", 4)?;
+        if stack[1..] != shape {
+            return Err(misfit(&"`intensity.components` and `score.mean` differ in shape"));
+        }
+        let blocks: usize = shape.iter().product();
+        let shape = [shape[2], shape[1], shape[0]];
+        Ok(Self {
+            score: Places { shape, mean, sd: plane("score.sd")? },
+            intensity: Intensities {
+                shape,
+                mean: plane("intensity.mean")?,
+                sd: plane("intensity.sd")?,
+                components: components.chunks(blocks.max(1)).map(<[f32]>::to_vec).collect(),
+                left: plane("intensity.left")?,
+            },
+        })
     }
 
     /// Whether it is for maps of so many voxels.
     pub(super) fn fits(&self, voxels: [usize; 3]) -> bool {
-        [&self.score, &self.intensity].iter().all(|places| places.shape == voxels.map(|n| n.div_ceil(BLOCK)))
+        self.score.shape == voxels.map(|n| n.div_ceil(BLOCK))
     }
 }
 
@@ -151,27 +329,79 @@ mod tests {
     use super::*;
     use crate::volume::{Affine, Grid};
 
+    fn grid(shape: [usize; 3]) -> Grid {
+        Grid { shape, affine: Affine::identity() }
+    }
+
     #[test]
     fn a_place_has_the_mean_and_spread_of_its_scans() {
         let shape = [6, 5, 4];
-        let grid = Grid { shape, affine: Affine::identity() };
         let mut builder = HealthyMapBuilder::new(shape);
-        let mut brain = Volume::new(grid, vec![1u8; 120]);
+        let mut brain = Volume::new(grid(shape), vec![1u8; 120]);
         brain.data[0] = 0;
         // Scan k scores k at every voxel, and 100 where there is no brain: mean of 0..=9 is 4.5, variance 8.25.
         for scan in 0..10 {
-            let mut score = Volume::new(grid, vec![scan as f32; 120]);
+            let mut score = Volume::new(grid(shape), vec![scan as f32; 120]);
             score.data[0] = 100.;
-            builder.add(&score, &Volume::new(grid, vec![0.5; 120]), &brain);
+            builder.add_score(&score, &brain);
         }
-        let map = builder.finish();
+        let map = builder.finish().unwrap();
         let sd = 8.25f32.sqrt();
         for voxel in [1, 119] {
             assert!((map.score.deviation(4.5 + sd, 0., voxel, shape) - 1.).abs() < 1e-5, "air does not count");
         }
-        assert!((map.intensity.deviation(0.6, 0.1, 119, shape) - 1.).abs() < 1e-5);
         let again = HealthyMap::from_bytes(&map.to_bytes().unwrap()).unwrap();
         assert!(again.fits(shape) && !again.fits([6, 7, 4]));
         assert!((again.score.deviation(4.5 + sd, 0., 119, shape) - 1.).abs() < 2e-3, "f16");
+    }
+
+    /// Brains whose first half is brighter the darker the second is, by up to 0.2, with noise of up to 0.01.
+    fn scan(seed: usize, shape: [usize; 3]) -> Volume<f32> {
+        let unit = |n: usize| (n * 7919 % 1000) as f32 / 1000. - 0.5;
+        let tilt = 0.4 * unit(seed + 1);
+        let value = |i: usize| if i / 40 < 4 { 0.5 + tilt } else { 0.5 - tilt } + 0.02 * unit(seed * 31 + i * 17);
+        Volume::new(grid(shape), (0..shape.iter().product()).map(value).collect())
+    }
+
+    #[test]
+    fn what_differs_together_in_healthy_brains_is_expected_and_a_lesion_is_not() {
+        let shape = [10, 4, 8];
+        let mut builder = HealthyMapBuilder::new(shape);
+        let mut brain = Volume::new(grid(shape), vec![1u8; 320]);
+        brain.data[319] = 0;
+        (0..40).for_each(|seed| builder.add_intensity(&scan(seed, shape), &brain));
+        let fitted = builder.finish().unwrap();
+        let map = HealthyMap::from_bytes(&fitted.to_bytes().unwrap()).unwrap();
+        assert!(!map.intensity.components.is_empty());
+
+        let far = |scan: &Volume<f32>| map.intensity.deviations(scan, &brain);
+        let strongest = |values: &[f32]| values.iter().fold(0f32, |most, v| most.max(v.abs()));
+        let healthy = scan(100, shape);
+        assert!(strongest(&far(&healthy)) < 0.5, "{}", strongest(&far(&healthy)));
+        // A block of the dark half as bright as the other half: each alone is usual, not both in one brain.
+        let mut ill = scan(60, shape);
+        let (bright, dark) = (ill.data[0].max(ill.data[319]), if ill.data[0] > ill.data[319] { 4 } else { 0 });
+        let lesion: Vec<usize> =
+            (0..320).filter(|i| i % 10 < 2 && i / 10 % 4 < 2 && (dark..dark + 2).contains(&(i / 40))).collect();
+        lesion.iter().for_each(|&i| ill.data[i] = bright);
+        let deviations = far(&ill);
+        assert!(lesion.iter().all(|&i| deviations[i] > 2. * strongest(&far(&scan(60, shape)))), "{deviations:?}");
+        let elsewhere: Vec<f32> = (0..320).filter(|i| !lesion.contains(i)).map(|i| deviations[i]).collect();
+        assert!(strongest(&elsewhere) < 0.5, "{}", strongest(&elsewhere));
+    }
+
+    #[test]
+    fn principal_components_are_those_of_the_covariance() {
+        tch::manual_seed(2);
+        let spread = Tensor::from_slice(&[5f64, 3., 1., 0.1]);
+        let rows = Tensor::randn([30, 4], (Kind::Double, tch::Device::Cpu)) * spread;
+        let found = principal(&rows, 2);
+        let (values, vectors) = rows.tr().matmul(&rows).linalg_eigh("L");
+        for (k, column) in [(0, 3), (1, 2)] {
+            let cosine = f64::try_from((found.get(k) * vectors.select(1, column)).sum(Kind::Double)).unwrap() / 2.;
+            assert!((cosine.abs() - 1.).abs() < 1e-9, "component {k}: {cosine}, {values}");
+        }
+        // Rows that hold one direction have one component.
+        assert_eq!(principal(&rows.narrow(0, 0, 1).repeat([5, 1]), 3).size(), [1, 4]);
     }
 }

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::layers::Linear;
 use super::packing::Packing;
 use super::transformer::{TransformerConfig, Trunk};
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{Vocabulary, alike};
 
 /// Masked-token model.
 #[derive(Debug)]
@@ -25,10 +25,18 @@ impl Inpainter {
     /// `vocabulary`: the tokenizer's; `tokens`: rows and columns of a slice.
     pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2]) -> Self {
         Self {
-            trunk: Trunk::new(&p / "trunk", config, vocabulary.width(), tokens),
+            trunk: Trunk::new(&p / "trunk", config, vocabulary.clone(), 1, tokens),
             head: Linear::new(&p / "head", config.width, vocabulary.codes(), 0.02),
             vocabulary,
         }
+    }
+
+    /// For a training's begin: codes look alike, and are as likely as each other, where their vectors (`[codes, D]`) are.
+    pub fn resemble(&self, vectors: &Tensor) {
+        self.trunk.resemble(vectors);
+        tch::no_grad(|| {
+            self.head.weight().shallow_clone().copy_(&(alike(vectors, self.head.weight().size()[1]) * 0.02))
+        });
     }
 
     /// Logits `[M, codes]` of the masked tokens, computed in `kind`; the masked ones must be among those inside.
@@ -40,7 +48,7 @@ impl Inpainter {
 
     /// Only masked tokens need the head: a small part of a slice, and the vocabulary is wide.
     fn logits(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, open: &Tensor, kind: Kind) -> Tensor {
-        let features = self.trunk.forward(&self.vocabulary.one_hot(codes, kind), packing, z_mm);
+        let features = self.trunk.forward(&codes.unsqueeze(-1), packing, z_mm, kind);
         self.head.forward(&features.flatten(0, 1).index_select(0, open)).to_kind(Kind::Float)
     }
 

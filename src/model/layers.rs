@@ -56,6 +56,16 @@ impl Linear {
         }
     }
 
+    /// `[to, from]`, in the kind that it is kept in.
+    pub(super) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[to]`.
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
         x.linear(&self.weight.to_kind(kind), Some(self.bias.to_kind(kind)))

@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::layers::Linear;
 use super::packing::Packing;
 use super::transformer::{TransformerConfig, Trunk};
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{Vocabulary, alike};
 
 /// Next-token model.
 #[derive(Debug)]
@@ -38,10 +38,18 @@ impl Prior {
     /// `vocabulary`: the tokenizer's; `tokens`: rows and columns of a slice.
     pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2]) -> Self {
         Self {
-            trunk: Trunk::new(&p / "trunk", config, vocabulary.width(), tokens),
+            trunk: Trunk::new(&p / "trunk", config, vocabulary.clone(), 1, tokens),
             head: Linear::new(&p / "head", config.width, vocabulary.codes(), 0.02),
             vocabulary,
         }
+    }
+
+    /// For a training's begin: codes look alike, and are as likely as each other, where their vectors (`[codes, D]`) are.
+    pub fn resemble(&self, vectors: &Tensor) {
+        self.trunk.resemble(vectors);
+        tch::no_grad(|| {
+            self.head.weight().shallow_clone().copy_(&(alike(vectors, self.head.weight().size()[1]) * 0.02))
+        });
     }
 
     /// Negative log-likelihood of every token inside (`[B, h, w]`, bool) given those before it, in nats, `[B, h, w]`; 0
@@ -49,15 +57,15 @@ impl Prior {
     pub fn nll(&self, codes: &Tensor, inside: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
         let packing = Packing::new(inside);
         let own = packing.pack(codes);
-        let features = self.trunk.forward_causal(&self.before(&own, kind), &packing, z_mm);
+        let features = self.trunk.forward_causal(&self.before(&own), &packing, z_mm, kind);
         let log_p = self.head.forward(&features).to_kind(Kind::Float).log_softmax(-1, Kind::Float);
         packing.unpack(&-log_p.gather(2, &own.unsqueeze(-1), false).squeeze_dim(-1), 0.)
     }
 
-    /// What each place of the sequences `[B, N]` sees of its own: the token before it; the first place sees "masked".
-    fn before(&self, own: &Tensor, kind: Kind) -> Tensor {
+    /// What each place of the sequences `[B, N]` sees of its own: the token before it; the first place sees "masked". `[B, N, 1]`.
+    fn before(&self, own: &Tensor) -> Tensor {
         let first = Tensor::full([own.size()[0], 1], self.vocabulary.mask_code(), (Kind::Int64, own.device()));
-        self.vocabulary.one_hot(&Tensor::cat(&[first, own.narrow(1, 0, own.size()[1] - 1)], 1), kind)
+        Tensor::cat(&[first, own.narrow(1, 0, own.size()[1] - 1)], 1).unsqueeze(-1)
     }
 
     /// Codes with every unlikely token drawn anew, in raster order, and the negative log-likelihood (nats) that each
@@ -80,14 +88,15 @@ impl Prior {
         let gumbel = -(-noise(tokens).clamp(1e-9, 1. - 1e-7).log()).log();
         let current = packing.pack(codes);
         let mut nll = Vec::with_capacity(tokens as usize);
+        let table = self.trunk.codes();
         let mut cache = self.trunk.cache(batch, kind, codes.device());
         let mut last = Tensor::full([batch], self.vocabulary.mask_code(), (Kind::Int64, codes.device()));
         for place in 0..tokens {
             let features = if resampling.cached {
-                let before = self.vocabulary.one_hot(&last, kind);
+                let before = table.embed(&last.unsqueeze(-1), kind);
                 self.trunk.step(&before, &packing.places.select(1, place), z_mm, &mut cache)
             } else {
-                self.trunk.forward_causal(&self.before(&current, kind), &packing, z_mm).select(1, place)
+                self.trunk.forward_causal(&self.before(&current), &packing, z_mm, kind).select(1, place)
             };
             let logits = self.head.forward(&features).to_kind(Kind::Float);
             let had = current.select(1, place);

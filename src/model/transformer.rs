@@ -1,9 +1,9 @@
 //! The trunk that detector, inpainter and prior are built on: a pre-norm transformer over one slice's tokens.
 //!
-//! Takes what is known of each token that holds brain `[B, N, from]` (one-hot digits of codes), where those tokens lie
-//! ([`Packing`]) and each slice's height `[B]` (MNI z in millimetres), gives features `[B, N, width]`. Every token sees
-//! every other, or, in the prior, those before it (Vaswani et al., arXiv 1706.03762; pre-norm as in GPT-2). A token's place
-//! enters as a learned row and column embedding, the slice's height as sines and cosines mapped by a linear layer.
+//! Takes the codes of each token that holds brain `[B, N, slices]`, where those tokens lie ([`Packing`]) and each slice's
+//! height `[B]` (MNI z in millimetres), gives features `[B, N, width]`. Every token sees every other, or, in the prior,
+//! those before it (Vaswani et al., arXiv 1706.03762; pre-norm as in GPT-2). A token's place enters as a learned row and
+//! column embedding, the slice's height as sines and cosines mapped by a linear layer.
 
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::layers::{Embedding, Height, LayerNorm, Linear, gelu};
 use super::packing::Packing;
+use super::vocabulary::{CodeEmbedding, CodeTable, Vocabulary};
 
 /// Sizes of a transformer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,9 +26,9 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
-    /// Floating point operations of one slice of `tokens` tokens with `from` inputs each and a head of `to` outputs.
-    pub fn flop(&self, tokens: i64, from: i64, to: i64) -> f64 {
-        let per_token = from * self.width + 12 * self.width * self.width * self.layers + self.width * to;
+    /// Floating point operations of one slice of `tokens` tokens with a head of `to` outputs.
+    pub fn flop(&self, tokens: i64, to: i64) -> f64 {
+        let per_token = 12 * self.width * self.width * self.layers + self.width * to;
         let attention = 2 * tokens * self.width * self.layers;
         2. * (tokens * (per_token + attention)) as f64
     }
@@ -110,7 +111,7 @@ pub(super) struct Cache {
 /// Embeddings and blocks.
 #[derive(Debug)]
 pub(super) struct Trunk {
-    code: Linear,
+    code: CodeEmbedding,
     row: Embedding,
     column: Embedding,
     height: Height,
@@ -119,10 +120,16 @@ pub(super) struct Trunk {
 }
 
 impl Trunk {
-    /// `from`: length of a token's row of input; `tokens`: rows and columns of a slice.
-    pub(super) fn new(p: Path, config: &TransformerConfig, from: i64, tokens: [i64; 2]) -> Self {
+    /// `slices`: codes of a token; `tokens`: rows and columns of a slice.
+    pub(super) fn new(
+        p: Path,
+        config: &TransformerConfig,
+        vocabulary: Vocabulary,
+        slices: i64,
+        tokens: [i64; 2],
+    ) -> Self {
         Self {
-            code: Linear::new(&p / "code", from, config.width, 0.02),
+            code: CodeEmbedding::new(&p / "code", vocabulary, slices, config.width),
             row: Embedding::new(&p / "row", tokens[0], config.width),
             column: Embedding::new(&p / "column", tokens[1], config.width),
             height: Height::new(&p / "height", config.width),
@@ -131,14 +138,26 @@ impl Trunk {
         }
     }
 
-    /// Every token sees every other. Computes in the kind of `input`.
-    pub(super) fn forward(&self, input: &Tensor, packing: &Packing, z_mm: &Tensor) -> Tensor {
-        self.run(&self.embed(input, &packing.places, z_mm), packing, false)
+    /// Codes look alike at first where their vectors (`[codes, D]`) do.
+    pub(super) fn resemble(&self, vectors: &Tensor) {
+        self.code.resemble(vectors);
+    }
+
+    /// What a token's codes become; for [`Trunk::step`].
+    pub(super) fn codes(&self) -> CodeTable {
+        self.code.table()
+    }
+
+    /// Every token sees every other. Codes are `[B, N, slices]`; computes in `kind`.
+    pub(super) fn forward(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, kind: Kind) -> Tensor {
+        let features = self.code.table().embed(codes, kind);
+        self.run(&self.place(&features, &packing.places, z_mm), packing, false)
     }
 
     /// Every token sees itself and those before it in raster order; padding comes last, so none sees it.
-    pub(super) fn forward_causal(&self, input: &Tensor, packing: &Packing, z_mm: &Tensor) -> Tensor {
-        self.run(&self.embed(input, &packing.places, z_mm), packing, true)
+    pub(super) fn forward_causal(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, kind: Kind) -> Tensor {
+        let features = self.code.table().embed(codes, kind);
+        self.run(&self.place(&features, &packing.places, z_mm), packing, true)
     }
 
     /// Keys and values of no token yet.
@@ -148,10 +167,10 @@ impl Trunk {
         Cache { blocks: self.blocks.iter().map(|block| [none(block), none(block)]).collect(), tokens: 0 }
     }
 
-    /// Features `[B, width]` of one more token at `places` (`[B]`, in raster order), after those in `cache`; `input` is
-    /// `[B, from]`.
-    pub(super) fn step(&self, input: &Tensor, places: &Tensor, z_mm: &Tensor, cache: &mut Cache) -> Tensor {
-        let mut x = self.embed(&input.unsqueeze(1), &places.unsqueeze(1), z_mm);
+    /// Features `[B, width]` of one more token at `places` (`[B]`, in raster order), after those in `cache`; `features` is
+    /// what [`Trunk::codes`] makes of it, `[B, width]`.
+    pub(super) fn step(&self, features: &Tensor, places: &Tensor, z_mm: &Tensor, cache: &mut Cache) -> Tensor {
+        let mut x = self.place(&features.unsqueeze(1), &places.unsqueeze(1), z_mm);
         for (block, seen) in self.blocks.iter().zip(&mut cache.blocks) {
             x = block.step(&x, seen, cache.tokens);
         }
@@ -159,12 +178,12 @@ impl Trunk {
         self.norm.forward(&x).squeeze_dim(1)
     }
 
-    /// What is known of each token, its place and the slice's height: `[B, N, width]`. `places` is `[B, N]`.
-    fn embed(&self, input: &Tensor, places: &Tensor, z_mm: &Tensor) -> Tensor {
-        let kind = input.kind();
+    /// Adds each token's place and the slice's height to its features `[B, N, width]`. `places` is `[B, N]`.
+    fn place(&self, features: &Tensor, places: &Tensor, z_mm: &Tensor) -> Tensor {
+        let kind = features.kind();
         let table = self.row.table(kind).unsqueeze(1) + self.column.table(kind).unsqueeze(0);
         let at = table.flatten(0, 1).index_select(0, &places.view(-1)).view([places.size()[0], -1, table.size()[2]]);
-        self.code.forward(input) + at + self.height.forward(z_mm, kind).unsqueeze(1)
+        features + at + self.height.forward(z_mm, kind).unsqueeze(1)
     }
 
     /// All blocks. Without gradients the processor takes as many slices at a time as it has threads: their features stay
@@ -199,17 +218,17 @@ mod tests {
         tch::manual_seed(5);
         let store = VarStore::new(Device::Cpu);
         let config = TransformerConfig { width: 32, heads: 2, layers: 2 };
-        let trunk = Trunk::new(store.root(), &config, 7, [6, 5]);
+        let trunk = Trunk::new(store.root(), &config, Vocabulary::new(&[7]), 1, [6, 5]);
         // Large enough for all that is not linear to matter.
         tch::no_grad(|| store.variables().into_values().for_each(|mut weight| drop(weight.g_mul_scalar_(5.))));
         let inside = Tensor::rand([5, 6, 5], (Kind::Float, Device::Cpu)).lt(0.6);
         let _ = inside.get(3).fill_(0);
         let packing = Packing::new(&inside);
-        let input = Tensor::randn([5, packing.places.size()[1], 7], (Kind::Float, Device::Cpu));
+        let codes = Tensor::randint(7, [5, packing.places.size()[1], 1], (Kind::Int64, Device::Cpu));
         let z_mm = Tensor::linspace(-50., 60., 5, (Kind::Float, Device::Cpu));
         let run = |kind| match causal {
-            true => trunk.forward_causal(&input.to_kind(kind), &packing, &z_mm),
-            false => trunk.forward(&input.to_kind(kind), &packing, &z_mm),
+            true => trunk.forward_causal(&codes, &packing, &z_mm, kind),
+            false => trunk.forward(&codes, &packing, &z_mm, kind),
         };
         let trained = run(Kind::Float);
         let inferred = tch::no_grad(|| run(kind));

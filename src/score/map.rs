@@ -16,9 +16,6 @@ const RESIDUAL_SMOOTH_MM: f64 = 2.;
 /// Added to the standard deviation of healthy scores at a place: where healthy scans score next to nothing, so does noise.
 const LEAST_SCORE_SD: f32 = 0.01;
 
-/// The same of the intensity.
-const LEAST_INTENSITY_SD: f32 = 0.03;
-
 /// Standard deviation in millimetres of the smoothing of the intensity that is compared with that of healthy scans.
 const INTENSITY_SMOOTH_MM: f64 = 3.;
 
@@ -115,13 +112,12 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
             data: inside.map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect(),
         };
     };
-    let intensity = smoothed_intensity(image);
+    let intensity = healthy.intensity.deviations(&smoothed_intensity(image), brain);
     let deviation = |i: usize| {
         let oddness = healthy.score.deviation(score[i], LEAST_SCORE_SD, i, shape).max(0.);
-        let intensity = healthy.intensity.deviation(intensity.data[i], LEAST_INTENSITY_SD, i, shape).abs();
         match config.evidence {
-            Evidence::Intensity => INTENSITY_WEIGHT * intensity,
-            _ => oddness + INTENSITY_WEIGHT * intensity,
+            Evidence::Intensity => INTENSITY_WEIGHT * intensity[i].abs(),
+            _ => oddness + INTENSITY_WEIGHT * intensity[i].abs(),
         }
     };
     let measured = |i: usize| {

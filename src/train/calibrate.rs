@@ -90,7 +90,7 @@ pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Ca
     Ok(Calibrated { calibration, healthy, figures: vec![("healthy_val_median_anomaly_ml", f64::from(median_ml))] })
 }
 
-/// Scores by place of about `scans` of the brains, spread over all of them.
+/// Intensities of all the brains, scores by place of about `scans` of them, spread over all.
 fn healthy_map(
     brains: &[Brain],
     scans: usize,
@@ -100,10 +100,12 @@ fn healthy_map(
     let n = scans.min(brains.len());
     for number in (0..n).map(|i| i * brains.len() / n) {
         let (image, brain) = volumes(&brains[number]);
-        let score = map(format!("train-{number}"), &image, &brain)?;
-        builder.add(&score, &score::smoothed_intensity(&image), &brain);
+        builder.add_score(&map(format!("train-{number}"), &image, &brain)?, &brain);
     }
-    Ok(builder.finish())
+    for (image, brain) in brains.iter().map(volumes) {
+        builder.add_intensity(&score::smoothed_intensity(&image), &brain);
+    }
+    builder.finish()
 }
 
 /// Intensities in 0..1 and the brain's mask.

@@ -14,10 +14,6 @@ use super::{Context, data, draw_rng, updates};
 use crate::error::Result;
 use crate::model::{CONTEXT, Decoding, Detector, Inpainter, Masked, Tokenizer};
 
-/// Share of slices corrupted in image space, and of slices with swapped token blocks.
-const IMAGE_SHARE: f64 = 0.75;
-const TOKEN_SHARE: f64 = 0.2;
-
 /// The slice that is judged, among [`CONTEXT`].
 const MIDDLE: usize = CONTEXT.len() / 2;
 
@@ -55,12 +51,12 @@ pub(super) fn train(
 }
 
 fn draw(context: &Context<'_>, from: &data::Slices, stage: &str, step: i64, size: usize) -> Drawn {
-    let (seed, width) = (context.pipeline.train.seed, from.shape[0]);
+    let (config, width) = (&context.pipeline.train, from.shape[0]);
     let one = |item| {
-        let mut rng = draw_rng(seed, stage, step, item);
+        let mut rng = draw_rng(config.seed, stage, step, item);
         let mut slices = from.draw(&CONTEXT, &mut rng);
         let foreign = from.draw_near(slices[MIDDLE].z_mm, &CONTEXT, &mut rng);
-        let truth = if rng.random_bool(IMAGE_SHARE) {
+        let truth = if rng.random_bool(config.anomalies.image_share) {
             corrupt(&mut Slab { slices: &mut slices, offsets: &CONTEXT, width }, &foreign, &context.outlines, &mut rng)
         } else {
             vec![0.; slices[MIDDLE].pixels.len()]
@@ -124,7 +120,7 @@ fn swap_blocks(
     let original = values.clone();
     let mut hidden = vec![false; values.len()];
     for b in 0..batch {
-        if !rng.random_bool(TOKEN_SHARE) {
+        if !rng.random_bool(context.pipeline.train.anomalies.token_share) {
             continue;
         }
         let other = rng.random_range(0..batch);

@@ -96,10 +96,17 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     if last(Network::Tokenizer) {
         return Ok(());
     }
+    // Seeded as well, whatever was drawn before.
+    let vectors = |stage: usize| {
+        tch::manual_seed(config.seed as i64 * 8 + stage as i64);
+        tokenizer.vectors()
+    };
+    vectors(2).into_iter().for_each(|vectors| inpainter.resemble(vectors));
     metrics.extend(inpainter::train(&context, &stores[2], &tokenizer, &inpainter)?);
     if last(Network::Inpainter) {
         return Ok(());
     }
+    vectors(1).into_iter().for_each(|vectors| detector.resemble(vectors));
     metrics.extend(detector::train(&context, &stores[1], (&tokenizer, &inpainter), &detector)?);
     if last(Network::Detector) {
         return Ok(());
@@ -107,6 +114,7 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let mut rival = None;
     if let Some(stage) = &config.prior {
         let prior = Prior::new(root(3), &stage.network, vocabulary, tokens);
+        vectors(3).into_iter().for_each(|vectors| prior.resemble(vectors));
         metrics.extend(prior::train(&context, stage, &stores[3], &tokenizer, &prior)?);
         rival = Some(prior);
     }

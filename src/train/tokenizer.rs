@@ -35,21 +35,15 @@ pub(super) fn train(
 ) -> Result<Vec<(&'static str, f64)>> {
     let config = &context.pipeline.train;
     let stage = &config.tokenizer;
-    let width = context.train.shape[0];
-    let draw = |step| -> Vec<Seen> {
-        let one = |item| context.train.draw_seen(&[0], &mut draw_rng(config.seed, "tokenizer", step, item)).remove(0);
-        (0..stage.batch).into_par_iter().map(one).collect()
-    };
+    let draw = |step| draw(context, "tokenizer", step);
     let mut averages = tokenizer.vectors().map(Averages::new);
     let mut adversary = (stage.adversarial > 0. || stage.feature > 0.)
         .then(|| Adversary::new(config.seed as i64 * 8 + ADVERSARY_SEED, context.device));
     let beside = averages.iter().flat_map(Averages::tensors).chain(adversary.iter().flat_map(Adversary::tensors));
     let (beside, schedule) = (beside.collect(), (stage.steps, stage.learning_rate));
     updates_beside(context, "tokenizer", store, schedule, beside, draw, |step, batch| {
-        let (clean, seen): (Vec<_>, Vec<_>) = batch.into_iter().map(|slice| (slice.clean, slice.seen)).unzip();
-        let (image, z_mm) = data::stack(&seen, width, context.device);
-        let (target, _) = data::stack(&clean, width, context.device);
-        let (reconstruction, codes, latent) = tokenizer.forward(&image.to_kind(context.kind), &z_mm);
+        let Batch { image, target, z_mm } = stack(context, batch);
+        let (reconstruction, codes, latent) = tokenizer.forward(&image, &z_mm);
         let reconstruction = reconstruction.to_kind(Kind::Float);
         let l1 = (&reconstruction - &target).abs().mean(Kind::Float);
         let mut loss = &l1 + gradient_l1(&reconstruction, &target) * GRADIENT_WEIGHT;
@@ -81,26 +75,46 @@ pub(super) fn train(
 
 /// Trains the decoder on, with the encoder and so all codes as they are; what is asked of it now is the distance alone.
 fn finish_decoder(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer) -> Result<()> {
-    let config = &context.pipeline.train;
-    let stage = &config.tokenizer;
-    let width = context.train.shape[0];
+    let stage = &context.pipeline.train.tokenizer;
     for (name, weight) in store.variables() {
         let decodes = DECODER.iter().any(|part| name.starts_with(part));
         let _ = weight.set_requires_grad(decodes);
     }
-    let draw = |step| -> Vec<Seen> {
-        let one = |item| context.train.draw_seen(&[0], &mut draw_rng(config.seed, "decoder", step, item)).remove(0);
-        (0..stage.batch).into_par_iter().map(one).collect()
-    };
     let schedule = (stage.decoder_steps, stage.learning_rate / 2.);
-    updates(context, "decoder", store, schedule, draw, |_, batch| {
-        let (clean, seen): (Vec<_>, Vec<_>) = batch.into_iter().map(|slice| (slice.clean, slice.seen)).unzip();
-        let (image, z_mm) = data::stack(&seen, width, context.device);
-        let (target, _) = data::stack(&clean, width, context.device);
-        let (reconstruction, _, _) = tokenizer.forward(&image.to_kind(context.kind), &z_mm);
-        let l1 = (reconstruction.to_kind(Kind::Float) - target).abs().mean(Kind::Float);
-        (l1.shallow_clone(), vec![("l1", l1)])
-    })
+    updates(
+        context,
+        "decoder",
+        store,
+        schedule,
+        |step| draw(context, "decoder", step),
+        |_, batch| {
+            let Batch { image, target, z_mm } = stack(context, batch);
+            let (reconstruction, _, _) = tokenizer.forward(&image, &z_mm);
+            let l1 = (reconstruction.to_kind(Kind::Float) - target).abs().mean(Kind::Float);
+            (l1.shallow_clone(), vec![("l1", l1)])
+        },
+    )
+}
+
+/// A batch: slices as they are seen, in the kind the networks compute in, and without noise, `[B, 1, H, W]`; heights `[B]`.
+struct Batch {
+    image: Tensor,
+    target: Tensor,
+    z_mm: Tensor,
+}
+
+fn draw(context: &Context<'_>, stage: &str, step: i64) -> Vec<Seen> {
+    let config = &context.pipeline.train;
+    let one = |item| context.train.draw_seen(&[0], &mut draw_rng(config.seed, stage, step, item)).remove(0);
+    (0..config.tokenizer.batch).into_par_iter().map(one).collect()
+}
+
+fn stack(context: &Context<'_>, slices: Vec<Seen>) -> Batch {
+    let (clean, seen): (Vec<_>, Vec<_>) = slices.into_iter().map(|slice| (slice.clean, slice.seen)).unzip();
+    let width = context.train.shape[0];
+    let (image, z_mm) = data::stack(&seen, width, context.device);
+    let (target, _) = data::stack(&clean, width, context.device);
+    Batch { image: image.to_kind(context.kind), target, z_mm }
 }
 
 /// L1 distance of the horizontal and vertical differences.
