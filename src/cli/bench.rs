@@ -22,7 +22,7 @@ enum What {
 
 /// Time every network of a bundle, or of a preset's sizes, on a device, beside what the device can do
 ///
-/// Run nothing else meanwhile. OMP_NUM_THREADS sets the threads of the processor.
+/// Run nothing else meanwhile. On the processor one thread is timed; a screening has one per core.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve bench device --bf16 --json bench.json
@@ -37,9 +37,9 @@ struct DeviceArgs {
     /// tiny, small or paper: these sizes with random weights, instead of a bundle
     #[arg(long, conflicts_with = "bundle")]
     preset: Option<Preset>,
-    /// Slices at once
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    batch: i64,
+    /// Slices at once; left out, those from 4 to 256 are tried and the fastest is told
+    #[arg(long, value_name = "N")]
+    batch: Option<i64>,
     /// Also compute in bfloat16, side by side with f32
     #[arg(long)]
     bf16: bool,

@@ -5,6 +5,7 @@
 
 mod recipe;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -199,6 +200,9 @@ pub struct TrainConfig {
     pub work: PathBuf,
     /// Column of `participants.tsv` that holds `train` or `val`.
     pub split_column: String,
+    /// Columns of `participants.tsv` with the values that subjects of another site have, which are not trained on: the
+    /// tokenizer is tried on their `val` scans as well, e.g. `{ source = ["ds002748"] }`.
+    pub other_site: BTreeMap<String, Vec<String>>,
     /// Seconds between checkpoints.
     pub checkpoint_seconds: u64,
     /// `auto`, `cpu` or `cuda:N`.
@@ -244,6 +248,7 @@ impl Default for TrainConfig {
             out: "bundle".into(),
             work: "train-work".into(),
             split_column: "split".into(),
+            other_site: BTreeMap::new(),
             checkpoint_seconds: 60,
             device: DeviceChoice::default(),
             bf16: true,

@@ -6,6 +6,7 @@
 //! same run.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,6 +14,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::model::{Bundle, CONTEXT, Decoding, Masked, Networks, Preset, Resampling, Sizes, TransformerConfig, device};
+use crate::score;
 
 /// Runs of one thing; the fastest counts, since what else a machine does only slows them.
 const ROUNDS: usize = 15;
@@ -31,6 +33,12 @@ const MASKED: f64 = 0.1;
 
 /// Half axes of the widest slice's brain, in halves of the slice's rows and columns.
 const HALF_AXES: [f64; 2] = [0.97, 0.95];
+
+/// Batches that are tried, in slices.
+const BATCHES: [i64; 7] = [4, 8, 16, 32, 64, 128, 256];
+
+/// The smallest batch is taken that comes this near to the fastest one: small ones take less memory.
+const NEAR: f64 = 0.97;
 
 /// Distance of the brain's uppermost slice from its widest, mm.
 const HALF_HEIGHT: f64 = 67.;
@@ -73,6 +81,8 @@ pub struct DeviceSpeed {
     pub threads: i64,
     pub model: String,
     pub batch: i64,
+    /// Slices per second of the batches that were tried, where they were.
+    pub tried: Vec<(i64, f64)>,
     /// Rows and columns of a slice.
     pub tokens: [i64; 2],
     /// Tokens of brain per slice, in the mean.
@@ -94,7 +104,8 @@ pub struct DeviceSettings {
     pub bundle: String,
     /// Sizes with random weights, instead of a bundle.
     pub preset: Option<Preset>,
-    pub batch: i64,
+    /// Slices at once; left out, the fastest of those from 4 to 256 is looked for.
+    pub batch: Option<i64>,
     /// bf16 as well as f32.
     pub bf16: bool,
     /// Restorations by the autoregressive prior as well.
@@ -140,6 +151,8 @@ impl Model {
 /// Where the device cannot be used, the bundle does not load, or it lacks a prior that is asked for.
 pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
     let device = device::resolve(settings.device)?;
+    // Each of a screening's threads computes alone.
+    score::alone();
     let model = match settings.preset {
         Some(preset) => Model::Preset(preset),
         None => Model::Bundle(Box::new(Bundle::open(&settings.bundle)?)),
@@ -148,7 +161,16 @@ pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
     if settings.prior && sizes.prior.is_none() {
         return Err(Error::Config(format!("{} has no prior to measure; a preset has one", model.label())));
     }
-    let inputs = Inputs::new(&sizes, settings.batch.max(1), device);
+    let tried = match settings.batch {
+        Some(_) => Vec::new(),
+        None => {
+            let kind = if settings.bf16 { Kind::BFloat16 } else { Kind::Float };
+            let networks = model.networks(device, kind)?;
+            BATCHES.iter().map_while(|&batch| Some((batch, throughput(&sizes, &networks, batch, kind)?))).collect()
+        }
+    };
+    let batch = settings.batch.or_else(|| best(&tried)).unwrap_or(1).max(1);
+    let inputs = Inputs::new(&sizes, batch, device);
     let mut kinds = vec![inputs.measure(&model, settings, Kind::Float)?];
     if settings.bf16 {
         kinds.push(inputs.measure(&model, settings, Kind::BFloat16)?);
@@ -158,6 +180,7 @@ pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
         threads: i64::from(tch::get_num_threads()),
         model: model.label(),
         batch: inputs.batch,
+        tried,
         tokens: sizes.tokens,
         brain_tokens: inputs.mean(|n| n as f64),
         restorations: settings.restorations,
@@ -165,6 +188,30 @@ pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
         open_share: settings.open_share,
         kinds,
     })
+}
+
+/// Slices per second of encoding, judging and restoring slices, so many at once; none where the device has not the memory.
+fn throughput(sizes: &Sizes, networks: &Networks, batch: i64, kind: Kind) -> Option<f64> {
+    let run = || {
+        let Inputs { image, codes, middle, z_mm, inside, mask, .. } = Inputs::new(sizes, batch, networks.device);
+        let slices = Masked { codes: &middle, inside: &inside, mask: &mask, z_mm: &z_mm };
+        let table = networks.tokenizer.table(networks.device);
+        let all = || {
+            drop(networks.tokenizer.encode(&image, &z_mm));
+            drop(networks.detector.forward(&codes, &inside, &z_mm, kind));
+            let (mean, _) = networks.inpainter.mean(&slices, &table, kind);
+            drop(networks.tokenizer.decode_embedded(&mean, &z_mm, kind));
+        };
+        batch as f64 / tch::no_grad(|| seconds(networks.device, &all))
+    };
+    // tch turns libtorch's exceptions, out of memory among them, into panics.
+    catch_unwind(AssertUnwindSafe(run)).ok()
+}
+
+/// The smallest batch that is nearly as fast as the fastest.
+fn best(tried: &[(i64, f64)]) -> Option<i64> {
+    let fastest = tried.iter().map(|&(_, speed)| speed).fold(0., f64::max);
+    tried.iter().find(|&&(_, speed)| speed >= NEAR * fastest).map(|&(batch, _)| batch)
 }
 
 /// A made-up batch.
@@ -348,6 +395,16 @@ impl fmt::Display for DeviceSpeed {
             self.tokens[0] * self.tokens[1],
             ceilings.join(", ")
         )?;
+        if !self.tried.is_empty() {
+            let tried: Vec<String> = self.tried.iter().map(|(batch, speed)| format!("{batch}: {speed:.0}")).collect();
+            writeln!(
+                f,
+                "slices/s by slices at once: {}\nfor this device, write `batch_slices = {}` into [score] and keep it: \
+                 another batch may move the last digits\n",
+                tried.join(", "),
+                self.batch
+            )?;
+        }
         write!(f, "| network | MFLOP/slice |")?;
         for KindSpeed { kind, .. } in &self.kinds {
             write!(f, " {kind}: ms/slice | GFLOP/s | of the ceiling |")?;
@@ -406,6 +463,15 @@ impl fmt::Display for DeviceSpeed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_smallest_batch_that_is_nearly_the_fastest_is_taken() {
+        assert_eq!(best(&[(4, 80.), (8, 98.), (16, 100.), (32, 60.)]), Some(8));
+        assert_eq!(best(&[]), None, "not even the smallest one fits");
+        let sizes = Preset::Tiny.sizes();
+        let networks = sizes.networks(Device::Cpu, Kind::Float, 1);
+        assert!(throughput(&sizes, &networks, 4, Kind::Float).unwrap() > 0.);
+    }
 
     #[test]
     fn half_of_a_slice_is_brain_as_in_real_scans() {

@@ -228,7 +228,7 @@ impl Run {
             recipe_id: self.recipe_id.clone(),
             location: self.location.clone(),
             preprocess: self.preprocess.clone(),
-            worker: Worker::start(Arc::clone(&self.bundle), self.device, settings.clone()).await?,
+            worker: Worker::start(Arc::clone(&self.bundle), self.device, settings.clone(), cores()).await?,
             settings,
             bundle: self.bundle.label(),
             device: device_name(self.device),
@@ -281,8 +281,8 @@ impl Run {
                 system.refresh_memory();
                 let by_memory =
                     system.cgroup_limits().map_or(system.available_memory(), |c| c.free_memory) / BYTES_PER_SCAN;
-                // One more than the cores: a scan that waits for the store or the device leaves its core idle.
-                (cores() + 1).min(by_memory.max(1) as usize)
+                // On each core one with the networks and one before them, and one that waits for the store.
+                (2 * cores() + 1).min(by_memory.max(1) as usize)
             }
             n => n,
         }

@@ -4,7 +4,7 @@
 //!  manifest rows (one row = one scan)
 //!      │  at most `in_flight` scans at a time over all partitions
 //!      ▼
-//!  fetch (tokio) ─► decode ─► preprocess (rayon) ─► networks (device thread) ─► assess (rayon)
+//!  fetch (tokio) ─► decode ─► preprocess (rayon) ─► networks (device threads) ─► assess (rayon)
 //!      │ an error or a panic at any stage
 //!      ▼
 //!  one row of `screen_schema` per scan: its rows for every table, or its row in `failures`

@@ -23,7 +23,7 @@ pub struct Screening {
     pub preprocess: PreprocessConfig,
     /// How they are scored.
     pub settings: Settings,
-    /// The device thread.
+    /// The device threads.
     pub worker: Worker,
     /// Name of the bundle, for the tables.
     pub bundle: String,

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::map::{mean_in_brain, token_brain_fraction};
-use super::{MIN_TOKEN_BRAIN, Method, Settings, Tail};
+use super::{Evidence, MIN_TOKEN_BRAIN, Method, Settings, Tail};
 use crate::error::{Error, Result};
 use crate::model::{CONTEXT, Decoding, Masked, Networks, Prior, Resampling};
 use crate::volume::Volume;
@@ -192,6 +192,7 @@ pub fn infer(
     let encoded = encode(networks, image, brain, config.batch_slices.max(1))?;
     let restoring = Restoring { networks, encoded: &encoded, settings, scan_id, kind };
     match config.method {
+        Method::Mim if config.evidence == Evidence::Intensity => Ok(without_model(&encoded, image, brain, Tail::Both)),
         Method::Mim => restoring.mim(),
         Method::Ar => restoring.ar(),
         Method::Threshold => Ok(without_model(&encoded, image, brain, config.tail)),

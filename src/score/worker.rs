@@ -1,11 +1,14 @@
-//! The device worker: one thread that owns the networks and serves every partition.
+//! The device worker: the threads that own the networks and serve every partition.
 //!
-//! libtorch is called from this thread alone, so the networks exist once and a GPU sees one stream
-//! of work. Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error,
-//! the worker goes on.
+//! libtorch is called from these threads alone. A GPU has one, so that it sees one stream of work. The processor has one
+//! per core, each with networks of its own, and libtorch computes on the thread that calls it: products that are cut up
+//! among threads add up in another order, and a scan's last digits must not depend on how many cores a machine has. Cores
+//! that share no operation do not wait for each other either.
+//!
+//! Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error, the worker goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::Bundle;
 use crate::preprocess::Prepared;
 
-/// Prepared scans that may wait for the device: enough that it never waits for a core.
+/// Prepared scans that may wait for each thread: enough that it never waits for a core.
 const QUEUE: usize = 2;
 
 struct Job {
@@ -24,45 +27,41 @@ struct Job {
     reply: oneshot::Sender<Result<(Inference, Duration)>>,
 }
 
-/// A handle to the device thread; clones share it. The thread ends with the last handle.
+/// Where the threads take their jobs from, one after the other.
+type Queue = Arc<Mutex<mpsc::Receiver<Job>>>;
+
+/// A handle to the device threads; clones share them. They end with the last handle.
 #[derive(Debug, Clone)]
 pub struct Worker {
     jobs: mpsc::Sender<Job>,
 }
 
 impl Worker {
-    /// Starts the thread and loads the networks onto `device`.
+    /// Starts the threads (`cores` of them on the processor, one on a GPU) and loads the networks onto `device`.
     ///
     /// # Errors
     /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails.
-    pub async fn start(bundle: Arc<Bundle>, device: tch::Device, settings: Settings) -> Result<Self> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
-        let (ready, started) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("device".into())
-            .spawn(move || {
-                let networks = match caught(|| bundle.networks_in(device, settings.config.precision.kind())) {
-                    Ok(networks) => {
-                        let _ = ready.send(Ok(()));
-                        networks
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                        return;
-                    }
-                };
-                while let Some(job) = queue.blocking_recv() {
-                    if job.reply.is_closed() {
-                        continue; // the scan was given up meanwhile
-                    }
-                    let started = Instant::now();
-                    let prepared = &job.prepared;
-                    let result = caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, &settings));
-                    let _ = job.reply.send(result.map(|inference| (inference, started.elapsed())));
-                }
-            })
-            .map_err(|e| Error::io("cannot start the device thread", e))?;
-        started.await.map_err(|_| gone())??;
+    pub async fn start(bundle: Arc<Bundle>, device: tch::Device, settings: Settings, cores: usize) -> Result<Self> {
+        let threads = match device {
+            tch::Device::Cpu => cores.max(1),
+            _ => 1,
+        };
+        alone();
+        let (jobs, queue) = mpsc::channel::<Job>(QUEUE * threads);
+        let queue: Queue = Arc::new(Mutex::new(queue));
+        let mut started = Vec::with_capacity(threads);
+        for number in 0..threads {
+            let (ready, answer) = oneshot::channel();
+            let (bundle, queue, settings) = (Arc::clone(&bundle), Arc::clone(&queue), settings.clone());
+            std::thread::Builder::new()
+                .name(format!("device-{number}"))
+                .spawn(move || serve(&bundle, device, &settings, &queue, ready))
+                .map_err(|e| Error::io("cannot start a device thread", e))?;
+            started.push(answer);
+        }
+        for answer in started {
+            answer.await.map_err(|_| gone())??;
+        }
         Ok(Self { jobs })
     }
 
@@ -78,8 +77,38 @@ impl Worker {
     }
 }
 
+/// Makes libtorch compute on the thread that calls it, in the whole process.
+pub fn alone() {
+    tch::set_num_threads(1);
+}
+
+/// A thread's life: loads the networks, says so, and takes jobs until the last handle is gone.
+fn serve(bundle: &Bundle, device: tch::Device, settings: &Settings, queue: &Queue, ready: oneshot::Sender<Result<()>>) {
+    // What one thread of a process says holds for all, but not for the OpenMP loops that another one begins.
+    alone();
+    let networks = match caught(|| bundle.networks_in(device, settings.config.precision.kind())) {
+        Ok(networks) => networks,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let _ = ready.send(Ok(()));
+    // Whoever holds the queue waits for a job, the others wait for the queue.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+    while let Some(job) = next() {
+        if job.reply.is_closed() {
+            continue; // the scan was given up meanwhile
+        }
+        let started = Instant::now();
+        let prepared = &job.prepared;
+        let result = caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, settings));
+        let _ = job.reply.send(result.map(|inference| (inference, started.elapsed())));
+    }
+}
+
 fn gone() -> Error {
-    Error::Bug("the device thread has ended".into())
+    Error::Bug("the device threads have ended".into())
 }
 
 /// Runs `work`; a panic (tch turns libtorch's exceptions into panics) becomes a device error.

@@ -27,6 +27,7 @@ mod inpainter;
 mod prior;
 mod tokenizer;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -70,8 +71,18 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let device = device::resolve(config.device)?;
     std::fs::create_dir_all(config.work.join("prepared"))
         .map_err(|e| Error::io(format!("cannot create the work folder `{}`", config.work.display()), e))?;
-    let (train, n_train) = brains(pipeline, "train").await?;
-    let (val, n_val) = brains(pipeline, "val").await?;
+    for (key, share) in [("image_share", config.anomalies.image_share), ("token_share", config.anomalies.token_share)] {
+        if !(0. ..=1.).contains(&share) {
+            return Err(Error::Config(format!("train.anomalies.{key} is {share}: a share is between 0 and 1")));
+        }
+    }
+    let own = &pipeline.cohort.select.participants;
+    let (train, n_train) = brains(pipeline, own, "train").await?;
+    let (val, n_val) = brains(pipeline, own, "val").await?;
+    let elsewhere = match config.other_site.is_empty() {
+        true => None,
+        false => Some(Slices::new(brains(pipeline, &config.other_site, "val").await?.0)),
+    };
     let kind = if config.bf16 { Kind::BFloat16 } else { Kind::Float };
     let outlines = outlines(&config.shapes).await?;
     let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val), outlines };
@@ -93,6 +104,9 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
 
     let last = |network| config.until == Some(network);
     let mut metrics = tokenizer::train(&context, &stores[0], &tokenizer)?;
+    if let Some(elsewhere) = &elsewhere {
+        metrics.extend(tokenizer::measure_elsewhere(&context, &tokenizer, elsewhere));
+    }
     if last(Network::Tokenizer) {
         return Ok(());
     }
@@ -175,11 +189,15 @@ async fn outlines(url: &str) -> Result<Vec<Outline>> {
     Ok(outlines)
 }
 
-/// Prepared brains of one split of the cohort.
-async fn brains(pipeline: &TrainPipeline, split: &str) -> Result<(Vec<Brain>, usize)> {
+/// Prepared brains of one split of the cohort, of these participants.
+async fn brains(
+    pipeline: &TrainPipeline,
+    participants: &BTreeMap<String, Vec<String>>,
+    split: &str,
+) -> Result<(Vec<Brain>, usize)> {
     let config = &pipeline.train;
     let location = cohort::open(&pipeline.cohort.url)?;
-    let mut selection = pipeline.cohort.select.clone();
+    let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
     selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
     let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
     let listing = cohort::list(&location, &name, &selection).await?;

@@ -9,7 +9,7 @@ use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use super::codebook::Averages;
-use super::data::Seen;
+use super::data::{Seen, Slices};
 use super::discriminator::{Adversary, balance};
 use super::{Context, data, draw_rng, learning_rate, updates, updates_beside};
 use crate::error::Result;
@@ -128,12 +128,42 @@ fn gradient_l1(a: &Tensor, b: &Tensor) -> Tensor {
 
 /// Of held-out slices as they are: L1 over the slice, L1 inside the brain, share of the codes in use.
 fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f64)> {
-    let width = context.val.shape[0];
+    let Reconstruction { slice, brain, in_use } = reconstruct(context, tokenizer, &context.val);
+    eprintln!(
+        "tokenizer: held-out L1 {slice:.4} over the slice, {brain:.4} inside the brain, {:.1} % of the codes in use",
+        100. * in_use
+    );
+    vec![("tokenizer_val_l1", slice), ("tokenizer_val_l1_in_brain", brain), ("tokenizer_codes_in_use", in_use)]
+}
+
+/// The same of slices of another site.
+pub(super) fn measure_elsewhere(
+    context: &Context<'_>,
+    tokenizer: &Tokenizer,
+    slices: &Slices,
+) -> Vec<(&'static str, f64)> {
+    let Reconstruction { slice, brain, .. } = reconstruct(context, tokenizer, slices);
+    eprintln!("tokenizer: L1 {slice:.4} over the slice, {brain:.4} inside the brain on the other site");
+    vec![("tokenizer_other_site_l1", slice), ("tokenizer_other_site_l1_in_brain", brain)]
+}
+
+/// How slices come back from their tokens.
+struct Reconstruction {
+    /// L1 over the slice.
+    slice: f64,
+    /// L1 inside the brain.
+    brain: f64,
+    /// Share of the codes that occur.
+    in_use: f64,
+}
+
+fn reconstruct(context: &Context<'_>, tokenizer: &Tokenizer, from: &Slices) -> Reconstruction {
+    let width = from.shape[0];
     let (mut error, mut pixels) = ([0., 0.], [0., 0.]);
     let mut used = vec![false; tokenizer.config().codes() as usize];
     tch::no_grad(|| {
-        for numbers in data::spread(&context.val, 480).chunks(24) {
-            let slices: Vec<_> = numbers.iter().map(|&n| context.val.get(n)).collect();
+        for numbers in data::spread(from, 480).chunks(24) {
+            let slices: Vec<_> = numbers.iter().map(|&n| from.get(n)).collect();
             let (image, z_mm) = data::stack(&slices, width, context.device);
             let codes = tokenizer.encode(&image, &z_mm);
             let distance = (tokenizer.decode(&codes, &z_mm, Kind::Float) - &image).abs();
@@ -150,12 +180,7 @@ fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f
         }
     });
     let in_use = used.iter().filter(|&&u| u).count() as f64 / used.len() as f64;
-    let [slice, brain] = [error[0] / pixels[0], error[1] / pixels[1]];
-    eprintln!(
-        "tokenizer: held-out L1 {slice:.4} over the slice, {brain:.4} inside the brain, {:.1} % of the codes in use",
-        100. * in_use
-    );
-    vec![("tokenizer_val_l1", slice), ("tokenizer_val_l1_in_brain", brain), ("tokenizer_codes_in_use", in_use)]
+    Reconstruction { slice: error[0] / pixels[0], brain: error[1] / pixels[1], in_use }
 }
 
 #[cfg(test)]
@@ -164,7 +189,7 @@ mod tests {
     use crate::config::{TrainConfig, TrainPipeline};
     use crate::model::{Codebook, TokenizerConfig, Vectors};
     use crate::preprocess;
-    use crate::train::data::{Brain, Slices};
+    use crate::train::data::Brain;
     use std::path::Path;
     use tch::Device;
 
