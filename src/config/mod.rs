@@ -221,6 +221,11 @@ pub struct TrainConfig {
     /// Scans fitted on, spread over all of them, that tell the healthy scores at each place; 0: there are none in the
     /// bundle.
     pub healthy_map_scans: usize,
+    /// `built-in` or a bundle's folder: its networks are taken as they are, and only what healthy scans look like by place
+    /// and the thresholds are learnt anew, from this cohort. Adapts a bundle to another scanner in minutes; left out,
+    /// networks are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub networks_of: Option<String>,
     /// The last network to train: `tokenizer`, `inpainter`, `detector` or `prior`. Its figures are printed, and no
     /// bundle is written; left out, all are trained, and one is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -257,6 +262,7 @@ impl Default for TrainConfig {
             healthy_quantile: 0.998,
             token_quantile: 0.97,
             healthy_map_scans: 96,
+            networks_of: None,
             until: None,
             tokenizer: TokenizerStage {
                 network: TokenizerConfig::default(),

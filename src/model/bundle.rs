@@ -240,7 +240,10 @@ impl Bundle {
     }
 
     /// The networks and the stores of their weights, in the order of [`BundleInfo::networks`].
-    pub(super) fn build(&self, device: Device) -> Result<(Networks, Vec<VarStore>)> {
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
+    pub fn build(&self, device: Device) -> Result<(Networks, Vec<VarStore>)> {
         let info = &self.info;
         let vocabulary = info.tokenizer.vocabulary();
         let mut stores: Vec<VarStore> = info.networks().map(|_| VarStore::new(device)).collect();

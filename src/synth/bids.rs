@@ -176,12 +176,24 @@ fn sidecar(spec: &CohortSpec, place: usize) -> Value {
 }
 
 fn participants_tsv(participants: &[Participant]) -> String {
-    let mut text = String::from("participant_id\tlesions\tlesion_volume_ml\tcorrupt\n");
-    for Participant { id, lesions, lesion_volume_ml, corrupt } in participants {
+    let mut text = String::from("participant_id\tlesions\tlesion_volume_ml\tcorrupt\tsplit\n");
+    let mut healthy = 0;
+    for participant in participants {
+        let Participant { id, lesions, lesion_volume_ml, corrupt } = participant;
+        let split = split(participant, &mut healthy);
         let corrupt = if *corrupt { "yes" } else { "no" };
-        text.push_str(&format!("{id}\t{lesions}\t{lesion_volume_ml:.1}\t{corrupt}\n"));
+        text.push_str(&format!("{id}\t{lesions}\t{lesion_volume_ml:.1}\t{corrupt}\t{split}\n"));
     }
     text
+}
+
+/// What a training may do with a subject: two in three healthy ones are to be fitted on. `healthy` counts those.
+fn split(participant: &Participant, healthy: &mut usize) -> &'static str {
+    if participant.lesions > 0 || participant.corrupt {
+        return "test";
+    }
+    *healthy += 1;
+    if healthy.is_multiple_of(3) { "val" } else { "train" }
 }
 
 fn participants_json() -> Value {
@@ -189,6 +201,10 @@ fn participants_json() -> Value {
         "lesions": { "Description": "number of lesions put into the head; they may touch" },
         "lesion_volume_ml": { "Description": "volume of all lesions", "Units": "mL" },
         "corrupt": { "Description": "yes where the scan's file was cut off in the middle on purpose" },
+        "split": {
+            "Description": "what a training may do with the head",
+            "Levels": { "train": "fit on it", "val": "choose on it", "test": "leave it out: lesions, or damaged" },
+        },
     })
 }
 

@@ -11,6 +11,9 @@ use crate::volume::Volume;
 /// Share of healthy tokens that the autoregressive prior finds likely enough (Naval Marimont and Tarroni, arXiv 2012.06765).
 const AR_QUANTILE: f64 = 0.9;
 
+/// The figure of how much is called anomalous in a held-out healthy scan, in the median.
+pub(super) const MEDIAN_ML: &str = "healthy_val_median_anomaly_ml";
+
 /// The calibration, the healthy scores by place and figures on the held-out scans.
 pub(super) struct Calibrated {
     pub calibration: Calibration,
@@ -87,7 +90,7 @@ pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Ca
         scans: val.len(),
         ar_limit_nats,
     };
-    Ok(Calibrated { calibration, healthy, figures: vec![("healthy_val_median_anomaly_ml", f64::from(median_ml))] })
+    Ok(Calibrated { calibration, healthy, figures: vec![(MEDIAN_ML, f64::from(median_ml))] })
 }
 
 /// Intensities of all the brains, scores by place of about `scans` of them, spread over all.

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::calibrate;
 use crate::config::TrainConfig;
-use crate::model::{BundleInfo, Codebook};
+use crate::model::{Bundle, BundleInfo, Codebook};
 
 /// Markdown: what the model is, what it was trained on, how well it does, where it must not be used.
 pub(super) fn model_card(info: &BundleInfo, config: &TrainConfig) -> String {
@@ -87,4 +88,31 @@ the tokenizer's decoder alone.
         ib = config.inpainter.batch,
     );
     text
+}
+
+/// The card of a bundle whose networks are another one's.
+pub(super) fn adapted_card(info: &BundleInfo, networks: &Bundle) -> String {
+    format!(
+        "# Model card: {name} {version}
+
+Research software. Not a medical device: no output may be used for diagnosis or treatment.
+
+The networks are those of {label}: its model card says what they are, what they were trained on and where they must not be
+used. What healthy scans look like by place was learnt anew from {n_train} healthy scans, and the thresholds (token {token:.4},
+mask {mask:.4}; {quantile:.1} % of healthy brain voxels lie below) were fixed on {n_val} other ones, of which half have less
+than {median:.2} ml called anomalous. They hold for scans like these.
+
+{program} made it, with `train.networks_of`.
+",
+        name = info.name,
+        version = info.version,
+        label = networks.label(),
+        n_train = info.training.train_scans,
+        n_val = info.training.val_scans,
+        token = info.calibration.token_threshold,
+        mask = info.calibration.mask_threshold,
+        quantile = 100. * info.calibration.healthy_quantile,
+        median = info.metrics.get(calibrate::MEDIAN_ML).copied().unwrap_or(f64::NAN),
+        program = info.training.program,
+    )
 }

@@ -9,6 +9,8 @@
 //!   5. calibration healthy scores by place, thresholds fixed on healthy `val` scans
 //! ─► bundle folder
 //! ```
+//! With `train.networks_of`, the networks are those of another bundle and only the calibration is done.
+//!
 //! Every stage keeps a checkpoint in the work folder and continues from it; a finished stage is not
 //! trained again. Batches are drawn from (seed, stage, step), so a continued training sees what an
 //! undisturbed one would have seen.
@@ -39,7 +41,9 @@ use tch::{Device, Kind, Tensor};
 use crate::cohort::{self, Selection};
 use crate::config::{Network, TrainPipeline};
 use crate::error::{Error, Result};
-use crate::model::{self, BundleInfo, Detector, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training, device};
+use crate::model::{
+    self, Bundle, BundleInfo, Detector, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training, device,
+};
 use crate::preprocess;
 use adamw::{AdamW, AdamWConfig};
 use anomaly::Outline;
@@ -88,6 +92,9 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val), outlines };
     eprintln!("{} slices to fit on, {} held out; {device:?}, {kind:?}", context.train.len(), context.val.len());
 
+    if let Some(bundle) = &config.networks_of {
+        return adapt(&context, &Bundle::open(bundle)?, [n_train, n_val]);
+    }
     let grid = preprocess::model_grid();
     let cell = config.tokenizer.network.cell();
     let tokens = [grid.shape[1] as i64 / cell, grid.shape[0] as i64 / cell];
@@ -165,6 +172,41 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     model::write_bundle(&config.out, info, &stores, calibrated.healthy.as_ref(), &card)?;
     let stages: Vec<&str> = NETWORKS.into_iter().chain(config.prior.is_some().then_some(PRIOR)).collect();
     curve::write_parquet(&config.work, &stages, &config.out)?;
+    eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
+    Ok(())
+}
+
+/// Writes a bundle with the networks of another one, and with what the cohort's healthy scans, so many to fit on and so many
+/// held out, say of places and thresholds.
+fn adapt(context: &Context<'_>, bundle: &Bundle, [n_train, n_val]: [usize; 2]) -> Result<()> {
+    let config = &context.pipeline.train;
+    if context.pipeline.preprocess != bundle.info.preprocess {
+        return Err(Error::Config(format!(
+            "the preprocessing differs from that of bundle `{}`, whose networks know no other: leave [preprocess] out",
+            bundle.info.name
+        )));
+    }
+    let (networks, stores) = bundle.build(context.device)?;
+    let calibrated = calibrate::calibrate(context, &networks)?;
+    let mut metrics = bundle.info.metrics.clone();
+    metrics.extend(calibrated.figures.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let training = Training {
+        train_scans: n_train,
+        val_scans: n_val,
+        program: format!("neurosieve {}", env!("CARGO_PKG_VERSION")),
+        seed: config.seed,
+        data: [&bundle.info.training.data[..], &config.data].concat(),
+    };
+    let info = BundleInfo {
+        name: config.name.clone(),
+        version: config.version.clone(),
+        calibration: calibrated.calibration,
+        training,
+        metrics,
+        ..bundle.info.clone()
+    };
+    let card = card::adapted_card(&info, bundle);
+    model::write_bundle(&config.out, info, &stores, calibrated.healthy.as_ref(), &card)?;
     eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
     Ok(())
 }

@@ -68,9 +68,10 @@ fn a_cohort_is_bids_with_truth_beside_it() {
 
     let table = String::from_utf8(files[Path::new("participants.tsv")].clone()).expect("text");
     let rows: Vec<Vec<&str>> = table.lines().map(|l| l.split('\t').collect()).collect();
-    assert_eq!(rows[0], ["participant_id", "lesions", "lesion_volume_ml", "corrupt"]);
-    assert_eq!(rows[1][1..], [participants[0].lesions.to_string(), format!("{ml:.1}"), "no".into()]);
-    assert_eq!(rows[3], ["sub-synth003", "0", "0.0", "yes"]);
+    assert_eq!(rows[0], ["participant_id", "lesions", "lesion_volume_ml", "corrupt", "split"]);
+    assert_eq!(rows[1][1..], [participants[0].lesions.to_string(), format!("{ml:.1}"), "no".into(), "test".into()]);
+    assert_eq!(rows[2], ["sub-synth002", "0", "0.0", "no", "train"]);
+    assert_eq!(rows[3], ["sub-synth003", "0", "0.0", "yes", "test"]);
 }
 
 #[test]

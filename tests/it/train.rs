@@ -120,8 +120,43 @@ fn a_training_that_is_killed_and_continued_gives_the_same_bundle() {
         std::fs::read(file("b2/training.parquet")).unwrap()
     );
 
+    a_bundle_adapts_to_another_cohort(path);
     methods_are_compared(path);
     twins_have_something_to_compare(path);
+}
+
+/// The networks stay, what healthy scans look like is learnt anew.
+fn a_bundle_adapts_to_another_cohort(folder: &Path) {
+    std::fs::write(folder.join("adapt.toml"), "[train]\nname = \"here\"\ndevice = \"cpu\"\nnetworks_of = \"b1\"\n").unwrap();
+    // The one to be fitted on is the one that was held out, and the other way round.
+    let turned = |split: &str| if split == "val" { "train" } else { "val" };
+    let table = std::fs::read_to_string(folder.join("cohort/participants.tsv")).unwrap();
+    let swapped: Vec<String> = table
+        .lines()
+        .map(|line| match line.split_once('\t') {
+            Some((id, split @ ("train" | "val"))) => format!("{id}\t{}", turned(split)),
+            _ => line.to_owned(),
+        })
+        .collect();
+    std::fs::write(folder.join("cohort/participants.tsv"), swapped.join("\n") + "\n").unwrap();
+    let mut arguments = training("train.work=w1", "train.out=b3");
+    arguments[1] = "adapt.toml";
+    let run = program(&arguments, folder);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    std::fs::write(folder.join("cohort/participants.tsv"), table).unwrap();
+
+    let file = |bundle: &str, name: &str| std::fs::read(folder.join(bundle).join(name)).unwrap();
+    for network in ["tokenizer", "detector", "inpainter", "prior"].map(|name| format!("{name}.safetensors")) {
+        assert!(file("b1", &network) == file("b3", &network), "{network} differs");
+    }
+    assert_ne!(file("b1", "healthy.safetensors"), file("b3", "healthy.safetensors"));
+    let read = |bundle: &str| -> toml::Table {
+        toml::from_str(&String::from_utf8(file(bundle, "bundle.toml")).unwrap()).unwrap()
+    };
+    let (one, other) = (read("b1"), read("b3"));
+    assert_eq!((other["name"].as_str(), other["training"]["val_scans"].as_integer()), (Some("here"), Some(2)));
+    assert_ne!(one["calibration"]["mask_threshold"], other["calibration"]["mask_threshold"]);
+    assert!(String::from_utf8(file("b3", "MODEL_CARD.md")).unwrap().contains("The networks are those of tiny@"));
 }
 
 /// All methods, on the lesioned subject against the held-out healthy one.
