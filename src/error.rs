@@ -50,6 +50,12 @@ pub enum Error {
         /// True where a smaller batch may pass (out of device memory).
         smaller: bool,
     },
+    /// A scan took longer than it may.
+    #[error("not finished after {seconds} s; raise run.scan_timeout_s where such scans are to be waited for")]
+    TimedOut {
+        /// How long it may take.
+        seconds: u64,
+    },
     /// A bundle is missing, damaged or does not fit this program.
     #[error("{0}")]
     Model(String),
@@ -122,7 +128,7 @@ impl Error {
     /// Whose fault it is.
     pub fn domain(&self) -> Domain {
         match self {
-            Self::Input { .. } => Domain::Input,
+            Self::Input { .. } | Self::TimedOut { .. } => Domain::Input,
             Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
             Self::Device { .. } => Domain::Device,
             Self::Model(_) => Domain::Model,
@@ -145,7 +151,7 @@ impl Error {
                 | S::UnknownConfigurationKey { .. } => Retry::Never,
                 _ => Retry::Backoff,
             },
-            Self::Device { .. } | Self::Table { .. } | Self::Io { .. } => Retry::Backoff,
+            Self::Device { .. } | Self::TimedOut { .. } | Self::Table { .. } | Self::Io { .. } => Retry::Backoff,
             _ => Retry::Never,
         }
     }
@@ -163,6 +169,7 @@ impl Error {
             Self::Query(_) => "query",
             Self::Device { smaller: true, .. } => "out_of_device_memory",
             Self::Device { .. } => "device",
+            Self::TimedOut { .. } => "timed_out",
             Self::Model(_) => "model",
             Self::Config(_) => "config",
             Self::Io { .. } => "io",
@@ -192,6 +199,11 @@ pub enum Stage {
     Preprocess,
     /// Tokens, restoration, anomaly map.
     Score,
+}
+
+impl Stage {
+    /// All, in the order of a scan's way.
+    pub const ALL: [Self; 4] = [Self::Fetch, Self::Decode, Self::Preprocess, Self::Score];
 }
 
 impl fmt::Display for Stage {

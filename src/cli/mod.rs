@@ -5,6 +5,7 @@ mod cohort;
 mod doctor;
 mod eval;
 mod export;
+mod failures;
 mod fit_border;
 mod inspect;
 mod run;
@@ -42,6 +43,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Sql(sql::SqlArgs),
+    Failures(failures::FailuresArgs),
     Tables(tables::TablesArgs),
     Cohort(cohort::CohortArgs),
     Export(export::ExportArgs),
@@ -62,6 +64,7 @@ const FAILED: u8 = 1;
 const BAD_SETTINGS: u8 = 2;
 const DONE_WITH_FAILURES: u8 = 3;
 const STOPPED: u8 = 4;
+const GAVE_UP: u8 = 5;
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
@@ -88,10 +91,8 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => args.run().await,
         Command::Sql(args) => sql::run(args).await.map(done),
-        Command::Tables(args) => {
-            args.run();
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Failures(args) => args.run().await.map(done),
+        Command::Tables(args) => args.run().await.map(done),
         Command::Cohort(args) => args.run().await.map(done),
         Command::Export(args) => args.run().await.map(done),
         Command::Train(args) => args.run().await.map(done),

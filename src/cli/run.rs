@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
-use super::{DONE_WITH_FAILURES, STOPPED};
+use super::eval::write_json;
+use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED};
 use crate::config::{self, Pipeline};
 use crate::error::Result;
-use crate::flow::{Progress, Report, Run, STAGES, Snapshot};
+use crate::flow::{Outcome, Progress, Report, Run, STAGES, Snapshot};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -25,7 +26,10 @@ use crate::flow::{Progress, Report, Run, STAGES, Snapshot};
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --limit 10 --device cpu
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
 
-Exit codes: 0 all went through or nothing to do, 1 error, 2 wrong settings, 3 done with failures, 4 stopped early.
+  neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
+
+Exit codes: 0 all went through or nothing to do, 1 error, 2 wrong settings, 3 done with failures, 4 stopped early,
+5 given up because more scans failed than --max-failures allows.
 NEUROSIEVE_LOG=info shows the log (debug: every scan).")]
 pub struct RunArgs {
     /// The pipeline file (TOML); ready ones are in pipelines/
@@ -42,6 +46,18 @@ pub struct RunArgs {
     /// At most this many pending scans [pipeline: run.limit]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// One of several parts of the cohort, for processes side by side: 2/8 is the second of eight [pipeline: run.shard]
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    /// Give the run up when more scans fail: 25, or 5% of those that ended [pipeline: run.max_failures]
+    #[arg(long, value_name = "N|P%")]
+    pub max_failures: Option<String>,
+    /// Also try scans again whose content failed for good [pipeline: run.retry]
+    #[arg(long)]
+    pub retry: bool,
+    /// Write what the run did to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Override any key of the pipeline file; repeat for more
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -60,7 +76,10 @@ impl RunArgs {
         overrides.extend(quoted("cohort.url", &self.cohort));
         overrides.extend(quoted("tables.url", &self.tables));
         overrides.extend(quoted("run.device", &self.device));
+        overrides.extend(quoted("run.shard", &self.shard));
+        overrides.extend(quoted("run.max_failures", &self.max_failures));
         overrides.extend(self.limit.map(|n| format!("run.limit={n}")));
+        overrides.extend(self.retry.then(|| "run.retry=true".to_owned()));
         let pipeline: Pipeline = config::load(Some(&self.pipeline), &overrides)?;
         let tables = pipeline.tables.url.clone();
 
@@ -75,9 +94,8 @@ impl RunArgs {
             run.already_done(),
             run.quarantined(),
         );
-        if pending == 0 {
-            println!("Nothing to do: every selected scan has a result for its content and these settings.");
-            return Ok(ExitCode::SUCCESS);
+        if run.in_other_shards() > 0 {
+            eprintln!("{} more scans are in other parts of the cohort", run.in_other_shards());
         }
 
         let (stop, stopping) = watch::channel(false);
@@ -96,11 +114,13 @@ impl RunArgs {
         if self.explain {
             println!("{}", report.plan);
         }
-        summary(&report, pending, &tables);
-        Ok(match report {
-            Report { stopped: true, .. } => ExitCode::from(STOPPED),
-            Report { failed: 1.., .. } => ExitCode::from(DONE_WITH_FAILURES),
-            _ => ExitCode::SUCCESS,
+        summary(&report, &tables);
+        write_json(self.report, &report)?;
+        Ok(match report.outcome {
+            Outcome::NothingToDo | Outcome::Done => ExitCode::SUCCESS,
+            Outcome::DoneWithFailures => ExitCode::from(DONE_WITH_FAILURES),
+            Outcome::Stopped => ExitCode::from(STOPPED),
+            Outcome::GaveUp => ExitCode::from(GAVE_UP),
         })
     }
 }
@@ -159,7 +179,11 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn summary(report: &Report, pending: u64, tables: &str) {
+fn summary(report: &Report, tables: &str) {
+    let Some(run) = &report.run else {
+        println!("Nothing to do: every selected scan has a result for its content and these settings.");
+        return;
+    };
     let finished = report.done + report.failed;
     println!(
         "{} scans done, {} failed in {} ({:.1} scans/min). Run {}.",
@@ -167,15 +191,21 @@ fn summary(report: &Report, pending: u64, tables: &str) {
         report.failed,
         duration(report.elapsed.as_secs_f64()),
         finished as f64 / report.elapsed.as_secs_f64() * 60.,
-        report.run_id,
+        run.run_id,
     );
-    if report.stopped {
-        println!("Stopped with {} scans left: the same command takes them up.", pending.saturating_sub(finished));
+    let left = report.pending.saturating_sub(finished);
+    match report.outcome {
+        Outcome::Stopped => println!("Stopped with {left} scans left: the same command takes them up."),
+        Outcome::GaveUp => println!(
+            "Given up with {left} scans left: more failed than run.max_failures allows. See why, then the same command \
+             takes them up."
+        ),
+        _ => {}
     }
     println!("Tables: {tables}");
     println!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
     if report.failed > 0 {
-        println!("        neurosieve sql --tables {tables} -f sql/failures_by_reason.sql");
+        println!("        neurosieve failures --tables {tables}");
     }
     println!("Research use only; not a medical device.");
 }

@@ -1,8 +1,12 @@
-//! `neurosieve tables`: what the result tables hold.
+//! `neurosieve tables`: what the result tables hold, and their maintenance.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::tables::Table;
+use crate::error::{Error, Result};
+use crate::tables::{Commit, Optimized, Table, Tables};
 
 /// Look after the result tables
 #[derive(Debug, clap::Args)]
@@ -15,17 +19,99 @@ pub struct TablesArgs {
 enum TablesCommand {
     /// Print every table's columns with type, unit and meaning
     Describe,
+    /// Put small files together, tokens clustered by scan and region; queries answer as before, faster
+    Optimize {
+        #[command(flatten)]
+        which: Which,
+        /// Size that files should have, MiB
+        #[arg(long, value_name = "MIB", default_value = "128")]
+        target_mib: NonZeroU64,
+    },
+    /// Delete files that no version of the last days refers to, those that killed runs left behind among them
+    Vacuum {
+        #[command(flatten)]
+        which: Which,
+        /// Days; longer than any run or query takes
+        #[arg(long, value_name = "DAYS", default_value_t = 7)]
+        keep_days: u64,
+        /// Only say what would be deleted
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the newest commits of each table
+    History {
+        #[command(flatten)]
+        which: Which,
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        limit: usize,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Where the tables are: a folder or a URL such as s3://bucket/results
+    #[arg(long, value_name = "URL")]
+    tables: String,
+    /// One table; left out, all of them
+    #[arg(long, value_name = "NAME")]
+    table: Option<String>,
+}
+
+impl Which {
+    async fn open(&self) -> Result<(Tables, Vec<Table>)> {
+        let tables = Tables::open(&self.tables).await?;
+        let Some(name) = &self.table else {
+            let all = tables.present().collect();
+            return Ok((tables, all));
+        };
+        let names: Vec<&str> = tables.present().map(Table::name).collect();
+        match tables.present().find(|table| table.name() == name) {
+            Some(table) => Ok((tables, vec![table])),
+            None => Err(Error::Config(format!("there is no table `{name}` here; there are {}", names.join(", ")))),
+        }
+    }
 }
 
 impl TablesArgs {
     /// Runs the command.
-    pub fn run(self) {
+    pub async fn run(self) -> Result<()> {
         match self.command {
-            TablesCommand::Describe => {
-                for table in Table::EVERY {
-                    println!("{}", table.describe());
+            TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
+            TablesCommand::Optimize { which, target_mib } => {
+                let (mut tables, wanted) = which.open().await?;
+                let target = target_mib.saturating_mul(NonZeroU64::MIN.saturating_add((1 << 20) - 1));
+                for table in wanted {
+                    let Optimized { removed, added } = tables.optimize(table, target).await?;
+                    println!("{}: {removed} files became {added}", table.name());
+                }
+            }
+            TablesCommand::Vacuum { which, keep_days, dry_run } => {
+                let (mut tables, wanted) = which.open().await?;
+                let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
+                let (done, what) = if dry_run { ("would be deleted", ":") } else { ("deleted", "") };
+                for table in wanted {
+                    let files = tables.vacuum(table, keep, dry_run).await?;
+                    println!(
+                        "{}: {} files {done}{}",
+                        table.name(),
+                        files.len(),
+                        if files.is_empty() { "" } else { what }
+                    );
+                    files.iter().filter(|_| dry_run).for_each(|file| println!("  {file}"));
+                }
+            }
+            TablesCommand::History { which, limit } => {
+                let (tables, wanted) = which.open().await?;
+                for table in wanted {
+                    println!("{}", table.name());
+                    for Commit { at, operation, engine } in tables.history(table, limit).await? {
+                        let at = at.map_or_else(String::new, |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string());
+                        println!("  {at:24} {operation:16} {engine}");
+                    }
                 }
             }
         }
+        Ok(())
     }
 }

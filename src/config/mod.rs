@@ -3,6 +3,7 @@
 //! Every key has a default, a type and a place; an unknown key is refused with the nearest known
 //! one. `--set section.key=value` overrides the file, the file overrides the defaults.
 
+mod limits;
 mod recipe;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::model::{DataSource, Preset, TokenizerConfig, TransformerConfig};
 use crate::preprocess::{self, PreprocessConfig};
 use crate::score::{Evidence, Method, Precision, Tail};
 
+pub use limits::{FailureLimit, Shard};
 pub use recipe::recipe_id;
 
 /// What `neurosieve run` does.
@@ -162,13 +164,34 @@ pub struct RunConfig {
     pub scans_in_flight: usize,
     /// At most this many pending scans, in the order of their names; 0: all.
     pub limit: usize,
+    /// One of several parts of the cohort, for as many processes side by side: `"2/8"` is the second of eight; left out,
+    /// the whole cohort.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
+    /// Gives the run up when more scans fail: a number, or a share of those that ended (`"5%"`, once 20 have); left out, it
+    /// never is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<FailureLimit>,
+    /// Also tries scans again whose content failed for good.
+    pub retry: bool,
+    /// Seconds after which a scan is given up, from its fetch to its rows; 0: never.
+    pub scan_timeout_s: u64,
     /// Largest decompressed scan in MiB.
     pub max_scan_mib: u64,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { device: DeviceChoice::default(), scans_in_flight: 0, limit: 0, max_scan_mib: 2048 }
+        Self {
+            device: DeviceChoice::default(),
+            scans_in_flight: 0,
+            limit: 0,
+            shard: None,
+            max_failures: None,
+            retry: false,
+            scan_timeout_s: 3600,
+            max_scan_mib: 2048,
+        }
     }
 }
 

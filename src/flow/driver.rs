@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -18,10 +19,12 @@ use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::SessionContext;
 use futures::{StreamExt, stream};
+use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tracing::info;
 
-use super::progress::Progress;
+use super::progress::{Progress, Snapshot};
 use super::screen::ScreenExec;
 use super::screening::Screening;
 use super::write::{RollPolicy, WriteExec};
@@ -51,24 +54,57 @@ pub struct Run {
     attempts: HashMap<String, i32>,
     already_done: usize,
     quarantined: usize,
+    in_other_shards: usize,
     progress: Arc<Progress>,
 }
 
-/// What a run did.
-#[derive(Debug, Clone)]
+/// What a run did; as JSON, what a monitor reads.
+#[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Id of the run in the tables; empty where nothing was pending.
-    pub run_id: String,
-    /// True where the run was stopped before all pending scans were begun.
-    pub stopped: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its row in `runs`; none where nothing was pending.
+    pub run: Option<RunRow>,
+    /// Scans that were to be screened.
+    pub pending: u64,
     /// Scans that went through.
     pub done: u64,
     /// Scans that became a row in `failures`.
     pub failed: u64,
+    /// Scans of earlier runs that are not tried again: their content is unusable.
+    pub quarantined: u64,
     /// Wall time of the screening.
+    #[serde(rename = "elapsed_s", serialize_with = "as_seconds")]
     pub elapsed: Duration,
     /// The physical plan with its metrics, as EXPLAIN ANALYZE shows it.
+    #[serde(skip)]
     pub plan: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every selected scan has a result, or cannot have one.
+    NothingToDo,
+    /// All pending scans went through.
+    Done,
+    /// All ended, some as failures.
+    DoneWithFailures,
+    /// Somebody stopped it: scans are left.
+    Stopped,
+    /// More scans failed than may: scans are left.
+    GaveUp,
+}
+
+fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// What [`Run::screen`] has to say.
+struct Screened {
+    plan: String,
+    gave_up: bool,
 }
 
 impl Run {
@@ -94,7 +130,12 @@ impl Run {
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
         let location = cohort::open(&pipeline.cohort.url)?;
         let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
-        let listing = cohort::list(&location, &name, &pipeline.cohort.select).await?;
+        let mut listing = cohort::list(&location, &name, &pipeline.cohort.select).await?;
+        let selected = listing.selected.len();
+        if let Some(shard) = pipeline.run.shard {
+            listing.selected.retain(|entry| shard.holds(&entry.scan_id));
+        }
+        let in_other_shards = selected - listing.selected.len();
         let tables = Tables::open_or_create(&pipeline.tables.url).await?;
         let done = tables.done(&recipe_id).await?;
 
@@ -109,7 +150,7 @@ impl Run {
                 continue;
             }
             match done.failed.get(&key) {
-                Some((_, true)) => quarantined += 1,
+                Some((_, true)) if !pipeline.run.retry => quarantined += 1,
                 earlier => {
                     if let Some((tried, _)) = earlier {
                         attempts.insert(entry.scan_id.clone(), *tried);
@@ -134,6 +175,7 @@ impl Run {
             attempts,
             already_done,
             quarantined,
+            in_other_shards,
             progress: Arc::default(),
         })
     }
@@ -158,6 +200,11 @@ impl Run {
         self.quarantined
     }
 
+    /// Selected scans that other parts of the cohort hold, where the run takes one part.
+    pub fn in_other_shards(&self) -> usize {
+        self.in_other_shards
+    }
+
     /// Hash of everything that decides the numbers.
     pub fn recipe_id(&self) -> &str {
         &self.recipe_id
@@ -180,47 +227,62 @@ impl Run {
     /// Storage, table and device errors of the run as a whole; a scan's own failure is a row.
     pub async fn execute(mut self, stop: watch::Receiver<bool>) -> Result<Report> {
         let started = Instant::now();
-        if self.pending.is_empty() {
-            return Ok(Report {
-                run_id: String::new(),
-                stopped: false,
-                done: 0,
-                failed: 0,
-                elapsed: started.elapsed(),
-                plan: String::new(),
-            });
+        let (pending, quarantined) = (self.pending.len() as u64, self.quarantined as u64);
+        let report = |outcome, run, counted: Snapshot, plan| Report {
+            outcome,
+            run,
+            pending,
+            done: counted.done,
+            failed: counted.failed,
+            quarantined,
+            elapsed: started.elapsed(),
+            plan,
+        };
+        if pending == 0 {
+            return Ok(report(Outcome::NothingToDo, None, self.progress.snapshot(), String::new()));
         }
         let mut row = self.run_row()?;
         self.tables.record_run(&row).await?;
         let result = self.screen(&row.run_id, stop).await;
 
         let counted = self.progress.snapshot();
-        let stopped = counted.done + counted.failed < self.pending.len() as u64;
+        let left = pending - (counted.done + counted.failed).min(pending);
+        let outcome = match (left, counted.failed, &result) {
+            (0, 0, _) => Outcome::Done,
+            (0, _, _) => Outcome::DoneWithFailures,
+            (_, _, Ok(Screened { gave_up: true, .. })) => Outcome::GaveUp,
+            _ => Outcome::Stopped,
+        };
         row.finished_at = Some(Utc::now().timestamp_micros());
-        row.status = match (&result, stopped) {
+        row.status = match (&result, outcome) {
             (Err(_), _) => "failed",
-            (Ok(_), true) => "stopped",
-            (Ok(_), false) => "finished",
+            (Ok(_), Outcome::GaveUp) => "gave_up",
+            (Ok(_), Outcome::Stopped) => "stopped",
+            (Ok(_), _) => "finished",
         }
         .to_owned();
         row.n_done = counted.done as i64;
         row.n_failed = counted.failed as i64;
         row.scans_per_minute = ((counted.done + counted.failed) as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
         let recorded = self.tables.record_run(&row).await;
-        let plan = result?;
+        let screened = result?;
         recorded?;
-        Ok(Report {
-            run_id: row.run_id,
-            stopped,
-            done: counted.done,
-            failed: counted.failed,
-            elapsed: started.elapsed(),
-            plan,
-        })
+        Ok(report(outcome, Some(row), counted, screened.plan))
     }
 
-    /// Builds the plan, drives it and commits its receipts; gives the plan with its metrics.
-    async fn screen(&mut self, run_id: &str, stop: watch::Receiver<bool>) -> Result<String> {
+    /// Builds the plan, drives it and commits its receipts.
+    async fn screen(&mut self, run_id: &str, mut asked: watch::Receiver<bool>) -> Result<Screened> {
+        let stop = watch::Sender::new(false);
+        // Dropped, it ends the task.
+        let mut forwarding = JoinSet::new();
+        forwarding.spawn({
+            let stop = stop.clone();
+            async move {
+                // An error means that whoever may stop the run is gone: stop as well.
+                let _ = asked.wait_for(|&stop| stop).await;
+                stop.send_replace(true);
+            }
+        });
         let in_flight = self.in_flight();
         let settings = Settings::new(&self.pipeline.score, &self.bundle)?;
         let screening = Arc::new(Screening {
@@ -237,11 +299,14 @@ impl Run {
             in_flight,
             permits: Arc::new(Semaphore::new(in_flight)),
             progress: Arc::clone(&self.progress),
+            timeout: Some(Duration::from_secs(self.pipeline.run.scan_timeout_s)).filter(|limit| !limit.is_zero()),
+            max_failures: self.pipeline.run.max_failures,
             stop,
+            gave_up: AtomicBool::new(false),
         });
         let partitions = self.manifest()?;
         let leaf = MemorySourceConfig::try_new_exec(&partitions, cohort::manifest::schema(), None)?;
-        let screen = Arc::new(ScreenExec::new(leaf, screening));
+        let screen = Arc::new(ScreenExec::new(leaf, Arc::clone(&screening)));
         let policy = RollPolicy {
             scans: self.pipeline.tables.commit_scans,
             every: Duration::from_secs(self.pipeline.tables.commit_seconds),
@@ -260,7 +325,10 @@ impl Run {
             info!(epoch, tables = committed.len(), files = batch.len(), "committed");
             epoch += 1;
         }
-        Ok(DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string())
+        Ok(Screened {
+            plan: DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string(),
+            gave_up: screening.gave_up.load(Ordering::Relaxed),
+        })
     }
 
     /// The pending scans as one manifest batch per partition, dealt out in turn.

@@ -10,7 +10,7 @@ mod screen;
 mod screening;
 mod write;
 
-pub use driver::{Report, Run};
+pub use driver::{Outcome, Report, Run};
 pub use progress::{Progress, STAGES, Snapshot};
 pub use screen::ScreenExec;
 pub use screening::Screening;

@@ -16,6 +16,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -166,7 +167,7 @@ impl ExecutionPlan for ScreenExec {
             })
             .map(|batch| batch.map(|entries| entries.map(Ok::<_, DataFusionError>)))
             .try_flatten();
-        let mut stop = screening.stop.clone();
+        let mut stop = screening.stop.subscribe();
         let stopped = async move {
             // An error means that the driver is gone: stop as well.
             let _ = stop.wait_for(|&stop| stop).await;
@@ -204,8 +205,16 @@ fn external(error: Error) -> DataFusionError {
 async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics) -> Result<RecordBatch> {
     screening.progress.begin();
     let span = info_span!("scan", scan_id = %entry.scan_id);
-    let result = process(screening, entry, metrics).instrument(span.clone()).await;
-    screening.progress.end(result.is_err());
+    let reached = AtomicU8::new(0);
+    let work = process(screening, entry, metrics, &reached).instrument(span.clone());
+    let result = match screening.timeout {
+        None => work.await,
+        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let stage = Stage::ALL[usize::from(reached.load(Relaxed)).min(Stage::ALL.len() - 1)];
+            Err((stage, Error::TimedOut { seconds: limit.as_secs() }))
+        }),
+    };
+    screening.end(result.is_err());
     metrics.output_rows.add(1);
     let _entered = span.enter();
     match result {
@@ -232,15 +241,18 @@ fn portable(message: &str, location: &Location) -> String {
     }
 }
 
+/// All stages of a scan. `reached` counts the ones that are through.
 async fn process(
     screening: &Arc<Screening>,
     entry: &ScanEntry,
     metrics: &Metrics,
+    reached: &AtomicU8,
 ) -> Result<RecordBatch, (Stage, Error)> {
     let mut times = StageTimes::default();
     let note = |index: usize, timer: &Time, spent: Duration| -> f32 {
         timer.add_duration(spent);
         screening.progress.stage(index, spent.as_secs_f64() * 1e3);
+        reached.fetch_add(1, Relaxed);
         spent.as_secs_f32() * 1e3
     };
 

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
 use super::progress::Progress;
 use crate::cohort::Location;
+use crate::config::FailureLimit;
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
 
@@ -39,6 +42,24 @@ pub struct Screening {
     pub permits: Arc<Semaphore>,
     /// Counters for the progress line.
     pub progress: Arc<Progress>,
-    /// True when no further scan is to be begun.
-    pub stop: watch::Receiver<bool>,
+    /// How long a scan may take; none: as long as it takes.
+    pub timeout: Option<Duration>,
+    /// How many scans may fail.
+    pub max_failures: Option<FailureLimit>,
+    /// True when no further scan is to be begun. Whoever says so says it here.
+    pub stop: watch::Sender<bool>,
+    /// Set where so many scans failed that the run was given up.
+    pub gave_up: AtomicBool,
+}
+
+impl Screening {
+    /// Counts a scan that ended; stops the run where too many have failed.
+    pub(super) fn end(&self, failed: bool) {
+        self.progress.end(failed);
+        let Some(limit) = self.max_failures.filter(|_| failed) else { return };
+        let now = self.progress.snapshot();
+        if limit.is_passed(now.done, now.failed) && !self.gave_up.swap(true, Ordering::Relaxed) {
+            self.stop.send_replace(true);
+        }
+    }
 }

@@ -154,7 +154,7 @@ pub(super) const RUNS: &[Column] = &[
     COHORT,
     always("started_at", Timestamp, "UTC", "when the run started"),
     maybe("finished_at", Timestamp, "UTC", "when the run ended; null while it is running or after it was killed"),
-    always("status", Text, "", "running, finished, stopped or failed"),
+    always("status", Text, "", "running, finished, stopped, gave_up (too many failures) or failed"),
     always("n_listed", Int64, "count", "scans found in the cohort"),
     always("n_selected", Int64, "count", "of these, left after filters and shard"),
     always("n_already_done", Int64, "count", "of these, skipped as done earlier with the same recipe and content"),

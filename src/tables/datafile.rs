@@ -47,8 +47,8 @@ impl DataFile {
     /// asynchronous threads.
     pub fn encode(table: Table, batches: &[RecordBatch]) -> Result<Self> {
         let bug = |e| Error::Bug(format!("cannot encode rows of {}: {e}", table.name()));
-        let mut writer =
-            ArrowWriter::try_new(Vec::<u8>::new(), table.arrow_schema(), Some(properties(table)?)).map_err(bug)?;
+        let mut writer = ArrowWriter::try_new(Vec::<u8>::new(), table.arrow_schema(), Some(properties(table, true)?))
+            .map_err(bug)?;
         for batch in batches {
             writer.write(batch).map_err(bug)?;
         }
@@ -68,13 +68,14 @@ impl DataFile {
     }
 }
 
-fn properties(table: Table) -> Result<WriterProperties> {
+/// How files of a table are written; `sorted`: their rows are in the order of [`Table::sorted_by`].
+pub(super) fn properties(table: Table, sorted: bool) -> Result<WriterProperties> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| Error::Bug(e.to_string()))?;
     let index = |name: &&str| table.columns().iter().position(|c| c.name == *name);
     // Positions are those of Parquet's leaves; every sorting column comes before the table's first nested one.
     let sorting = table.sorted_by().iter().filter_map(index);
     let sorting = sorting.map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: false });
-    let sorting: Vec<_> = sorting.collect();
+    let sorting: Vec<_> = sorting.filter(|_| sorted).collect();
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(zstd))
         .set_max_row_group_row_count(Some(if table == Table::Masks { ROW_GROUP_MASKS } else { ROW_GROUP_ROWS }))

@@ -127,7 +127,8 @@ fn a_training_that_is_killed_and_continued_gives_the_same_bundle() {
 
 /// The networks stay, what healthy scans look like is learnt anew.
 fn a_bundle_adapts_to_another_cohort(folder: &Path) {
-    std::fs::write(folder.join("adapt.toml"), "[train]\nname = \"here\"\ndevice = \"cpu\"\nnetworks_of = \"b1\"\n").unwrap();
+    std::fs::write(folder.join("adapt.toml"), "[train]\nname = \"here\"\ndevice = \"cpu\"\nnetworks_of = \"b1\"\n")
+        .unwrap();
     // The one to be fitted on is the one that was held out, and the other way round.
     let turned = |split: &str| if split == "val" { "train" } else { "val" };
     let table = std::fs::read_to_string(folder.join("cohort/participants.tsv")).unwrap();
