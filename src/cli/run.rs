@@ -107,7 +107,7 @@ impl RunArgs {
                 std::future::pending::<()>().await;
             }
         });
-        let shown = tokio::spawn(show(run.progress(), pending));
+        let shown = tokio::spawn(show(run.progress(), pending, run.device_threads()));
         let report = run.execute(stopping).await;
         shown.abort();
         let report = report?;
@@ -134,8 +134,11 @@ async fn asked_to_stop() -> std::io::Result<()> {
     }
 }
 
+/// The stage that the device works on, among [`STAGES`].
+const SCORE: usize = 3;
+
 /// A bar on a terminal, a line every ten seconds elsewhere.
-async fn show(progress: Arc<Progress>, pending: u64) {
+async fn show(progress: Arc<Progress>, pending: u64, device_threads: usize) {
     let started = Instant::now();
     if std::io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or(ProgressStyle::default_bar());
@@ -143,30 +146,32 @@ async fn show(progress: Arc<Progress>, pending: u64) {
         loop {
             let now = progress.snapshot();
             bar.set_position(now.done + now.failed);
-            bar.set_message(line(&now, pending, started));
+            bar.set_message(line(&now, pending, started, device_threads));
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let now = progress.snapshot();
-        eprintln!("{}/{pending} {}", now.done + now.failed, line(&now, pending, started));
+        eprintln!("{}/{pending} {}", now.done + now.failed, line(&now, pending, started, device_threads));
     }
 }
 
-fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
+fn line(now: &Snapshot, pending: u64, started: Instant, device_threads: usize) -> String {
     let finished = now.done + now.failed;
-    let rate = finished as f64 / started.elapsed().as_secs_f64();
+    let elapsed = started.elapsed().as_secs_f64();
+    let rate = finished as f64 / elapsed;
     let left = pending.saturating_sub(finished);
     let eta = if finished == 0 { "unknown".to_owned() } else { duration(left as f64 / rate) };
     let stages: Vec<String> = STAGES.iter().zip(now.mean_ms).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
     format!(
-        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; ms/scan: {}",
+        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; ms/scan: {}; device {:.0} % busy",
         now.done,
         now.failed,
         now.in_flight,
         rate * 60.,
-        stages.join(", ")
+        stages.join(", "),
+        100. * now.busy(SCORE, device_threads, elapsed)
     )
 }
 

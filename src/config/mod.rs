@@ -160,7 +160,9 @@ impl Default for ScoreConfig {
 pub struct RunConfig {
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
-    /// Scans worked on at the same time; 0: one per core, at most one per GiB of free memory.
+    /// Memory of the whole program, MiB; 0: three quarters of what the machine, or the control group, has free.
+    pub memory_mib: u64,
+    /// Scans worked on at the same time, as far as memory allows; 0: two per core, and two that are being fetched.
     pub scans_in_flight: usize,
     /// At most this many pending scans, in the order of their names; 0: all.
     pub limit: usize,
@@ -184,6 +186,7 @@ impl Default for RunConfig {
     fn default() -> Self {
         Self {
             device: DeviceChoice::default(),
+            memory_mib: 0,
             scans_in_flight: 0,
             limit: 0,
             shard: None,

@@ -15,15 +15,17 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use super::budget::Budget;
 use super::progress::{Progress, Snapshot};
 use super::screen::ScreenExec;
 use super::screening::Screening;
@@ -36,9 +38,6 @@ use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
 use crate::tables::{Receipt, RunRow, Tables};
 
-/// Memory that a scan in flight may take besides its own voxels, for the default of `scans_in_flight`.
-const BYTES_PER_SCAN: u64 = 1 << 30;
-
 /// A run that knows what is to be done.
 #[derive(Debug)]
 pub struct Run {
@@ -46,6 +45,7 @@ pub struct Run {
     location: Location,
     tables: Tables,
     device: tch::Device,
+    budget: Arc<Budget>,
     bundle: Arc<Bundle>,
     preprocess: PreprocessConfig,
     recipe_id: String,
@@ -125,6 +125,7 @@ impl Run {
         }
         // First of all: libtorch looks for CUDA once, and a missing device must not leave tables behind.
         let device = device::resolve(pipeline.run.device)?;
+        let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
         let bundle = Arc::new(Bundle::open(&pipeline.model.bundle)?);
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
@@ -167,6 +168,7 @@ impl Run {
             location,
             tables,
             device,
+            budget,
             bundle,
             preprocess,
             recipe_id,
@@ -213,6 +215,11 @@ impl Run {
     /// Name and version of the bundle.
     pub fn bundle(&self) -> String {
         self.bundle.label()
+    }
+
+    /// Threads that compute on the device.
+    pub fn device_threads(&self) -> usize {
+        device_threads(self.device)
     }
 
     /// Counters that move while [`Run::execute`] works.
@@ -284,13 +291,15 @@ impl Run {
             }
         });
         let in_flight = self.in_flight();
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
         let settings = Settings::new(&self.pipeline.score, &self.bundle)?;
         let screening = Arc::new(Screening {
             run_id: run_id.to_owned(),
             recipe_id: self.recipe_id.clone(),
             location: self.location.clone(),
             preprocess: self.preprocess.clone(),
-            worker: Worker::start(Arc::clone(&self.bundle), self.device, settings.clone(), cores()).await?,
+            worker: Worker::start(Arc::clone(&self.bundle), self.device, settings.clone(), device_threads(self.device))
+                .await?,
             settings,
             bundle: self.bundle.label(),
             device: device_name(self.device),
@@ -298,6 +307,7 @@ impl Run {
             limit_bytes: self.pipeline.run.max_scan_mib << 20,
             in_flight,
             permits: Arc::new(Semaphore::new(in_flight)),
+            budget: Arc::clone(&self.budget),
             progress: Arc::clone(&self.progress),
             timeout: Some(Duration::from_secs(self.pipeline.run.scan_timeout_s)).filter(|limit| !limit.is_zero()),
             max_failures: self.pipeline.run.max_failures,
@@ -315,7 +325,8 @@ impl Run {
         let plan: Arc<dyn ExecutionPlan> =
             Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?);
 
-        let streams = execute_stream_partitioned(Arc::clone(&plan), SessionContext::new().task_ctx())?;
+        let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
+        let streams = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
         // WriteExec drives every partition on a task of its own, so all of them work while one commits.
         let mut receipts = stream::select_all(streams);
         let mut epoch = 0;
@@ -344,14 +355,8 @@ impl Run {
 
     fn in_flight(&self) -> usize {
         match self.pipeline.run.scans_in_flight {
-            0 => {
-                let mut system = sysinfo::System::new();
-                system.refresh_memory();
-                let by_memory =
-                    system.cgroup_limits().map_or(system.available_memory(), |c| c.free_memory) / BYTES_PER_SCAN;
-                // On each core one with the networks and one before them, and one that waits for the store.
-                (2 * cores() + 1).min(by_memory.max(1) as usize)
-            }
+            // On each core one with the networks and one before them, and two that wait for the store.
+            0 => 2 * cores() + 2,
             n => n,
         }
     }
@@ -399,6 +404,11 @@ impl Run {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads that own networks: the processor has one per core, a GPU one.
+fn device_threads(device: tch::Device) -> usize {
+    if device == tch::Device::Cpu { cores() } else { 1 }
 }
 
 /// The device as the tables name it: `cpu`, `cuda:0`.

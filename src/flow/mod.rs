@@ -3,6 +3,7 @@
 //! [`ScreenExec`] and [`WriteExec`] are DataFusion operators, unary and partition-preserving, over a
 //! standard leaf; [`Run`] builds the plan, drives it and commits.
 
+mod budget;
 mod driver;
 mod progress;
 pub(crate) mod rows;
@@ -10,6 +11,7 @@ mod screen;
 mod screening;
 mod write;
 
+pub use budget::{Budget, Grant};
 pub use driver::{Outcome, Report, Run};
 pub use progress::{Progress, STAGES, Snapshot};
 pub use screen::ScreenExec;

@@ -32,6 +32,15 @@ pub struct Snapshot {
     pub in_flight: u64,
     /// Mean milliseconds per scan and stage, in the order of [`STAGES`].
     pub mean_ms: [f64; 4],
+    /// Milliseconds of all scans together per stage, in the order of [`STAGES`].
+    pub total_ms: [f64; 4],
+}
+
+impl Snapshot {
+    /// Share of so many threads that was at work on a stage in a run of `elapsed_s`, 0..1. Scans at work now do not count yet.
+    pub fn busy(&self, stage: usize, threads: usize, elapsed_s: f64) -> f64 {
+        (self.total_ms[stage] / 1e3 / (threads.max(1) as f64 * elapsed_s.max(1e-9))).min(1.)
+    }
 }
 
 impl Progress {
@@ -60,6 +69,7 @@ impl Progress {
             failed: self.failed.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             mean_ms: stages.map(|s| s.total_ms / s.scans.max(1) as f64),
+            total_ms: stages.map(|s| s.total_ms),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  manifest rows (one row = one scan)
-//!      │  at most `in_flight` scans at a time over all partitions
+//!      │  at most `in_flight` scans at a time over all partitions, each with its share of the memory budget
 //!      ▼
 //!  fetch (tokio) ─► decode ─► preprocess (rayon) ─► networks (device threads) ─► assess (rayon)
 //!      │ an error or a panic at any stage
@@ -36,6 +36,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::oneshot;
 use tracing::{Instrument, debug, info_span, warn};
 
+use super::budget;
 use super::rows::{self, Finished, StageTimes};
 use super::screening::Screening;
 use crate::cohort::{self, Location, ScanEntry};
@@ -56,6 +57,7 @@ pub struct ScreenExec {
 /// Timers and counters of one partition, shown by EXPLAIN ANALYZE.
 #[derive(Debug, Clone)]
 struct Metrics {
+    memory_wait: Time,
     fetch: Time,
     decode: Time,
     preprocess: Time,
@@ -73,6 +75,7 @@ impl Metrics {
         let time = |name: &'static str| MetricBuilder::new(set).subset_time(name, partition);
         let count = |name: &'static str| MetricBuilder::new(set).counter(name, partition);
         Self {
+            memory_wait: time("memory_wait_time"),
             fetch: time("fetch_time"),
             decode: time("decode_time"),
             preprocess: time("preprocess_time"),
@@ -105,8 +108,12 @@ impl DisplayAs for ScreenExec {
         let s = &self.screening;
         write!(
             f,
-            "ScreenExec: bundle={}, device={}, recipe={}, in_flight={}",
-            s.bundle, s.device, s.recipe_id, s.in_flight
+            "ScreenExec: bundle={}, device={}, recipe={}, in_flight={}, memory={} MiB",
+            s.bundle,
+            s.device,
+            s.recipe_id,
+            s.in_flight,
+            s.budget.scans_mib()
         )
     }
 }
@@ -257,6 +264,14 @@ async fn process(
     };
 
     let started = Instant::now();
+    let mut grant = screening
+        .budget
+        .take(budget::before_decoding(entry, screening.limit_bytes))
+        .await
+        .map_err(|e| (Stage::Fetch, e))?;
+    metrics.memory_wait.add_duration(started.elapsed());
+
+    let started = Instant::now();
     let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await.map_err(|e| (Stage::Fetch, e))?;
     times.fetch_ms = note(0, &metrics.fetch, started.elapsed());
     metrics.bytes.add(bytes.n_bytes());
@@ -265,6 +280,8 @@ async fn process(
     let (decoded, spent) = on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
     times.decode_ms = note(1, &metrics.decode, spent);
 
+    screening.budget.settle(&mut grant, budget::before_scoring(entry, decoded.volume.data.len()));
+
     let shared = Arc::clone(screening);
     let datatype = decoded.datatype;
     let volume = decoded.volume;
@@ -272,6 +289,7 @@ async fn process(
         on_rayon(move || preprocess::prepare(&volume, &shared.preprocess)).await.map_err(|e| (Stage::Preprocess, e))?;
     times.preprocess_ms = note(2, &metrics.preprocess, spent);
     let prepared = Arc::new(prepared);
+    screening.budget.settle(&mut grant, budget::after_preprocessing());
 
     let started = Instant::now();
     let (inference, on_device) =
@@ -300,6 +318,7 @@ async fn process(
     .await
     .map_err(|e| (Stage::Score, e))?;
     metrics.assess.add_duration(spent);
+    drop(grant);
     Ok(rows)
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
+use super::budget::Budget;
 use super::progress::Progress;
 use crate::cohort::Location;
 use crate::config::FailureLimit;
@@ -40,6 +41,8 @@ pub struct Screening {
     pub in_flight: usize,
     /// One permit per scan in flight.
     pub permits: Arc<Semaphore>,
+    /// Memory that scans in flight may take.
+    pub budget: Arc<Budget>,
     /// Counters for the progress line.
     pub progress: Arc<Progress>,
     /// How long a scan may take; none: as long as it takes.

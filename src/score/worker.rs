@@ -37,15 +37,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the threads (`cores` of them on the processor, one on a GPU) and loads the networks onto `device`.
+    /// Starts the threads, several on the processor alone, and loads the networks onto `device`.
     ///
     /// # Errors
     /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails.
-    pub async fn start(bundle: Arc<Bundle>, device: tch::Device, settings: Settings, cores: usize) -> Result<Self> {
-        let threads = match device {
-            tch::Device::Cpu => cores.max(1),
-            _ => 1,
-        };
+    pub async fn start(bundle: Arc<Bundle>, device: tch::Device, settings: Settings, threads: usize) -> Result<Self> {
+        let threads = threads.max(1);
         alone();
         let (jobs, queue) = mpsc::channel::<Job>(QUEUE * threads);
         let queue: Queue = Arc::new(Mutex::new(queue));

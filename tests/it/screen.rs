@@ -171,6 +171,155 @@ fn the_same_numbers_twice(cohort: &str, tables: &str, folder: &Path) {
     assert!(once == twice, "tokens differ between two runs of one scan");
 }
 
+/// Quick: no network runs.
+const NO_MODEL: [&str; 2] = ["--set", "score.method=threshold"];
+
+#[test]
+fn a_run_is_cut_up_limited_and_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (cohort, tables) = (path("study"), path("tables"));
+    ok(&["synth", &cohort, "--subjects", "6", "--lesions", "0", "--corrupt", "4"]);
+    let screen = |tables: &str, more: &[&str]| run(&cohort, tables, &[&NO_MODEL, more].concat());
+
+    // Given up: the first failure is one too many, and what ended is there.
+    let report = path("report.json");
+    let given_up =
+        screen(&path("other"), &["--max-failures", "0", "--set", "run.scans_in_flight=1", "--report", &report]);
+    assert_eq!(given_up.status.code(), Some(5), "{}{}", text(&given_up.stdout), text(&given_up.stderr));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
+    assert_eq!((&report["outcome"], &report["pending"]), (&"gave_up".into(), &6.into()));
+    assert_eq!((&report["run"]["status"], &report["failed"]), (&"gave_up".into(), &1.into()));
+    let ended = report["done"].as_u64().unwrap() + report["failed"].as_u64().unwrap();
+    assert!(ended < 6, "{report}");
+    let kept = "SELECT scan_id FROM scans UNION ALL SELECT scan_id FROM failures";
+    assert_eq!(rows(&path("other"), kept).len() as u64, ended);
+
+    // Two processes, each with its part, at the same time: every scan once.
+    let shards = ["1/2", "2/2"].map(|shard| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+        let arguments = ["run", "pipelines/demo.toml", "--cohort", &cohort, "--tables", &tables, "--device", "cpu"];
+        command.args(arguments).args(NO_MODEL).args(["--shard", shard]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.spawn().unwrap()
+    });
+    for mut shard in shards {
+        assert!([0, 3].contains(&shard.wait().unwrap().code().unwrap()));
+    }
+    let all = rows(&tables, "SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
+    let ids: Vec<&str> = all.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("study/sub-synth00{n}_T1w")));
+
+    // Why they failed, by reason and one by one; tried again only where that is asked for.
+    assert!(ok(&["failures", "--tables", &tables]).contains("truncated"));
+    let failures = |more: &[&str]| -> Vec<Value> {
+        let said = ok(&[&["failures", "--tables", &tables, "--scans", "--format", "json"], more].concat());
+        serde_json::from_str(&said).unwrap()
+    };
+    assert_eq!(failures(&["--stage", "decode"]).len(), 4);
+    assert_eq!(failures(&["--kind", "it's no kind"]).len(), 0);
+    assert!(text(&screen(&tables, &[]).stdout).contains("Nothing to do"));
+    assert_eq!(screen(&tables, &["--retry"]).status.code(), Some(3));
+    assert!(failures(&[]).iter().all(|failure| failure["attempts"] == 2), "{:?}", failures(&[]));
+
+    maintenance_changes_no_answer(&tables);
+}
+
+/// Files are put together and left ones deleted; queries answer as before.
+fn maintenance_changes_no_answer(tables: &str) {
+    let answers = || {
+        let tokens =
+            "SELECT scan_id, region, count(*) AS n, sum(p_anomalous) AS p FROM tokens GROUP BY 1, 2 ORDER BY 1, 2";
+        (rows(tables, tokens), rows(tables, "SELECT scan_id, anomaly_score FROM scans ORDER BY 1"))
+    };
+    let files = |table: &str| {
+        let listed = std::fs::read_dir(Path::new(tables).join(table)).unwrap();
+        listed.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet")).count()
+    };
+    let (before, many) = (answers(), files("scans"));
+    assert!(many > 1 && !before.0.is_empty());
+    let said = ok(&["tables", "optimize", "--tables", tables]);
+    assert!(said.contains(&format!("scans: {many} files became 1")), "{said}");
+    let close = |a: &Value, b: &Value| (a["p"].as_f64().unwrap() - b["p"].as_f64().unwrap()).abs() < 1e-3;
+    let after = answers();
+    assert_eq!(after.1, before.1);
+    assert!(
+        after.0.len() == before.0.len() && after.0.iter().zip(&before.0).all(|(a, b)| a["n"] == b["n"] && close(a, b))
+    );
+    assert!(ok(&["tables", "history", "--tables", tables, "--table", "tokens"]).contains("OPTIMIZE"));
+
+    // What the optimizing left is young: nothing is deleted yet, and less than a day is refused.
+    let vacuum =
+        |more: &[&str]| neurosieve(&[&["tables", "vacuum", "--tables", tables, "--table", "scans"], more].concat());
+    assert!(text(&vacuum(&[]).stdout).contains("scans: 0 files deleted"));
+    assert_eq!(vacuum(&["--keep-days", "0"]).status.code(), Some(2));
+    assert_eq!(files("scans"), many + 1);
+    // A file that a killed run left behind, ten days ago.
+    let orphan = Path::new(tables).join("scans/part-orphan.zstd.parquet");
+    std::fs::write(&orphan, "left").unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(10 * 24 * 3600);
+    std::fs::File::options().write(true).open(&orphan).unwrap().set_modified(old).unwrap();
+    assert!(text(&vacuum(&["--dry-run"]).stdout).contains("part-orphan"));
+    assert!(orphan.exists());
+    assert!(text(&vacuum(&[]).stdout).contains("scans: 1 files deleted"));
+    assert!(!orphan.exists());
+    assert_eq!(answers().1, before.1);
+}
+
+/// Contract 5, on volumes of 1 mm.
+#[test]
+fn memory_stays_within_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    ok(&["synth", &path("study"), "--subjects", "6", "--lesions", "0", "--spacing", "1"]);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    // Room for two such scans at a time, whatever the number of cores.
+    let budget_mib = 384 + 96 * cores + 600;
+    let budget = format!("run.memory_mib={budget_mib}");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_neurosieve"))
+        .args([
+            "run",
+            "pipelines/demo.toml",
+            "--cohort",
+            &path("study"),
+            "--tables",
+            &path("tables"),
+            "--device",
+            "cpu",
+        ])
+        .args(["--set", "run.scans_in_flight=6", "--set", &budget])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .spawn()
+        .unwrap();
+    let mut peak_mib = 0;
+    let status = loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let now = line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok());
+        peak_mib = peak_mib.max(now.unwrap_or(0) / 1024);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    assert!(status.success());
+    println!("peak {peak_mib} MiB of {budget_mib}");
+    assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
+    let little = neurosieve(&[
+        "run",
+        "pipelines/demo.toml",
+        "--cohort",
+        &path("study"),
+        "--tables",
+        &path("none"),
+        "--device",
+        "cpu",
+        "--set",
+        "run.memory_mib=100",
+    ]);
+    assert_eq!(little.status.code(), Some(2));
+    assert!(text(&little.stderr).contains("run.memory_mib") && !Path::new(&path("none")).exists());
+}
+
 #[test]
 fn wrong_settings_are_told_before_anything_is_done() {
     let said = |args: &[&str]| {

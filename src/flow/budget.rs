@@ -1,0 +1,202 @@
+//! The memory budget of a run: bytes are reserved before a scan is fetched.
+//!
+//! ```text
+//! run.memory_mib  =  BASE + threads with networks  │  scans in flight (three quarters)  │  rows that wait to be written
+//! ```
+//! What a scan takes is a model, checked by `tests/it/screen.rs` against the memory of the real program:
+//!
+//! | until | bytes |
+//! |---|---|
+//! | decoded | the object twice (as read, and unpacked on the way) and its voxels twice, as read and as f32; of a `.gz`, whose voxels nobody knows before, eight times the object, else four times |
+//! | preprocessed | the object, its voxels in f32 twice, and [`SCRATCH`] |
+//! | rows | [`SCORED`] |
+//!
+//! A scan larger than the budget gets all of it and runs alone. Reservations are in DataFusion's memory pool as well, so the
+//! writer sees a pool that is full and writes at once.
+
+use std::sync::Arc;
+
+use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryConsumer, MemoryPool, MemoryReservation};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::cohort::ScanEntry;
+use crate::error::{Error, Result};
+
+const MIB: u64 = 1 << 20;
+
+/// The program, its libraries and the template, before any scan.
+const BASE: u64 = 384 * MIB;
+
+/// A thread's networks and what libtorch computes in.
+const PER_THREAD: u64 = 96 * MIB;
+
+/// Buffers of preprocessing besides the voxels: the model's grid and registration pyramids.
+const SCRATCH: u64 = 96 * MIB;
+
+/// A prepared scan with its maps and rows.
+const SCORED: u64 = 48 * MIB;
+
+/// Share of the budget that scans in flight may take; rows that wait for their commit take the rest.
+const SCANS_SHARE: f64 = 0.75;
+
+/// Of the machine's free memory, or the control group's, what a run takes where nothing else is said.
+const FREE_SHARE: f64 = 0.75;
+
+/// How many times larger voxels are in f32 than their object.
+const GZIP_RATIO: u64 = 8;
+const PLAIN_RATIO: u64 = 4;
+
+/// Bytes that scans in flight may take, handed out in MiB.
+#[derive(Debug)]
+pub struct Budget {
+    scans_mib: u32,
+    free: Arc<Semaphore>,
+    pool: Arc<dyn MemoryPool>,
+}
+
+/// What one scan may take; given back when it is dropped.
+#[derive(Debug)]
+pub struct Grant {
+    permit: OwnedSemaphorePermit,
+    reservation: MemoryReservation,
+}
+
+impl Budget {
+    /// A budget of so many MiB in all, of which `threads` with networks take their part; 0: three quarters of what is free.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where not even one small scan fits; the message says how much is needed.
+    pub fn new(memory_mib: u64, threads: usize) -> Result<Self> {
+        let total = match memory_mib {
+            0 => (free_memory() as f64 * FREE_SHARE) as u64,
+            given => given * MIB,
+        };
+        let fixed = BASE + threads as u64 * PER_THREAD;
+        let least = fixed + (2. * SCRATCH as f64 / SCANS_SHARE) as u64;
+        if total < least {
+            return Err(Error::Config(format!(
+                "a run on {threads} thread(s) needs {} MiB at least, not {}: raise run.memory_mib, or free memory",
+                least / MIB,
+                total / MIB
+            )));
+        }
+        let scans_mib = ((total - fixed) as f64 * SCANS_SHARE) as u64 / MIB;
+        let scans_mib = u32::try_from(scans_mib).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32);
+        Ok(Self {
+            scans_mib,
+            free: Arc::new(Semaphore::new(scans_mib as usize)),
+            pool: Arc::new(GreedyMemoryPool::new((total - fixed) as usize)),
+        })
+    }
+
+    /// MiB for scans in flight.
+    pub fn scans_mib(&self) -> u32 {
+        self.scans_mib
+    }
+
+    /// The pool that all operators of the run reserve from.
+    pub fn pool(&self) -> Arc<dyn MemoryPool> {
+        Arc::clone(&self.pool)
+    }
+
+    /// Waits until a scan's share is free, and takes it. First come, first served: a large scan is not overtaken for ever.
+    ///
+    /// # Errors
+    /// None but a defect of this program.
+    pub async fn take(&self, bytes: u64) -> Result<Grant> {
+        let wanted = self.mib(bytes);
+        let permit = Arc::clone(&self.free).acquire_many_owned(wanted).await;
+        let permit = permit.map_err(|_| Error::Bug("the memory budget is closed".into()))?;
+        let reservation = MemoryConsumer::new("scan").register(&self.pool);
+        reservation.grow((u64::from(wanted) * MIB) as usize);
+        Ok(Grant { permit, reservation })
+    }
+
+    fn mib(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.scans_mib)
+    }
+
+    /// Makes a grant as large as is needed now: the rest goes back. Where it must grow and nothing is free, it stays: a scan
+    /// that waited here would hold what others wait for.
+    pub fn settle(&self, grant: &mut Grant, bytes: u64) {
+        let (has, wanted) = (grant.permit.num_permits(), self.mib(bytes) as usize);
+        if wanted < has {
+            drop(grant.permit.split(has - wanted));
+        } else if let Ok(more) = Arc::clone(&self.free).try_acquire_many_owned((wanted - has) as u32) {
+            grant.permit.merge(more);
+        }
+        grant.reservation.resize(grant.permit.num_permits() * MIB as usize);
+    }
+}
+
+/// Bytes that a scan takes until it is decoded, from what the listing tells. `limit_bytes`: larger ones are refused.
+pub fn before_decoding(entry: &ScanEntry, limit_bytes: u64) -> u64 {
+    let object = u64::try_from(entry.size_bytes).unwrap_or(0);
+    let is_gzip = [Some(&entry.uri), entry.voxels_uri.as_ref()].into_iter().flatten().any(|uri| uri.ends_with(".gz"));
+    let ratio = if is_gzip { GZIP_RATIO } else { PLAIN_RATIO };
+    2 * object + object.saturating_mul(ratio).min(limit_bytes) + SCRATCH
+}
+
+/// Bytes that a scan takes from its decoding to the end of its preprocessing; `voxels` is their number.
+pub fn before_scoring(entry: &ScanEntry, voxels: usize) -> u64 {
+    u64::try_from(entry.size_bytes).unwrap_or(0) + 2 * 4 * voxels as u64 + SCRATCH
+}
+
+/// Bytes that a prepared scan takes until its rows are made.
+pub fn after_preprocessing() -> u64 {
+    SCORED
+}
+
+/// Free memory of the control group or the machine, whichever is less; bytes.
+fn free_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let available = system.available_memory();
+    system.cgroup_limits().map_or(available, |group| group.free_memory.min(available))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(scans_mib: u64) -> Budget {
+        let fixed = BASE + PER_THREAD;
+        Budget::new((fixed + (scans_mib as f64 / SCANS_SHARE) as u64 * MIB) / MIB + 1, 1).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_granted_never_exceeds_the_budget_and_comes_back() {
+        let budget = budget(400);
+        let all = budget.scans_mib() as usize;
+        let mut first = budget.take(300 * MIB).await.unwrap();
+        assert_eq!(budget.free.available_permits(), all - 300);
+        assert_eq!(budget.pool().reserved(), 300 << 20);
+        let wait = budget.take(200 * MIB);
+        tokio::pin!(wait);
+        assert!(futures::poll!(wait.as_mut()).is_pending(), "only {} MiB are free", all - 300);
+        budget.settle(&mut first, 100 * MIB);
+        let second = wait.await.unwrap();
+        assert_eq!(budget.pool().reserved(), 300 << 20);
+        // Growing takes what is free, and never waits.
+        budget.settle(&mut first, 10_000 * MIB);
+        assert_eq!(first.permit.num_permits(), 100);
+        drop((first, second));
+        assert_eq!((budget.free.available_permits(), budget.pool().reserved()), (all, 0));
+    }
+
+    #[tokio::test]
+    async fn a_scan_larger_than_the_budget_runs_alone() {
+        let budget = budget(300);
+        let alone = budget.take(u64::MAX).await.unwrap();
+        assert_eq!(budget.free.available_permits(), 0);
+        drop(alone);
+        assert_eq!(budget.free.available_permits(), budget.scans_mib() as usize);
+    }
+
+    #[test]
+    fn too_little_memory_is_told_before_anything_is_done() {
+        let said = Budget::new(256, 2).unwrap_err().to_string();
+        assert!(said.contains("run.memory_mib") && said.contains("832 MiB"), "{said}");
+        assert!(Budget::new(0, 1).is_ok(), "this machine has room for one");
+    }
+}
