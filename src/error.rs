@@ -156,6 +156,15 @@ impl Error {
         }
     }
 
+    /// Whether a store says that an object is another one than was asked for: the same call soon again says the same.
+    pub fn is_about_content(&self) -> bool {
+        use object_store::Error as S;
+        matches!(
+            self,
+            Self::Storage { source: S::Precondition { .. } | S::AlreadyExists { .. } | S::NotModified { .. }, .. }
+        )
+    }
+
     /// A short stable word for grouping failures, snake_case.
     pub fn kind(&self) -> &'static str {
         use object_store::Error as S;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use object_store::GetOptions;
 
 use super::bids::{self, Part};
+use super::store::with_retries;
 use super::{Location, ScanEntry};
 use crate::error::{Error, Result};
 use crate::volume::nifti::{self, Decoded};
@@ -64,6 +65,10 @@ pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Re
 }
 
 async fn read_object(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
+    with_retries(|| read_once(location, uri, etag, limit_bytes)).await
+}
+
+async fn read_once(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
     let path = location.path_of(uri)?;
     let options = GetOptions { if_match: etag.map(str::to_owned), ..GetOptions::default() };
     // Without the location's address: the message goes into the tables.
@@ -75,7 +80,13 @@ async fn read_object(location: &Location, uri: &str, etag: Option<&str>, limit_b
             format!("{uri} has {} bytes, more than run.max_scan_mib allows ({limit_bytes} bytes)", found.meta.size),
         ));
     }
-    found.bytes().await.map_err(failed)
+    let promised = found.meta.size;
+    let bytes = found.bytes().await.map_err(failed)?;
+    if bytes.len() as u64 != promised {
+        let said = format!("{} bytes came, {promised} were promised", bytes.len());
+        return Err(failed(object_store::Error::Generic { store: "body", source: said.into() }));
+    }
+    Ok(bytes)
 }
 
 fn half_pair(uri: &str, missing: &str) -> Error {

@@ -17,7 +17,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Retry};
 
 /// Where a cohort's scans lie, or where its tables are written: a root inside an object store.
 #[derive(Clone)]
@@ -283,6 +283,27 @@ fn options(url: &Url, environment: impl Iterator<Item = (String, String)>) -> Ve
 /// short enough for somebody who mistyped an endpoint.
 fn retry() -> RetryConfig {
     RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(120), ..RetryConfig::default() }
+}
+
+/// How often something is tried that a store failed to do for a passing reason, its own client's tries aside.
+const TRIES: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Does `work` again, up to three times, while it fails for a reason that may pass: a body that broke off, a server that was
+/// busy for longer than the client waits. Pauses of a quarter of a second, one and four, each up to twice as long by chance,
+/// so that many processes do not come back at once.
+pub(crate) async fn with_retries<T, F: Future<Output = Result<T>>>(work: impl Fn() -> F) -> Result<T> {
+    let mut tried = 1;
+    loop {
+        let error = match work().await {
+            Err(error) if tried < TRIES && error.retry() == Retry::Backoff && !error.is_about_content() => error,
+            outcome => return outcome,
+        };
+        let pause = FIRST_PAUSE * 4_u32.pow(tried - 1);
+        tracing::warn!(tried, kind = error.kind(), "the store failed, trying again");
+        tokio::time::sleep(pause.mul_f64(1. + rand::random::<f64>())).await;
+        tried += 1;
+    }
 }
 
 fn without_secrets(mut url: Url) -> Url {

@@ -10,6 +10,7 @@ use datafusion::functions_aggregate::min_max::{MaxAccumulator, MinAccumulator};
 use datafusion::logical_expr::Accumulator;
 use datafusion::scalar::ScalarValue;
 use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::SortingColumn;
@@ -19,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::Table;
 use super::schema::Kind;
-use crate::cohort::store::Location;
+use crate::cohort::store::{Location, with_retries};
 use crate::error::{Error, Result};
 
 /// Zstandard level: higher ones gain a few percent of size for several times the encoding time.
@@ -62,9 +63,14 @@ impl DataFile {
         // Version 7 ids sort by time, so a listing of the folder reads in the order of writing.
         let name = format!("part-{}.zstd.parquet", uuid::Uuid::now_v7());
         let path = location.path_of(&format!("{}/{name}", table.name()))?;
-        let put = location.store.put(&path, self.bytes.clone().into()).await;
-        put.map_err(|e| location.explain("write a data file under", e))?;
+        // A name is used once: a try whose answer was lost and the next one write the same object.
+        with_retries(|| self.put_once(location, &path)).await?;
         Ok(name)
+    }
+
+    async fn put_once(&self, location: &Location, path: &Path) -> Result<()> {
+        let put = location.store.put(path, self.bytes.clone().into()).await;
+        put.map(drop).map_err(|e| location.explain("write a data file under", e))
     }
 }
 

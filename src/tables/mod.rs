@@ -26,6 +26,7 @@ use deltalake_core::logstore::{StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use object_store::prefix::PrefixStore;
+use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
 use url::Url;
 
 pub use self::datafile::DataFile;
@@ -73,7 +74,13 @@ impl Tables {
     }
 
     /// As [`open_or_create`](Tables::open_or_create), in a store that is already built.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the store has no conditional writes: two commits at once could be one.
     pub async fn open_or_create_at(location: Location) -> Result<Self> {
+        if location.url.scheme() != "file" {
+            refuse_without_conditional_writes(&location).await?;
+        }
         let mut delta = Vec::with_capacity(Table::ALL.len());
         for table in Table::ALL {
             delta.push(match load(&location, table).await? {
@@ -149,6 +156,34 @@ async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
     }
     delta.load().await.map_err(unreadable)?;
     Ok(Some(delta))
+}
+
+/// Writes an object that must not be there yet, twice. A store that lets the second pass cannot arbitrate between two
+/// commits.
+async fn refuse_without_conditional_writes(location: &Location) -> Result<()> {
+    let path = location.path_of(&format!("_conditional_write_{}", uuid::Uuid::now_v7()))?;
+    let create = || location.store.put_opts(&path, "probe".into(), PutMode::Create.into());
+    let unsupported = |source: object_store::Error| {
+        Error::storage(
+            format!(
+                "{location} has no conditional writes (`If-None-Match: *`), without which two runs could overwrite each \
+                 other's commits; put the tables into another store, or on a disk"
+            ),
+            source,
+        )
+    };
+    let outcome = match create().await {
+        Err(error @ (Store::NotImplemented { .. } | Store::NotSupported { .. })) => return Err(unsupported(error)),
+        Err(error) => return Err(location.explain("write to", error)),
+        Ok(_) => create().await,
+    };
+    // Whatever came of it, what is left behind harms nobody.
+    let _ = location.store.delete(&path).await;
+    match outcome {
+        Err(Store::AlreadyExists { .. } | Store::Precondition { .. }) => Ok(()),
+        Err(error) => Err(location.explain("write to", error)),
+        Ok(_) => Err(unsupported(Store::NotSupported { source: "the second write passed".into() })),
+    }
 }
 
 async fn create(location: &Location, table: Table) -> Result<DeltaTable> {

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cohort;
+mod fault;
 mod geometry;
 mod inspect;
 mod preprocess;
+mod s3;
 mod screen;
 mod sql;
 mod synth;

@@ -1,0 +1,249 @@
+//! What becomes of a run when the store fails, lies or answers short: [`FaultStore`] does so by script.
+#![deny(clippy::missing_trait_methods, reason = "a method left to its default would go around the script")]
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use neurosieve::cohort::Location;
+use neurosieve::config::Pipeline;
+use neurosieve::flow::{Outcome, Report, Run};
+use neurosieve::query;
+use neurosieve::synth::{CohortSpec, write};
+use neurosieve::tables::Tables;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::watch;
+
+/// What is asked of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Put,
+    Get,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The server is busy; nothing is done.
+    Busy,
+    /// It is done, and an error comes back.
+    DoneButFails,
+    /// Half of the body comes.
+    HalfTheBody,
+    /// A condition on a write is not looked at.
+    NoCondition,
+}
+
+type Script = dyn FnMut(Op, &Path) -> Option<Fault> + Send;
+
+/// A store in memory that does as its script says.
+struct FaultStore {
+    inner: InMemory,
+    script: Mutex<Box<Script>>,
+    fired: AtomicUsize,
+}
+
+impl FaultStore {
+    fn new(script: impl FnMut(Op, &Path) -> Option<Fault> + Send + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: InMemory::new(), script: Mutex::new(Box::new(script)), fired: AtomicUsize::new(0) })
+    }
+
+    fn fault(&self, op: Op, path: &Path) -> Option<Fault> {
+        let fault = (self.script.lock().unwrap())(op, path);
+        self.fired.fetch_add(usize::from(fault.is_some()), Ordering::Relaxed);
+        fault
+    }
+
+    fn fired(&self) -> usize {
+        self.fired.load(Ordering::Relaxed)
+    }
+}
+
+fn busy() -> Error {
+    Error::Generic { store: "fault", source: "503 Slow Down".into() }
+}
+
+impl fmt::Debug for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultStore")
+    }
+}
+
+impl fmt::Display for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultStore")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, mut opts: PutOptions) -> Result<PutResult> {
+        match self.fault(Op::Put, location) {
+            Some(Fault::Busy) => return Err(busy()),
+            Some(Fault::DoneButFails) => {
+                self.inner.put_opts(location, payload, opts).await?;
+                return Err(busy());
+            }
+            Some(Fault::NoCondition) => opts.mode = PutMode::Overwrite,
+            Some(Fault::HalfTheBody) | None => {}
+        }
+        self.inner.put_opts(location, payload, opts).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let fault = self.fault(Op::Get, location);
+        if fault == Some(Fault::Busy) {
+            return Err(busy());
+        }
+        let mut found = self.inner.get_opts(location, options).await?;
+        if fault == Some(Fault::HalfTheBody) {
+            let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+            let whole = found.bytes().await?;
+            let half = whole.slice(..whole.len() / 2);
+            let payload = GetResultPayload::Stream(futures::stream::once(async { Ok(half) }).boxed());
+            found = GetResult { payload, meta, range, attributes };
+        }
+        Ok(found)
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.inner.rename_opts(from, to, options).await
+    }
+}
+
+fn location(store: &Arc<FaultStore>, name: &str) -> Location {
+    let url = url::Url::parse(&format!("memory:///{name}")).unwrap();
+    Location::new(Arc::clone(store) as Arc<dyn ObjectStore>, Path::from(name), url)
+}
+
+/// Puts a small cohort, one scan of it damaged, into a store.
+async fn fill(store: &FaultStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = CohortSpec { subjects: 5, lesions: 0, corrupt: 1, spacing_mm: 4., ..CohortSpec::default() };
+    write(&spec, folder.path(), false).unwrap();
+    for n in 1..=5 {
+        let uri = format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz");
+        let bytes = std::fs::read(folder.path().join(&uri)).unwrap();
+        store.inner.put(&Path::from(format!("study/{uri}")), bytes.into()).await.unwrap();
+    }
+}
+
+/// Screens without networks, every scan a commit of its own.
+async fn screen(store: &Arc<FaultStore>) -> neurosieve::error::Result<Report> {
+    let text = "[score]\nmethod = \"threshold\"\n[tables]\ncommit_scans = 1\n[run]\ndevice = \"cpu\"\n";
+    let pipeline: Pipeline = toml::from_str(text).unwrap();
+    let run = Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await?;
+    // Kept open: its end would stop the run.
+    let (_stop, stopping) = watch::channel(false);
+    run.execute(stopping).await
+}
+
+/// All that the tables say of scans, times and ids of runs left out.
+async fn said(store: &Arc<FaultStore>) -> Vec<String> {
+    let context = query::session(&Tables::open_at(location(store, "tables")).await.unwrap()).await.unwrap();
+    let mut said = Vec::new();
+    for sql in [
+        "SELECT scan_id, content_id, anomaly_score, n_tokens, n_findings FROM raw.scans ORDER BY 1",
+        "SELECT scan_id, count(*), sum(code), sum(p_anomalous) FROM raw.tokens GROUP BY 1 ORDER BY 1",
+        "SELECT scan_id, stage, kind, permanent FROM raw.failures ORDER BY 1",
+        "SELECT scan_id, mask, score FROM raw.masks ORDER BY 1",
+    ] {
+        let rows = context.sql(sql).await.unwrap().collect().await.unwrap();
+        said.push(arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string());
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_now_and_then_changes_nothing() {
+    let calm = FaultStore::new(|_, _| None);
+    fill(&calm).await;
+    assert_eq!(screen(&calm).await.unwrap().outcome, Outcome::DoneWithFailures);
+    let undisturbed = said(&calm).await;
+    assert_eq!(calm.fired(), 0);
+
+    // One request in ten on the way of scans and tables, ten times what is to be expected of a bad day.
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let stormy = FaultStore::new(move |op, path| {
+        let fault = match (op, path.as_ref().starts_with("study/")) {
+            (Op::Get, true) => [Fault::Busy, Fault::HalfTheBody][rng.random_range(0..2)],
+            (Op::Put, false) => [Fault::Busy, Fault::DoneButFails][rng.random_range(0..2)],
+            _ => return None,
+        };
+        // The probe of conditional writes and the making of the tables come before any scan.
+        let early = path.as_ref().contains("_conditional_write_") || path.as_ref().ends_with("0000.json");
+        (!early && rng.random_bool(0.1)).then_some(fault)
+    });
+    fill(&stormy).await;
+    let report = screen(&stormy).await.unwrap();
+    assert_eq!((report.outcome, report.done, report.failed), (Outcome::DoneWithFailures, 4, 1));
+    assert!(stormy.fired() > 0, "the script did nothing");
+    assert_eq!(said(&stormy).await, undisturbed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
+    let broken = Arc::new(Mutex::new(true));
+    let script = Arc::clone(&broken);
+    let store = FaultStore::new(move |op, path| {
+        let bad = *script.lock().unwrap() && op == Op::Get && path.as_ref().contains("sub-synth002");
+        bad.then_some(Fault::HalfTheBody)
+    });
+    fill(&store).await;
+    let report = screen(&store).await.unwrap();
+    assert_eq!((report.done, report.failed), (3, 2));
+    assert!(said(&store).await[2].contains("fetch"), "{:?}", said(&store).await[2]);
+    *broken.lock().unwrap() = false;
+    let report = screen(&store).await.unwrap();
+    assert_eq!((report.outcome, report.done, report.quarantined), (Outcome::Done, 1, 1));
+    assert_eq!(screen(&store).await.unwrap().outcome, Outcome::NothingToDo);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_conditional_writes_gets_no_tables() {
+    let store = FaultStore::new(|op, _| (op == Op::Put).then_some(Fault::NoCondition));
+    let error = Tables::open_or_create_at(location(&store, "tables")).await.unwrap_err().to_string();
+    assert!(error.contains("conditional writes"), "{error}");
+    let left: Vec<_> = store.inner.list(None).collect().await;
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -1,0 +1,148 @@
+//! A cohort and its tables in a bucket: the real program against an S3 server that is not ours (moto).
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use object_store::aws::AmazonS3Builder;
+use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
+use serde_json::Value;
+
+const BUCKET: &str = "study";
+
+/// A server that lives as long as this.
+struct Server {
+    process: Child,
+    endpoint: String,
+}
+
+impl Server {
+    /// None where the Python of the tests is not there.
+    fn start() -> Option<Self> {
+        let Some(python) = std::env::var_os("NEUROSIEVE_PYTHON") else {
+            println!("skipped: NEUROSIEVE_PYTHON is not set (make test sets it)");
+            return None;
+        };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/s3_server.py");
+        let mut command = Command::new(python);
+        command.arg(script).arg(BUCKET).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Some(Self { process, endpoint: format!("http://127.0.0.1:{}", port.trim()) })
+    }
+
+    fn store(&self) -> impl ObjectStore {
+        AmazonS3Builder::new()
+            .with_bucket_name(BUCKET)
+            .with_region("us-east-1")
+            .with_endpoint(&self.endpoint)
+            .with_allow_http(true)
+            .with_access_key_id("test")
+            .with_secret_access_key("test")
+            .build()
+            .unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).env("AWS_ENDPOINT_URL", &self.endpoint);
+        for (key, value) in
+            [("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "sekret-of-tests")]
+        {
+            command.env(key, value);
+        }
+        command
+    }
+
+    fn program(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn rows(&self, sql: &str) -> Vec<Value> {
+        let output = self.program(&["sql", "--tables", "s3://study/tables", "--format", "json", "-c", sql]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Quick, and commits every scan.
+const RUN: [&str; 11] = [
+    "run",
+    "pipelines/demo.toml",
+    "--cohort",
+    "s3://study/cohort",
+    "--tables",
+    "s3://study/tables",
+    "--device",
+    "cpu",
+    "--set",
+    "score.method=threshold",
+    "--set=tables.commit_scans=1",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_is_screened_killed_screened_on_and_followed() {
+    let Some(server) = Server::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let local = folder.path().join("cohort").display().to_string();
+    let made = server.program(&["synth", &local, "--subjects", "6", "--lesions", "0", "--corrupt", "1"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let store = server.store();
+    let scan = |n: usize| format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz");
+    let put = async |from: &str, to: &str| {
+        let bytes = std::fs::read(folder.path().join("cohort").join(from)).unwrap();
+        store.put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
+    };
+    put("dataset_description.json", "dataset_description.json").await;
+    for n in 1..=6 {
+        put(&scan(n), &scan(n)).await;
+    }
+
+    // Killed once something is committed; again, it takes up the rest.
+    let mut killed = server.command(&RUN).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    let log = Key::from("tables/scans/_delta_log/00000000000000000001.json");
+    while store.head(&log).await.is_err() {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing was committed");
+        assert_eq!(killed.try_wait().unwrap(), None, "it ended before it could be killed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let rest = server.program(&RUN);
+    assert_eq!(rest.status.code(), Some(3), "{}{}", text(&rest.stdout), text(&rest.stderr));
+    let ended = server.rows("SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
+    let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("cohort/sub-synth00{n}_T1w")), "none lost, none doubled");
+
+    // Nothing new; then one scan has other content, and the damaged one comes whole.
+    assert!(text(&server.program(&RUN).stdout).contains("Nothing to do"));
+    put(&scan(2), &scan(1)).await;
+    put(&scan(3), &scan(6)).await;
+    let more = server.program(&RUN);
+    assert!(more.status.success() && text(&more.stdout).contains("2 scans done, 0 failed"), "{}", text(&more.stdout));
+    assert_eq!(server.rows("SELECT 1 FROM scans").len(), 6);
+    assert_eq!(server.rows("SELECT 1 FROM raw.scans WHERE scan_id = 'cohort/sub-synth001_T1w'").len(), 2, "history");
+    assert_eq!(server.rows("SELECT 1 FROM failures").len(), 0, "the damaged scan has a result now");
+
+    // What goes wrong is told without a secret.
+    let missing = server.program(&["cohort", "s3://no-such-bucket/cohort"]);
+    let said = text(&missing.stderr);
+    assert!(!missing.status.success() && said.contains("check the spelling of the bucket"), "{said}");
+    assert!(!said.contains("sekret"), "{said}");
+    let leftovers = server.rows("SELECT config FROM runs");
+    assert!(!leftovers.is_empty() && !leftovers.iter().any(|row| row.to_string().contains("sekret")));
+}
