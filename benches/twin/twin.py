@@ -173,10 +173,18 @@ class Trunk(nn.Module):
         self.block = nn.ModuleList([Block(width, sizes["heads"]) for _ in range(sizes["layers"])])
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, seen, places, z_mm, visible):
-        """`seen` [B, N, inputs] of the tokens at `places` [B, N]; `visible` [B, 1, 1 or N, N]: which sees which."""
+    def embed(self, codes, levels):
+        """Codes [B, N] of each slice to features: looked up where a code is one digit, else a map of one-hot digits."""
+        if len(levels) == 1:
+            tables = self.code.weight.t().split(levels[0] + 1)
+            return sum(F.embedding(c, table) for c, table in zip(codes, tables)) + self.code.bias
+        seen = torch.cat([one_hot(c, levels) for c in codes], -1)
+        return self.code(seen.to(self.code.weight.dtype))
+
+    def forward(self, codes, levels, places, z_mm, visible):
+        """`codes` [B, N] of each slice, at `places` [B, N]; `visible` [B, 1, 1 or N, N]: which sees which."""
         place = (self.row.weight[:, None] + self.column.weight[None]).flatten(0, 1)
-        x = self.code(seen.to(self.code.weight.dtype)) + place[places] + self.height(z_mm)[:, None]
+        x = self.embed(codes, levels) + place[places] + self.height(z_mm)[:, None]
         for block in self.block:
             x = block(x, visible)
         return self.norm(x)
@@ -219,10 +227,10 @@ class Head(nn.Module):
         # A token of air sees itself, so that its softmax has a value; nothing else sees it.
         itself = torch.eye(places.shape[1], dtype=torch.bool, device=codes.device)
         if self.kind == "detector":
-            seen = torch.cat([one_hot(take(codes[:, i]), self.levels) for i in range(3)], -1)
+            seen = [take(codes[:, i]) for i in range(3)]
             visible = there[:, None, None]
         elif self.kind == "inpainter":
-            seen = one_hot(take(codes.masked_fill(mask, math.prod(self.levels))), self.levels)
+            seen = [take(codes.masked_fill(mask, math.prod(self.levels)))]
             visible = there[:, None, None]
         else:
             # The token of brain before each: the latest place of brain that is lower than its own.
@@ -230,9 +238,9 @@ class Head(nn.Module):
             order = torch.where(there, torch.arange(places.shape[1]), -1).cummax(1).values
             before = F.pad(order[:, :-1], (1, 0), value=-1)
             previous = torch.where(before < 0, math.prod(self.levels), own.gather(1, before.clamp_min(0)))
-            seen = one_hot(previous, self.levels)
+            seen = [previous]
             visible = (there[:, None] & torch.ones_like(itself).tril() | itself)[:, None]
-        features = self.trunk(seen, places, z_mm, visible)
+        features = self.trunk(seen, self.levels, places, z_mm, visible)
         if self.kind == "inpainter":
             return self.head(features[take(mask) & there]).float()
         out = self.head(features).float()

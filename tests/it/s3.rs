@@ -123,7 +123,8 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     let rest = server.program(&RUN);
-    assert_eq!(rest.status.code(), Some(3), "{}{}", text(&rest.stdout), text(&rest.stderr));
+    // The damaged scan may have been a failure before the kill already.
+    assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
     let ended = server.rows("SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
     let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
     assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("cohort/sub-synth00{n}_T1w")), "none lost, none doubled");
