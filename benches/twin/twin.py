@@ -93,7 +93,7 @@ class Vq(nn.Module):
 
     def forward(self, latent):
         flat = latent.detach().permute(0, 2, 3, 1)
-        nearest = torch.cdist(flat.flatten(0, 2), self.vectors).argmin(-1)
+        nearest = torch.cdist(flat.flatten(0, 2), self.vectors.float()).argmin(-1)
         nearest = self.vectors[nearest].view_as(flat).permute(0, 3, 1, 2)
         return latent + (nearest - latent).detach()
 

@@ -141,6 +141,10 @@ impl Fsq {
     }
 }
 
+/// Latents whose distances from all vectors are computed at once on the processor: those of a whole batch would leave its
+/// caches, and take four times as long.
+const ROWS: i64 = 256;
+
 /// Vector quantization. The vectors are no weights to descend on: the training moves them to the means of the latents
 /// that are nearest to them.
 #[derive(Debug)]
@@ -165,8 +169,14 @@ impl Vq {
     fn nearest(&self, latent: &Tensor) -> Tensor {
         // |x - v|² without |x|², which is the same for all v.
         let squares = self.vectors.square().sum_dim_intlist(1i64, false, Kind::Float);
-        let products = latent.permute([0, 2, 3, 1]).matmul(&self.vectors.tr());
-        (products * -2. + squares).argmin(-1, false)
+        let places = latent.permute([0, 2, 3, 1]);
+        let nearest = |rows: &Tensor| (rows.matmul(&self.vectors.tr()) * -2. + &squares).argmin(-1, false);
+        if latent.device() != Device::Cpu {
+            return nearest(&places);
+        }
+        let rows = places.reshape([-1, latent.size()[1]]);
+        let parts: Vec<Tensor> = rows.split(ROWS, 0).iter().map(nearest).collect();
+        Tensor::cat(&parts, 0).view(&places.size()[..3])
     }
 }
 
