@@ -3,7 +3,7 @@
 //! | name | slices | tokens | for |
 //! |---|---|---|---|
 //! | `tiny` | 80 x 96 | 24 x 20 | tests and demonstrations on a processor |
-//! | `small` | 80 x 96 | 24 x 20 | the built-in bundle's sizes |
+//! | `small` | 80 x 96 | 24 x 20 | the built-in bundle's sizes, with finite scalar quantization |
 //! | `paper` | 160 x 160 | 20 x 20 | a GPU: the scale of transformers that the published figures are for |
 //!
 //! MIM-OOD (arXiv 2307.14701) does not say its sizes; `paper` has those of its kind of model.
