@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::eval::write_json;
+use super::write_json;
 use crate::error::Result;
 use crate::eval::device::{DeviceSettings, measure};
 use crate::model::Preset;

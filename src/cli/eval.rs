@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::FAILED;
+use super::{FAILED, write_json};
 use crate::config::{self, EvalPipeline};
 use crate::error::{Error, Result};
 use crate::eval::methods;
@@ -128,11 +128,4 @@ impl PreprocessArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Writes a report to `path`, if there is one.
-pub(super) fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
-    std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }

@@ -51,8 +51,9 @@ impl FailuresArgs {
             .try_fold(context.table("failures").await?, |rows, (column, value)| {
                 rows.filter(col(column).eq(lit(value)))
             })?;
-        context.register_table("wanted", rows.into_view())?;
-        let sql = if self.scans { SCANS } else { REASONS };
-        query::execute(&context, &sql.replace("FROM failures", "FROM wanted"), self.format, None).await
+        // In place of the view, so that the ready query sees them.
+        context.deregister_table("failures")?;
+        context.register_table("failures", rows.into_view())?;
+        query::execute(&context, if self.scans { SCANS } else { REASONS }, self.format, None).await
     }
 }

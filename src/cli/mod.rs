@@ -16,6 +16,7 @@ mod train;
 mod twin;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -109,4 +110,11 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
 fn told(error: &Error) -> ExitCode {
     eprintln!("error: {error}");
     ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
+}
+
+/// Writes a report to `path`, if there is one.
+fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
+    std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
-use super::eval::write_json;
-use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED};
+use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
 use crate::config::{self, Pipeline};
 use crate::error::Result;
 use crate::flow::{Outcome, Progress, Report, Run, STAGES, Snapshot};
@@ -25,7 +24,6 @@ use crate::flow::{Outcome, Progress, Report, Run, STAGES, Snapshot};
   neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --limit 10 --device cpu
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
-
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
 
 Exit codes: 0 all went through or nothing to do, 1 error, 2 wrong settings, 3 done with failures, 4 stopped early,
@@ -134,9 +132,6 @@ async fn asked_to_stop() -> std::io::Result<()> {
     }
 }
 
-/// The stage that the device works on, among [`STAGES`].
-const SCORE: usize = 3;
-
 /// A bar on a terminal, a line every ten seconds elsewhere.
 async fn show(progress: Arc<Progress>, pending: u64, device_threads: usize) {
     let started = Instant::now();
@@ -171,7 +166,7 @@ fn line(now: &Snapshot, pending: u64, started: Instant, device_threads: usize) -
         now.in_flight,
         rate * 60.,
         stages.join(", "),
-        100. * now.busy(SCORE, device_threads, elapsed)
+        100. * now.device_s / (device_threads as f64 * elapsed)
     )
 }
 

@@ -15,6 +15,8 @@ pub struct TablesArgs {
     command: TablesCommand,
 }
 
+const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
+
 #[derive(Debug, Subcommand)]
 enum TablesCommand {
     /// Print every table's columns with type, unit and meaning
@@ -80,25 +82,22 @@ impl TablesArgs {
             TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
             TablesCommand::Optimize { which, target_mib } => {
                 let (mut tables, wanted) = which.open().await?;
-                let target = target_mib.saturating_mul(NonZeroU64::MIN.saturating_add((1 << 20) - 1));
                 for table in wanted {
-                    let Optimized { removed, added } = tables.optimize(table, target).await?;
+                    let Optimized { removed, added } = tables.optimize(table, target_mib.saturating_mul(MIB)).await?;
                     println!("{}: {removed} files became {added}", table.name());
                 }
             }
             TablesCommand::Vacuum { which, keep_days, dry_run } => {
                 let (mut tables, wanted) = which.open().await?;
                 let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
-                let (done, what) = if dry_run { ("would be deleted", ":") } else { ("deleted", "") };
                 for table in wanted {
                     let files = tables.vacuum(table, keep, dry_run).await?;
-                    println!(
-                        "{}: {} files {done}{}",
-                        table.name(),
-                        files.len(),
-                        if files.is_empty() { "" } else { what }
-                    );
-                    files.iter().filter(|_| dry_run).for_each(|file| println!("  {file}"));
+                    if dry_run {
+                        println!("{}: {} files would be deleted", table.name(), files.len());
+                        files.iter().for_each(|file| println!("  {file}"));
+                    } else {
+                        println!("{}: {} files deleted", table.name(), files.len());
+                    }
                 }
             }
             TablesCommand::History { which, limit } => {

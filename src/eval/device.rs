@@ -6,7 +6,6 @@
 //! same run.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -14,7 +13,6 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::model::{Bundle, CONTEXT, Decoding, Masked, Networks, Preset, Resampling, Sizes, TransformerConfig, device};
-use crate::score;
 
 /// Runs of one thing; the fastest counts, since what else a machine does only slows them.
 const ROUNDS: usize = 15;
@@ -152,7 +150,7 @@ impl Model {
 pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
     let device = device::resolve(settings.device)?;
     // Each of a screening's threads computes alone.
-    score::alone();
+    device::on_calling_thread();
     let model = match settings.preset {
         Some(preset) => Model::Preset(preset),
         None => Model::Bundle(Box::new(Bundle::open(&settings.bundle)?)),
@@ -204,8 +202,7 @@ fn throughput(sizes: &Sizes, networks: &Networks, batch: i64, kind: Kind) -> Opt
         };
         batch as f64 / tch::no_grad(|| seconds(networks.device, &all))
     };
-    // tch turns libtorch's exceptions, out of memory among them, into panics.
-    catch_unwind(AssertUnwindSafe(run)).ok()
+    device::caught(|| Ok(run())).ok()
 }
 
 /// The smallest batch that is nearly as fast as the fastest.

@@ -7,9 +7,9 @@
 //!
 //! | until | bytes |
 //! |---|---|
-//! | decoded | the object twice (as read, and unpacked on the way) and its voxels twice, as read and as f32; of a `.gz`, whose voxels nobody knows before, eight times the object, else four times |
-//! | preprocessed | the object, its voxels in f32 twice, and [`SCRATCH`] |
-//! | rows | [`SCORED`] |
+//! | it is decoded | the object twice, its voxels in f32, and [`SCRATCH`]; nobody knows the voxels before: they are taken to be eight times the object of a `.gz`, four times another |
+//! | it is preprocessed | the object, its voxels in f32 twice, and [`SCRATCH`] |
+//! | its rows are made | [`SCORED`] |
 //!
 //! A scan larger than the budget gets all of it and runs alone. Reservations are in DataFusion's memory pool as well, so the
 //! writer sees a pool that is full and writes at once.
@@ -33,8 +33,8 @@ const PER_THREAD: u64 = 96 * MIB;
 /// Buffers of preprocessing besides the voxels: the model's grid and registration pyramids.
 const SCRATCH: u64 = 96 * MIB;
 
-/// A prepared scan with its maps and rows.
-const SCORED: u64 = 48 * MIB;
+/// A prepared scan with its maps, until its rows are made.
+pub(super) const SCORED: u64 = 48 * MIB;
 
 /// Share of the budget that scans in flight may take; rows that wait for their commit take the rest.
 const SCANS_SHARE: f64 = 0.75;
@@ -140,11 +140,6 @@ pub fn before_decoding(entry: &ScanEntry, limit_bytes: u64) -> u64 {
 /// Bytes that a scan takes from its decoding to the end of its preprocessing; `voxels` is their number.
 pub fn before_scoring(entry: &ScanEntry, voxels: usize) -> u64 {
     u64::try_from(entry.size_bytes).unwrap_or(0) + 2 * 4 * voxels as u64 + SCRATCH
-}
-
-/// Bytes that a prepared scan takes until its rows are made.
-pub fn after_preprocessing() -> u64 {
-    SCORED
 }
 
 /// Free memory of the control group or the machine, whichever is less; bytes.

@@ -123,12 +123,8 @@ impl Run {
                 )));
             }
         }
-        // First of all: libtorch looks for CUDA once, and a missing device must not leave tables behind.
-        let device = device::resolve(pipeline.run.device)?;
-        Budget::new(pipeline.run.memory_mib, device_threads(device))?;
-        let location = cohort::open(&pipeline.cohort.url)?;
-        let tables = store::open_or_create(&pipeline.tables.url)?;
-        Self::prepare_at(pipeline, location, tables).await
+        let (cohort, tables) = (pipeline.cohort.url.clone(), pipeline.tables.url.clone());
+        Self::find(pipeline, || cohort::open(&cohort), || store::open_or_create(&tables)).await
     }
 
     /// As [`Run::prepare`], with stores that are already built.
@@ -136,11 +132,21 @@ impl Run {
     /// # Errors
     /// As [`Run::prepare`].
     pub async fn prepare_at(pipeline: Pipeline, location: Location, tables: Location) -> Result<Self> {
+        Self::find(pipeline, || Ok(location), || Ok(tables)).await
+    }
+
+    async fn find(
+        pipeline: Pipeline,
+        location: impl FnOnce() -> Result<Location>,
+        tables: impl FnOnce() -> Result<Location>,
+    ) -> Result<Self> {
+        // First of all: libtorch looks for CUDA once, and a missing device must not leave tables behind.
         let device = device::resolve(pipeline.run.device)?;
         let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
         let bundle = Arc::new(Bundle::open(&pipeline.model.bundle)?);
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
+        let location = location()?;
         let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
         let mut listing = cohort::list(&location, &name, &pipeline.cohort.select).await?;
         let selected = listing.selected.len();
@@ -148,7 +154,7 @@ impl Run {
             listing.selected.retain(|entry| shard.holds(&entry.scan_id));
         }
         let in_other_shards = selected - listing.selected.len();
-        let tables = Tables::open_or_create_at(tables).await?;
+        let tables = Tables::open_or_create_at(tables()?).await?;
         let done = tables.done(&recipe_id).await?;
 
         let key = |entry: &ScanEntry| (entry.scan_id.clone(), entry.content_id.clone());

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Counters shared by all partitions of a run.
 #[derive(Debug, Default)]
@@ -10,6 +11,7 @@ pub struct Progress {
     failed: AtomicU64,
     in_flight: AtomicU64,
     stages: Mutex<[StageMean; 4]>,
+    device_us: AtomicU64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -32,15 +34,8 @@ pub struct Snapshot {
     pub in_flight: u64,
     /// Mean milliseconds per scan and stage, in the order of [`STAGES`].
     pub mean_ms: [f64; 4],
-    /// Milliseconds of all scans together per stage, in the order of [`STAGES`].
-    pub total_ms: [f64; 4],
-}
-
-impl Snapshot {
-    /// Share of so many threads that was at work on a stage in a run of `elapsed_s`, 0..1. Scans at work now do not count yet.
-    pub fn busy(&self, stage: usize, threads: usize, elapsed_s: f64) -> f64 {
-        (self.total_ms[stage] / 1e3 / (threads.max(1) as f64 * elapsed_s.max(1e-9))).min(1.)
-    }
+    /// Seconds that threads of the device were at work, summed over scans that are through it.
+    pub device_s: f64,
 }
 
 impl Progress {
@@ -61,6 +56,10 @@ impl Progress {
         stages[index].scans += 1;
     }
 
+    pub(super) fn device(&self, spent: Duration) {
+        self.device_us.fetch_add(spent.as_micros() as u64, Relaxed);
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         let stages = *self.stages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -69,7 +68,7 @@ impl Progress {
             failed: self.failed.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             mean_ms: stages.map(|s| s.total_ms / s.scans.max(1) as f64),
-            total_ms: stages.map(|s| s.total_ms),
+            device_s: self.device_us.load(Relaxed) as f64 / 1e6,
         }
     }
 }

@@ -36,7 +36,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::oneshot;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::budget;
+use super::budget::{self, Grant};
 use super::rows::{self, Finished, StageTimes};
 use super::screening::Screening;
 use crate::cohort::{self, Location, ScanEntry};
@@ -212,8 +212,12 @@ fn external(error: Error) -> DataFusionError {
 async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics) -> Result<RecordBatch> {
     screening.progress.begin();
     let span = info_span!("scan", scan_id = %entry.scan_id);
+    // Before the clock runs: a scan that waits for others' memory does not hang.
+    let waiting = Instant::now();
+    let grant = screening.budget.take(budget::before_decoding(entry, screening.limit_bytes)).await?;
+    metrics.memory_wait.add_duration(waiting.elapsed());
     let reached = AtomicU8::new(0);
-    let work = process(screening, entry, metrics, &reached).instrument(span.clone());
+    let work = process(screening, entry, metrics, &reached, grant).instrument(span.clone());
     let result = match screening.timeout {
         None => work.await,
         Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
@@ -248,12 +252,13 @@ fn portable(message: &str, location: &Location) -> String {
     }
 }
 
-/// All stages of a scan. `reached` counts the ones that are through.
+/// All stages of a scan. `reached` counts the ones that are through; `grant` is what it may take until it is decoded.
 async fn process(
     screening: &Arc<Screening>,
     entry: &ScanEntry,
     metrics: &Metrics,
     reached: &AtomicU8,
+    mut grant: Grant,
 ) -> Result<RecordBatch, (Stage, Error)> {
     let mut times = StageTimes::default();
     let note = |index: usize, timer: &Time, spent: Duration| -> f32 {
@@ -262,14 +267,6 @@ async fn process(
         reached.fetch_add(1, Relaxed);
         spent.as_secs_f32() * 1e3
     };
-
-    let started = Instant::now();
-    let mut grant = screening
-        .budget
-        .take(budget::before_decoding(entry, screening.limit_bytes))
-        .await
-        .map_err(|e| (Stage::Fetch, e))?;
-    metrics.memory_wait.add_duration(started.elapsed());
 
     let started = Instant::now();
     let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await.map_err(|e| (Stage::Fetch, e))?;
@@ -289,13 +286,14 @@ async fn process(
         on_rayon(move || preprocess::prepare(&volume, &shared.preprocess)).await.map_err(|e| (Stage::Preprocess, e))?;
     times.preprocess_ms = note(2, &metrics.preprocess, spent);
     let prepared = Arc::new(prepared);
-    screening.budget.settle(&mut grant, budget::after_preprocessing());
+    screening.budget.settle(&mut grant, budget::SCORED);
 
     let started = Instant::now();
     let (inference, on_device) =
         screening.worker.score(&entry.scan_id, Arc::clone(&prepared)).await.map_err(|e| (Stage::Score, e))?;
     metrics.device_wait.add_duration(started.elapsed().saturating_sub(on_device));
     metrics.device.add_duration(on_device);
+    screening.progress.device(on_device);
 
     let (shared, scan) = (Arc::clone(screening), entry.clone());
     let (rows, spent) = on_rayon({
@@ -318,7 +316,6 @@ async fn process(
     .await
     .map_err(|e| (Stage::Score, e))?;
     metrics.assess.add_duration(spent);
-    drop(grant);
     Ok(rows)
 }
 

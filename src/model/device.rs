@@ -22,6 +22,7 @@
 use std::env;
 use std::fmt;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -90,6 +91,27 @@ impl fmt::Display for DeviceChoice {
             Self::Cuda(number) => write!(f, "cuda:{number}"),
         }
     }
+}
+
+/// Makes libtorch compute on this thread alone; to be called on every thread that uses it. Products that are cut up among
+/// threads add up in another order: a scan's last digits must not depend on how many cores a machine has.
+pub fn on_calling_thread() {
+    tch::set_num_threads(1);
+}
+
+/// Runs `work`; a panic becomes a device error, since tch turns libtorch's exceptions into panics.
+///
+/// # Errors
+/// What `work` says; [`Error::Device`] where it panics.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown");
+        Err(tch::TchError::Torch(text.to_owned()).into())
+    })
 }
 
 /// The device to compute on. Call this before anything else of libtorch: it looks for its CUDA part once, and a part

@@ -30,7 +30,7 @@ const MIN_SHARE: f64 = 0.2;
 const LEAST_SD: f64 = 0.03;
 
 /// Added to the standard deviation, in those of the place, of what the components leave over.
-const LEAST_LEFT_SD: f64 = 0.3;
+const LEAST_RESIDUAL_SD: f64 = 0.3;
 
 /// Deviations count no more than this in the components: no single place may say what the brain is like.
 const MOST_DEVIATION: f64 = 3.;
@@ -65,7 +65,7 @@ pub struct Intensities {
     /// By component and block; orthogonal, of a mean square of one over the blocks that are modelled.
     components: Vec<Vec<f32>>,
     /// Standard deviation of what the components leave over, in `sd`, by block.
-    left: Vec<f32>,
+    residual_sd: Vec<f32>,
 }
 
 /// What is known of healthy scans so far.
@@ -145,7 +145,7 @@ impl Intensities {
             mean: vec![0.; brain.len()],
             sd: vec![f32::INFINITY; brain.len()],
             components: Vec::new(),
-            left: vec![1.; brain.len()],
+            residual_sd: vec![1.; brain.len()],
         };
         if known.is_empty() {
             return Ok(out);
@@ -161,7 +161,7 @@ impl Intensities {
         let components = principal(&weighed, COMPONENTS.min(scans.len() / 4));
         // What is left over of scans that the components were not fitted to: each half by the other's.
         let halves = [0, 1].map(|first| Tensor::arange_start_step(first, n, 2, (Kind::Int64, tch::Device::Cpu)));
-        let left: Vec<Tensor> = [(0, 1), (1, 0)]
+        let residuals: Vec<Tensor> = [(0, 1), (1, 0)]
             .iter()
             .map(|&(own, other)| {
                 let theirs = principal(&weighed.index_select(0, &halves[other]), components.size()[0] as usize);
@@ -169,7 +169,7 @@ impl Intensities {
                 Ok(deviations.index_select(0, &halves[own]) - weights.f_matmul(&theirs)?)
             })
             .collect::<Result<_>>()?;
-        let left = Tensor::cat(&left, 0).std_dim(0i64, false, false) + LEAST_LEFT_SD;
+        let residual_sd = Tensor::cat(&residuals, 0).std_dim(0i64, false, false) + LEAST_RESIDUAL_SD;
 
         let place = |values: &Tensor, at: &mut [f32]| -> Result<()> {
             let values = Vec::<f32>::try_from(values.to_kind(Kind::Float))?;
@@ -178,7 +178,7 @@ impl Intensities {
         };
         place(&mean, &mut out.mean)?;
         place(&sd, &mut out.sd)?;
-        place(&left, &mut out.left)?;
+        place(&residual_sd, &mut out.residual_sd)?;
         for component in components.unbind(0) {
             let mut plane = vec![0.; brain.len()];
             place(&component, &mut plane)?;
@@ -200,14 +200,14 @@ impl Intensities {
         // Places that deviate say nothing of the rest: what was expected of them stands for them the second time.
         let kept: Vec<f32> = (0..known.len())
             .map(|i| {
-                let odd = ((deviations[i] - first[i]) / self.left[known[i]]).abs() > limit;
+                let odd = ((deviations[i] - first[i]) / self.residual_sd[known[i]]).abs() > limit;
                 if odd || !inside[known[i]] { first[i] } else { deviations[i] }
             })
             .collect();
         let second = self.expected(&known, &kept);
         let mut out = vec![0f32; values.len()];
         for (i, &b) in known.iter().enumerate().filter(|&(_, &b)| inside[b]) {
-            out[b] = (deviations[i] - second[i]) / self.left[b];
+            out[b] = (deviations[i] - second[i]) / self.residual_sd[b];
         }
         (0..brain.data.len()).map(|voxel| out[block(voxel, brain.grid.shape, self.shape)]).collect()
     }
@@ -254,7 +254,7 @@ fn blocks(values: &Volume<f32>, brain: &Volume<u8>, shape: [usize; 3]) -> (Vec<f
 
 impl HealthyMap {
     /// As a safetensors file of f16, `[z, y, x]` each: `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd`,
-    /// `intensity.left`, and `intensity.components`, `[components, z, y, x]`.
+    /// `intensity.residual_sd`, and `intensity.components`, `[components, z, y, x]`.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         let shape: Vec<usize> = self.score.shape.iter().rev().copied().collect();
         let halves = |values: &[f32]| values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>();
@@ -265,7 +265,7 @@ impl HealthyMap {
             ("score.sd", &shape, halves(&score.sd)),
             ("intensity.mean", &shape, halves(&intensity.mean)),
             ("intensity.sd", &shape, halves(&intensity.sd)),
-            ("intensity.left", &shape, halves(&intensity.left)),
+            ("intensity.residual_sd", &shape, halves(&intensity.residual_sd)),
             ("intensity.components", &stack, halves(&intensity.components.concat())),
         ];
         let views = tensors
@@ -307,7 +307,7 @@ impl HealthyMap {
                 mean: plane("intensity.mean")?,
                 sd: plane("intensity.sd")?,
                 components: components.chunks(blocks.max(1)).map(<[f32]>::to_vec).collect(),
-                left: plane("intensity.left")?,
+                residual_sd: plane("intensity.residual_sd")?,
             },
         })
     }

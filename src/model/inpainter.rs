@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::layers::Linear;
 use super::packing::Packing;
 use super::transformer::{TransformerConfig, Trunk};
-use super::vocabulary::{Vocabulary, alike};
+use super::vocabulary::{self, HEAD_SD, Vocabulary};
 
 /// Masked-token model.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Inpainter {
     pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2]) -> Self {
         Self {
             trunk: Trunk::new(&p / "trunk", config, vocabulary.clone(), 1, tokens),
-            head: Linear::new(&p / "head", config.width, vocabulary.codes(), 0.02),
+            head: Linear::new(&p / "head", config.width, vocabulary.codes(), HEAD_SD),
             vocabulary,
         }
     }
@@ -34,9 +34,7 @@ impl Inpainter {
     /// For a training's begin: codes look alike, and are as likely as each other, where their vectors (`[codes, D]`) are.
     pub fn resemble(&self, vectors: &Tensor) {
         self.trunk.resemble(vectors);
-        tch::no_grad(|| {
-            self.head.weight().shallow_clone().copy_(&(alike(vectors, self.head.weight().size()[1]) * 0.02))
-        });
+        vocabulary::resemble(self.head.weight(), vectors, HEAD_SD);
     }
 
     /// Logits `[M, codes]` of the masked tokens, computed in `kind`; the masked ones must be among those inside.

@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::layers::Linear;
 use super::packing::Packing;
 use super::transformer::{TransformerConfig, Trunk};
-use super::vocabulary::{Vocabulary, alike};
+use super::vocabulary::{self, HEAD_SD, Vocabulary};
 
 /// Next-token model.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Prior {
     pub fn new(p: Path, config: &TransformerConfig, vocabulary: Vocabulary, tokens: [i64; 2]) -> Self {
         Self {
             trunk: Trunk::new(&p / "trunk", config, vocabulary.clone(), 1, tokens),
-            head: Linear::new(&p / "head", config.width, vocabulary.codes(), 0.02),
+            head: Linear::new(&p / "head", config.width, vocabulary.codes(), HEAD_SD),
             vocabulary,
         }
     }
@@ -47,9 +47,7 @@ impl Prior {
     /// For a training's begin: codes look alike, and are as likely as each other, where their vectors (`[codes, D]`) are.
     pub fn resemble(&self, vectors: &Tensor) {
         self.trunk.resemble(vectors);
-        tch::no_grad(|| {
-            self.head.weight().shallow_clone().copy_(&(alike(vectors, self.head.weight().size()[1]) * 0.02))
-        });
+        vocabulary::resemble(self.head.weight(), vectors, HEAD_SD);
     }
 
     /// Negative log-likelihood of every token inside (`[B, h, w]`, bool) given those before it, in nats, `[B, h, w]`; 0

@@ -89,13 +89,10 @@ impl CodeEmbedding {
 
     /// Codes whose `vectors` (`[codes, D]`) are alike get features that are alike, instead of any.
     pub(super) fn resemble(&self, vectors: &Tensor) {
-        let (features, codes) = (self.linear.weight().size()[0], self.vocabulary.codes());
-        let (alike, start) = (alike(vectors, features), self.vocabulary.width());
-        tch::no_grad(|| {
-            for slice in 0..self.slices {
-                self.linear.weight().narrow(1, slice * start, codes).copy_(&(alike.tr() * EMBEDDING_SD));
-            }
-        });
+        let per_slice = self.linear.weight().unflatten(1, [self.slices, self.vocabulary.width()]);
+        for of_slice in per_slice.narrow(2, 0, self.vocabulary.codes()).unbind(1) {
+            resemble(&of_slice.tr(), vectors, EMBEDDING_SD);
+        }
     }
 
     /// A row per code, made once and picked from: there are far fewer codes than tokens.
@@ -123,16 +120,20 @@ impl CodeTable {
     }
 }
 
+/// Standard deviation at first of the weights that give a code its logit.
+pub(super) const HEAD_SD: f64 = 0.02;
+
 /// Standard deviation of features at first, that of the sum of four digits.
 const EMBEDDING_SD: f64 = 0.04;
 
-/// Random features `[codes, features]`, of variance one, that are alike where the vectors are.
-pub(super) fn alike(vectors: &Tensor, features: i64) -> Tensor {
+/// Makes the rows of a weight, `[codes, features]`, random ones of standard deviation `sd` that are alike where the codes'
+/// vectors `[codes, D]` are.
+pub(super) fn resemble(rows: &Tensor, vectors: &Tensor, sd: f64) {
     let centred = vectors - vectors.mean_dim(0i64, true, Kind::Float);
     let scaled = &centred / (centred.std_dim(0i64, false, true) + 1e-6);
     let width = vectors.size()[1];
-    let map = Tensor::randn([width, features], (Kind::Float, vectors.device())) / (width as f64).sqrt();
-    scaled.matmul(&map)
+    let map = Tensor::randn([width, rows.size()[1]], (Kind::Float, vectors.device())) * (sd / (width as f64).sqrt());
+    tch::no_grad(|| rows.shallow_clone().copy_(&scaled.matmul(&map)));
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod worker;
 pub use findings::{Finding, components, connected};
 pub use infer::{Inference, detect, infer, reconstruct, surprise};
 pub use map::{Assessment, assess, scan_score, score_map, smoothed_intensity, token_brain_fraction};
-pub use worker::{Worker, alone};
+pub use worker::Worker;
 
 use std::sync::Arc;
 

@@ -1,13 +1,12 @@
 //! The device worker: the threads that own the networks and serve every partition.
 //!
 //! libtorch is called from these threads alone. A GPU has one, so that it sees one stream of work. The processor has one
-//! per core, each with networks of its own, and libtorch computes on the thread that calls it: products that are cut up
-//! among threads add up in another order, and a scan's last digits must not depend on how many cores a machine has. Cores
-//! that share no operation do not wait for each other either.
+//! per core, each with networks of its own, and libtorch computes on the thread that calls it
+//! ([`device::on_calling_thread`]): numbers do not depend on the number of cores, and cores that share no operation do not
+//! wait for each other.
 //!
 //! Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error, the worker goes on.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Inference, Settings, infer};
 use crate::error::{Error, Result};
-use crate::model::Bundle;
+use crate::model::{Bundle, device};
 use crate::preprocess::Prepared;
 
 /// Prepared scans that may wait for each thread: enough that it never waits for a core.
@@ -37,13 +36,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the threads, several on the processor alone, and loads the networks onto `device`.
+    /// Starts the threads, several on the processor alone, and loads the networks onto the device `on`.
     ///
     /// # Errors
     /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails.
-    pub async fn start(bundle: Arc<Bundle>, device: tch::Device, settings: Settings, threads: usize) -> Result<Self> {
-        let threads = threads.max(1);
-        alone();
+    pub async fn start(bundle: Arc<Bundle>, on: tch::Device, settings: Settings, threads: usize) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>(QUEUE * threads);
         let queue: Queue = Arc::new(Mutex::new(queue));
         let mut started = Vec::with_capacity(threads);
@@ -52,7 +49,7 @@ impl Worker {
             let (bundle, queue, settings) = (Arc::clone(&bundle), Arc::clone(&queue), settings.clone());
             std::thread::Builder::new()
                 .name(format!("device-{number}"))
-                .spawn(move || serve(&bundle, device, &settings, &queue, ready))
+                .spawn(move || serve(&bundle, on, &settings, &queue, ready))
                 .map_err(|e| Error::io("cannot start a device thread", e))?;
             started.push(answer);
         }
@@ -74,16 +71,10 @@ impl Worker {
     }
 }
 
-/// Makes libtorch compute on the thread that calls it, in the whole process.
-pub fn alone() {
-    tch::set_num_threads(1);
-}
-
 /// A thread's life: loads the networks, says so, and takes jobs until the last handle is gone.
-fn serve(bundle: &Bundle, device: tch::Device, settings: &Settings, queue: &Queue, ready: oneshot::Sender<Result<()>>) {
-    // What one thread of a process says holds for all, but not for the OpenMP loops that another one begins.
-    alone();
-    let networks = match caught(|| bundle.networks_in(device, settings.config.precision.kind())) {
+fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, ready: oneshot::Sender<Result<()>>) {
+    device::on_calling_thread();
+    let networks = match device::caught(|| bundle.networks_in(on, settings.config.precision.kind())) {
         Ok(networks) => networks,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -99,23 +90,11 @@ fn serve(bundle: &Bundle, device: tch::Device, settings: &Settings, queue: &Queu
         }
         let started = Instant::now();
         let prepared = &job.prepared;
-        let result = caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, settings));
+        let result = device::caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, settings));
         let _ = job.reply.send(result.map(|inference| (inference, started.elapsed())));
     }
 }
 
 fn gone() -> Error {
     Error::Bug("the device threads have ended".into())
-}
-
-/// Runs `work`; a panic (tch turns libtorch's exceptions into panics) becomes a device error.
-fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown");
-        Err(tch::TchError::Torch(text.to_owned()).into())
-    })
 }

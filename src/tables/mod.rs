@@ -76,7 +76,7 @@ impl Tables {
     /// As [`open_or_create`](Tables::open_or_create), in a store that is already built.
     ///
     /// # Errors
-    /// [`Error::Config`] where the store has no conditional writes: two commits at once could be one.
+    /// [`Error::Storage`] also where the store has no conditional writes: two commits at once could be one.
     pub async fn open_or_create_at(location: Location) -> Result<Self> {
         if location.url.scheme() != "file" {
             refuse_without_conditional_writes(&location).await?;

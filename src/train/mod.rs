@@ -39,10 +39,11 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::cohort::{self, Selection};
-use crate::config::{Network, TrainPipeline};
+use crate::config::{Network, TrainConfig, TrainPipeline};
 use crate::error::{Error, Result};
 use crate::model::{
-    self, Bundle, BundleInfo, Detector, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training, device,
+    self, Bundle, BundleInfo, DataSource, Detector, HealthyMap, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training,
+    device,
 };
 use crate::preprocess;
 use adamw::{AdamW, AdamWConfig};
@@ -65,6 +66,19 @@ struct Context<'a> {
     outlines: Vec<Outline>,
 }
 
+impl Context<'_> {
+    /// What a bundle says of its training on these scans; `data`: the data sets of all its parts.
+    fn training(&self, data: Vec<DataSource>) -> Training {
+        Training {
+            train_scans: self.train.brains().len(),
+            val_scans: self.val.brains().len(),
+            program: format!("neurosieve {}", env!("CARGO_PKG_VERSION")),
+            seed: self.pipeline.train.seed,
+            data,
+        }
+    }
+}
+
 /// Trains all networks and writes the bundle, or stops before it where `train.until` says so. Prints progress to
 /// standard error.
 ///
@@ -73,27 +87,28 @@ struct Context<'a> {
 pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let config = &pipeline.train;
     let device = device::resolve(config.device)?;
-    std::fs::create_dir_all(config.work.join("prepared"))
-        .map_err(|e| Error::io(format!("cannot create the work folder `{}`", config.work.display()), e))?;
     for (key, share) in [("image_share", config.anomalies.image_share), ("token_share", config.anomalies.token_share)] {
         if !(0. ..=1.).contains(&share) {
             return Err(Error::Config(format!("train.anomalies.{key} is {share}: a share is between 0 and 1")));
         }
     }
+    let adapted = config.networks_of.as_deref().map(|name| fitting(pipeline, name)).transpose()?;
+    std::fs::create_dir_all(config.work.join("prepared"))
+        .map_err(|e| Error::io(format!("cannot create the work folder `{}`", config.work.display()), e))?;
     let own = &pipeline.cohort.select.participants;
-    let (train, n_train) = brains(pipeline, own, "train").await?;
-    let (val, n_val) = brains(pipeline, own, "val").await?;
+    let train = brains(pipeline, own, "train").await?;
+    let val = brains(pipeline, own, "val").await?;
     let elsewhere = match config.other_site.is_empty() {
         true => None,
-        false => Some(Slices::new(brains(pipeline, &config.other_site, "val").await?.0)),
+        false => Some(Slices::new(brains(pipeline, &config.other_site, "val").await?)),
     };
     let kind = if config.bf16 { Kind::BFloat16 } else { Kind::Float };
     let outlines = outlines(&config.shapes).await?;
     let context = Context { pipeline, device, kind, train: Slices::new(train), val: Slices::new(val), outlines };
     eprintln!("{} slices to fit on, {} held out; {device:?}, {kind:?}", context.train.len(), context.val.len());
 
-    if let Some(bundle) = &config.networks_of {
-        return adapt(&context, &Bundle::open(bundle)?, [n_train, n_val]);
+    if let Some(bundle) = adapted {
+        return adapt(&context, &bundle);
     }
     let grid = preprocess::model_grid();
     let cell = config.tokenizer.network.cell();
@@ -122,12 +137,16 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         tch::manual_seed(config.seed as i64 * 8 + stage as i64);
         tokenizer.vectors()
     };
-    vectors(2).into_iter().for_each(|vectors| inpainter.resemble(vectors));
+    if let Some(vectors) = vectors(2) {
+        inpainter.resemble(vectors);
+    }
     metrics.extend(inpainter::train(&context, &stores[2], &tokenizer, &inpainter)?);
     if last(Network::Inpainter) {
         return Ok(());
     }
-    vectors(1).into_iter().for_each(|vectors| detector.resemble(vectors));
+    if let Some(vectors) = vectors(1) {
+        detector.resemble(vectors);
+    }
     metrics.extend(detector::train(&context, &stores[1], (&tokenizer, &inpainter), &detector)?);
     if last(Network::Detector) {
         return Ok(());
@@ -135,7 +154,9 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let mut rival = None;
     if let Some(stage) = &config.prior {
         let prior = Prior::new(root(3), &stage.network, vocabulary, tokens);
-        vectors(3).into_iter().for_each(|vectors| prior.resemble(vectors));
+        if let Some(vectors) = vectors(3) {
+            prior.resemble(vectors);
+        }
         metrics.extend(prior::train(&context, stage, &stores[3], &tokenizer, &prior)?);
         rival = Some(prior);
     }
@@ -158,55 +179,55 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         prior: config.prior.as_ref().map(|stage| stage.network.clone()),
         preprocess: pipeline.preprocess.clone(),
         calibration: calibrated.calibration,
-        training: Training {
-            train_scans: n_train,
-            val_scans: n_val,
-            program: format!("neurosieve {}", env!("CARGO_PKG_VERSION")),
-            seed: config.seed,
-            data: config.data.clone(),
-        },
+        training: context.training(config.data.clone()),
         metrics: metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         weights: Default::default(),
     };
     let card = card::model_card(&info, config);
-    model::write_bundle(&config.out, info, &stores, calibrated.healthy.as_ref(), &card)?;
+    write_bundle(config, info, &stores, calibrated.healthy.as_ref(), &card)?;
     let stages: Vec<&str> = NETWORKS.into_iter().chain(config.prior.is_some().then_some(PRIOR)).collect();
-    curve::write_parquet(&config.work, &stages, &config.out)?;
-    eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
-    Ok(())
+    curve::write_parquet(&config.work, &stages, &config.out)
 }
 
-/// Writes a bundle with the networks of another one, and with what the cohort's healthy scans, so many to fit on and so many
-/// held out, say of places and thresholds.
-fn adapt(context: &Context<'_>, bundle: &Bundle, [n_train, n_val]: [usize; 2]) -> Result<()> {
-    let config = &context.pipeline.train;
-    if context.pipeline.preprocess != bundle.info.preprocess {
+/// The bundle `name`, whose networks are to be taken for this pipeline's preprocessing.
+fn fitting(pipeline: &TrainPipeline, name: &str) -> Result<Bundle> {
+    let bundle = Bundle::open(name)?;
+    if pipeline.preprocess != bundle.info.preprocess {
         return Err(Error::Config(format!(
             "the preprocessing differs from that of bundle `{}`, whose networks know no other: leave [preprocess] out",
             bundle.info.name
         )));
     }
+    Ok(bundle)
+}
+
+/// Writes a bundle with the networks of another one, and with what the cohort's healthy scans say of places and thresholds.
+fn adapt(context: &Context<'_>, bundle: &Bundle) -> Result<()> {
+    let config = &context.pipeline.train;
     let (networks, stores) = bundle.build(context.device)?;
     let calibrated = calibrate::calibrate(context, &networks)?;
     let mut metrics = bundle.info.metrics.clone();
     metrics.extend(calibrated.figures.into_iter().map(|(name, value)| (name.to_owned(), value)));
-    let training = Training {
-        train_scans: n_train,
-        val_scans: n_val,
-        program: format!("neurosieve {}", env!("CARGO_PKG_VERSION")),
-        seed: config.seed,
-        data: [&bundle.info.training.data[..], &config.data].concat(),
-    };
     let info = BundleInfo {
         name: config.name.clone(),
         version: config.version.clone(),
         calibration: calibrated.calibration,
-        training,
+        training: context.training([&bundle.info.training.data[..], &config.data].concat()),
         metrics,
         ..bundle.info.clone()
     };
     let card = card::adapted_card(&info, bundle);
-    model::write_bundle(&config.out, info, &stores, calibrated.healthy.as_ref(), &card)?;
+    write_bundle(config, info, &stores, calibrated.healthy.as_ref(), &card)
+}
+
+fn write_bundle(
+    config: &TrainConfig,
+    info: BundleInfo,
+    stores: &[VarStore],
+    healthy: Option<&HealthyMap>,
+    card: &str,
+) -> Result<()> {
+    model::write_bundle(&config.out, info, stores, healthy, card)?;
     eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
     Ok(())
 }
@@ -236,7 +257,7 @@ async fn brains(
     pipeline: &TrainPipeline,
     participants: &BTreeMap<String, Vec<String>>,
     split: &str,
-) -> Result<(Vec<Brain>, usize)> {
+) -> Result<Vec<Brain>> {
     let config = &pipeline.train;
     let location = cohort::open(&pipeline.cohort.url)?;
     let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
@@ -275,8 +296,7 @@ async fn brains(
     }
     // Draws index into this list: its order must not depend on what was cached.
     brains.sort_by(|a, b| a.0.cmp(&b.0));
-    let count = brains.len();
-    Ok((brains.into_iter().map(|(_, brain)| brain).collect(), count))
+    Ok(brains.into_iter().map(|(_, brain)| brain).collect())
 }
 
 /// The generator of one draw.

@@ -65,7 +65,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
     }
     let device = device::resolve(pipeline.run.device)?;
     // As a screening does.
-    score::alone();
+    device::on_calling_thread();
     let bundle = Bundle::open(&pipeline.model.bundle)?;
     let networks = bundle.networks(device)?;
     let lesioned = cases(&pipeline.cohort, Some(&pipeline.eval.truth), &pipeline.preprocess).await?;
