@@ -144,6 +144,25 @@ mod tests {
     }
 
     #[test]
+    fn codes_with_the_same_vector_begin_as_likely_as_each_other() {
+        tch::manual_seed(3);
+        let store = VarStore::new(Device::Cpu);
+        let config = TransformerConfig { width: 16, heads: 2, layers: 2 };
+        let prior = Prior::new(store.root(), &config, Vocabulary::new(&[12]), [3, 4]);
+        let vectors = Tensor::randn([12, 4], (Kind::Float, Device::Cpu));
+        vectors.get(7).copy_(&vectors.get(3));
+        prior.resemble(&vectors);
+        let inside = Tensor::ones([1, 3, 4], (Kind::Bool, Device::Cpu));
+        let nll = |code: i64| {
+            let codes = Tensor::full([1, 3, 4], code, (Kind::Int64, Device::Cpu));
+            f64::try_from(prior.nll(&codes, &inside, &Tensor::from_slice(&[0f32]), Kind::Float).sum(Kind::Double))
+                .unwrap()
+        };
+        let far = |a: i64, b: i64| (nll(a) - nll(b)).abs();
+        assert!(far(3, 7) < 0.02 * far(3, 5), "{} {}", far(3, 7), far(3, 5));
+    }
+
+    #[test]
     fn full_passes_and_the_cache_restore_the_same_tokens() {
         let (_store, prior) = small();
         let codes = Tensor::randint(12, [2, 3, 4], (Kind::Int64, Device::Cpu));

@@ -89,9 +89,10 @@ impl CodeEmbedding {
 
     /// Codes whose `vectors` (`[codes, D]`) are alike get features that are alike, instead of any.
     pub(super) fn resemble(&self, vectors: &Tensor) {
-        let per_slice = self.linear.weight().unflatten(1, [self.slices, self.vocabulary.width()]);
-        for of_slice in per_slice.narrow(2, 0, self.vocabulary.codes()).unbind(1) {
-            resemble(&of_slice.tr(), vectors, EMBEDDING_SD);
+        let (codes, width) = (self.vocabulary.codes(), self.vocabulary.width());
+        let weight = self.linear.weight().detach();
+        for slice in 0..self.slices {
+            resemble(&weight.narrow(1, slice * width, codes).tr(), vectors, EMBEDDING_SD);
         }
     }
 
