@@ -1,24 +1,75 @@
 """An S3 server (moto) for tests, with one bucket: prints its port, and serves until standard input ends.
 
     python s3_server.py BUCKET
+
+A line on standard input has it kill a client at a point of its choice, once:
+
+    kill PID before|after METHOD PATTERN
+
+At the first request of that method whose path the regular expression matches, the process gets SIGKILL, before the
+request is done or after it, in both cases before the answer. `killed` is printed then.
 """
 
+import os
+import re
+import signal
 import sys
+import threading
 
 import boto3
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
 
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-host, port = server.get_host_and_port()
+armed = None
+lock = threading.Lock()
+
+
+def fires(environ, moment):
+    """Takes what is armed, if it is for this request."""
+    global armed
+    with lock:
+        if armed is None:
+            return None
+        pid, when, method, pattern = armed
+        request = environ["REQUEST_METHOD"] == method and re.search(pattern, environ["PATH_INFO"])
+        if when != moment or not request:
+            return None
+        armed = None
+        return pid
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    print("killed", flush=True)
+
+
+def application(environ, start_response):
+    pid = fires(environ, "before")
+    if pid is not None:
+        kill(pid)
+        start_response("503 Service Unavailable", [])
+        return [b""]
+    answer = list(served(environ, start_response))
+    pid = fires(environ, "after")
+    if pid is not None:
+        kill(pid)
+    return answer
+
+
+served = DomainDispatcherApplication(create_backend_app)
+server = make_server("127.0.0.1", 0, application, threaded=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
 client = boto3.client(
     "s3",
-    endpoint_url=f"http://{host}:{port}",
+    endpoint_url=f"http://127.0.0.1:{server.server_port}",
     region_name="us-east-1",
     aws_access_key_id="test",
     aws_secret_access_key="test",
 )
 client.create_bucket(Bucket=sys.argv[1])
-print(port, flush=True)
-sys.stdin.read()
-server.stop()
+print(server.server_port, flush=True)
+for line in sys.stdin:
+    _, pid, moment, method, pattern = line.split()
+    with lock:
+        armed = int(pid), moment, method, pattern
+server.shutdown()

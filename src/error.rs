@@ -192,7 +192,9 @@ impl From<tch::TchError> for Error {
         let message = e.to_string();
         // The C++ stack trace that libtorch appends helps nobody who screens a cohort.
         let message = message.split("\nException raised from").next().unwrap_or_default().to_owned();
-        let smaller = message.contains("out of memory");
+        // A GPU's words, and the processor's.
+        let smaller =
+            ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|w| message.contains(w));
         Self::Device { message, smaller }
     }
 }

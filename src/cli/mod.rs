@@ -9,6 +9,7 @@ mod failures;
 mod fit_border;
 mod inspect;
 mod run;
+mod schedule;
 mod sql;
 mod synth;
 mod tables;
@@ -43,6 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Schedule(schedule::ScheduleArgs),
     Sql(sql::SqlArgs),
     Failures(failures::FailuresArgs),
     Tables(tables::TablesArgs),
@@ -91,6 +93,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match command {
         Command::Run(args) => args.run().await,
+        Command::Schedule(args) => args.run().await,
         Command::Sql(args) => sql::run(args).await.map(done),
         Command::Failures(args) => args.run().await.map(done),
         Command::Tables(args) => args.run().await.map(done),
@@ -108,7 +111,11 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
 }
 
 fn told(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
+    let said = error.to_string();
+    eprintln!("error: {said}");
+    if said.contains("No space left on device") {
+        eprintln!("The disk is full: make room, and the same command takes up the rest.");
+    }
     ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
 }
 

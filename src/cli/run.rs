@@ -1,6 +1,7 @@
 //! `neurosieve run`: screens a cohort, with progress and a closing summary.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
 use crate::config::{self, Pipeline};
 use crate::error::Result;
-use crate::flow::{Outcome, Progress, Report, Run, STAGES, Snapshot};
+use crate::flow::{Monitor, Outcome, Place, Progress, Report, Run, Seen, Snapshot};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -53,6 +54,9 @@ pub struct RunArgs {
     /// Also try scans again whose content failed for good [pipeline: run.retry]
     #[arg(long)]
     pub retry: bool,
+    /// Serve figures for Prometheus here while the run is at work [pipeline: run.metrics]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Write what the run did to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -76,13 +80,19 @@ impl RunArgs {
         overrides.extend(quoted("run.device", &self.device));
         overrides.extend(quoted("run.shard", &self.shard));
         overrides.extend(quoted("run.max_failures", &self.max_failures));
+        overrides.extend(quoted("run.metrics", &self.metrics.map(|address| address.to_string())));
         overrides.extend(self.limit.map(|n| format!("run.limit={n}")));
         overrides.extend(self.retry.then(|| "run.retry=true".to_owned()));
         let pipeline: Pipeline = config::load(Some(&self.pipeline), &overrides)?;
         let tables = pipeline.tables.url.clone();
+        let monitor = pipeline.run.metrics.map(Monitor::serve).transpose()?;
 
         let run = Run::prepare(pipeline).await?;
         let pending = run.pending() as u64;
+        if let Some(monitor) = &monitor {
+            monitor.watch(run.progress(), pending);
+            eprintln!("metrics at http://{}/metrics", monitor.address());
+        }
         let listing = run.listing();
         eprintln!(
             "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
@@ -105,12 +115,12 @@ impl RunArgs {
                 std::future::pending::<()>().await;
             }
         });
-        let shown = tokio::spawn(show(run.progress(), pending, run.device_threads()));
+        let shown = tokio::spawn(show(run.progress(), pending));
         let report = run.execute(stopping).await;
         shown.abort();
         let report = report?;
         if self.explain {
-            println!("{}", report.plan);
+            println!("{}\n{}", report.plan, stages(&report.places));
         }
         summary(&report, &tables);
         write_json(self.report, &report)?;
@@ -124,7 +134,7 @@ impl RunArgs {
 }
 
 /// Returns at the first Ctrl-C or SIGTERM.
-async fn asked_to_stop() -> std::io::Result<()> {
+pub(super) async fn asked_to_stop() -> std::io::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted,
@@ -133,7 +143,7 @@ async fn asked_to_stop() -> std::io::Result<()> {
 }
 
 /// A bar on a terminal, a line every ten seconds elsewhere.
-async fn show(progress: Arc<Progress>, pending: u64, device_threads: usize) {
+async fn show(progress: Arc<Progress>, pending: u64) {
     let started = Instant::now();
     if std::io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or(ProgressStyle::default_bar());
@@ -141,33 +151,50 @@ async fn show(progress: Arc<Progress>, pending: u64, device_threads: usize) {
         loop {
             let now = progress.snapshot();
             bar.set_position(now.done + now.failed);
-            bar.set_message(line(&now, pending, started, device_threads));
+            bar.set_message(line(&now, pending, started));
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let now = progress.snapshot();
-        eprintln!("{}/{pending} {}", now.done + now.failed, line(&now, pending, started, device_threads));
+        eprintln!("{}/{pending} {}", now.done + now.failed, line(&now, pending, started));
     }
 }
 
-fn line(now: &Snapshot, pending: u64, started: Instant, device_threads: usize) -> String {
+fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
     let finished = now.done + now.failed;
-    let elapsed = started.elapsed().as_secs_f64();
-    let rate = finished as f64 / elapsed;
+    let rate = finished as f64 / started.elapsed().as_secs_f64();
     let left = pending.saturating_sub(finished);
     let eta = if finished == 0 { "unknown".to_owned() } else { duration(left as f64 / rate) };
-    let stages: Vec<String> = STAGES.iter().zip(now.mean_ms).map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+    let at: Vec<String> = now.places.iter().map(|seen| format!("{} {}", seen.place, seen.scans)).collect();
     format!(
-        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; ms/scan: {}; device {:.0} % busy",
+        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; busy: {}; scans at: {}",
         now.done,
         now.failed,
-        now.in_flight,
+        now.in_flight(),
         rate * 60.,
-        stages.join(", "),
-        100. * now.device_s / (device_threads as f64 * elapsed)
+        busy(&now.places, &[Place::Preprocess, Place::Device]),
+        at.join(", "),
     )
+}
+
+/// How busy some stages are.
+fn busy(places: &[Seen], shown: &[Place]) -> String {
+    let shown = places.iter().filter(|seen| shown.contains(&seen.place));
+    let share = |seen: &Seen| seen.busy.map(|share| format!("{} {:.0} %", seen.place, 100. * share));
+    shown.filter_map(share).collect::<Vec<_>>().join(", ")
+}
+
+/// Where the time went, stage by stage, as a table.
+fn stages(places: &[Seen]) -> String {
+    let row = |seen: &Seen| {
+        let mean_ms = 1e3 * seen.seconds / seen.passed.max(1) as f64;
+        let busy = seen.busy.map_or("-".to_owned(), |share| format!("{:.0} %", 100. * share));
+        format!("{:<12}{:>8}{:>12.1}{mean_ms:>12.1}{busy:>8}\n", seen.place.to_string(), seen.passed, seen.seconds)
+    };
+    let head = format!("{:<12}{:>8}{:>12}{:>12}{:>8}\n", "stage", "scans", "seconds", "ms/scan", "busy");
+    head + &places.iter().map(row).collect::<String>()
 }
 
 fn duration(seconds: f64) -> String {
@@ -179,12 +206,12 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn summary(report: &Report, tables: &str) {
+pub(super) fn summary(report: &Report, tables: &str) {
     let Some(run) = &report.run else {
         println!("Nothing to do: every selected scan has a result for its content and these settings.");
         return;
     };
-    let finished = report.done + report.failed;
+    let finished = report.done + report.failed + report.superseded;
     println!(
         "{} scans done, {} failed in {} ({:.1} scans/min). Run {}.",
         report.done,
@@ -193,6 +220,9 @@ fn summary(report: &Report, tables: &str) {
         finished as f64 / report.elapsed.as_secs_f64() * 60.,
         run.run_id,
     );
+    if report.superseded > 0 {
+        println!("{} more had been committed by another run meanwhile: its results stand.", report.superseded);
+    }
     let left = report.pending.saturating_sub(finished);
     match report.outcome {
         Outcome::Stopped => println!("Stopped with {left} scans left: the same command takes them up."),

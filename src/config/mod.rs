@@ -7,6 +7,7 @@ mod limits;
 mod recipe;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
 use crate::model::{DataSource, Preset, TokenizerConfig, TransformerConfig};
 use crate::preprocess::{self, PreprocessConfig};
-use crate::score::{Evidence, Method, Precision, Tail};
+use crate::score::{Evidence, Method, Pooling, Precision, Tail};
 
 pub use limits::{FailureLimit, Shard};
 pub use recipe::recipe_id;
@@ -39,6 +40,30 @@ pub struct Pipeline {
     pub score: ScoreConfig,
     /// How the machine is used.
     pub run: RunConfig,
+    /// When `neurosieve schedule` works; `neurosieve run` works at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleConfig>,
+}
+
+/// Times of day, as cron expressions in the machine's time zone: minute, hour, day, month, weekday.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// When the cohort is screened: `"0 1 * * *"` is every night at one.
+    pub run: String,
+    /// When the tables are looked after: small files put together, files deleted that nothing refers to; left out, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upkeep: Option<String>,
+    /// Size that files have afterwards, MiB.
+    pub target_mib: u64,
+    /// Days that files are kept which only older versions of a table refer to; longer than any run or query takes.
+    pub keep_days: u64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { run: "0 1 * * *".into(), upkeep: None, target_mib: 128, keep_days: 7 }
+    }
 }
 
 /// Where scans come from and which are taken.
@@ -118,6 +143,10 @@ pub struct ScoreConfig {
     pub ar_cached: bool,
     /// `threshold`: which intensities are anomalous: `dark` (lesions in T1w), `bright` (in FLAIR and T2w) or `both`.
     pub tail: Tail,
+    /// How residuals are brought together: `gaussian`, or `min_mean`, the rival's boxes; left out, the method's own
+    /// (`mim`, `threshold`: the first, `ar`: the second).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
     /// Standard deviation in millimetres of the smoothing of the anomaly map.
     pub smooth_mm: f64,
     /// Connected components smaller than this many millilitres are no findings, nor in the mask.
@@ -145,6 +174,7 @@ impl Default for ScoreConfig {
             ar_limit_nats: None,
             ar_cached: true,
             tail: Tail::Dark,
+            pooling: None,
             smooth_mm: 4.0,
             min_finding_ml: 0.2,
             precision: Precision::F32,
@@ -180,6 +210,10 @@ pub struct RunConfig {
     pub scan_timeout_s: u64,
     /// Largest decompressed scan in MiB.
     pub max_scan_mib: u64,
+    /// Where figures for a monitor are served while a run is at work, in Prometheus' text format: `"127.0.0.1:9184"`, or
+    /// port 0 for any that is free; left out, nowhere. They are counts, without names, for whoever reaches the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for RunConfig {
@@ -194,6 +228,7 @@ impl Default for RunConfig {
             retry: false,
             scan_timeout_s: 3600,
             max_scan_mib: 2048,
+            metrics: None,
         }
     }
 }

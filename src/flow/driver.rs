@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::budget::Budget;
-use super::progress::{Progress, Snapshot};
+use super::progress::{Progress, Seen, Snapshot};
 use super::screen::ScreenExec;
 use super::screening::Screening;
 use super::write::{RollPolicy, WriteExec};
@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
-use crate::tables::{Receipt, RunRow, Tables};
+use crate::tables::{Committed, Receipt, RunRow, Tables};
 
 /// A run that knows what is to be done.
 #[derive(Debug)]
@@ -71,11 +71,15 @@ pub struct Report {
     pub done: u64,
     /// Scans that became a row in `failures`.
     pub failed: u64,
+    /// Scans that went through here, and that another run had committed first: its results stand.
+    pub superseded: u64,
     /// Scans of earlier runs that are not tried again: their content is unusable.
     pub quarantined: u64,
     /// Wall time of the screening.
     #[serde(rename = "elapsed_s", serialize_with = "as_seconds")]
     pub elapsed: Duration,
+    /// Where the scans' time went, stage by stage.
+    pub places: Vec<Seen>,
     /// The physical plan with its metrics, as EXPLAIN ANALYZE shows it.
     #[serde(skip)]
     pub plan: String,
@@ -105,6 +109,7 @@ fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Resul
 struct Screened {
     plan: String,
     gave_up: bool,
+    superseded: u64,
 }
 
 impl Run {
@@ -180,6 +185,8 @@ impl Run {
         if pipeline.run.limit > 0 {
             pending.truncate(pipeline.run.limit);
         }
+        let in_flight = in_flight(&pipeline);
+        let progress = Arc::new(Progress::new(in_flight, cores(), device_threads(device)));
         Ok(Self {
             pipeline,
             location,
@@ -195,7 +202,7 @@ impl Run {
             already_done,
             quarantined,
             in_other_shards,
-            progress: Arc::default(),
+            progress,
         })
     }
 
@@ -234,11 +241,6 @@ impl Run {
         self.bundle.label()
     }
 
-    /// Threads that compute on the device.
-    pub fn device_threads(&self) -> usize {
-        device_threads(self.device)
-    }
-
     /// Counters that move while [`Run::execute`] works.
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
@@ -252,18 +254,20 @@ impl Run {
     pub async fn execute(mut self, stop: watch::Receiver<bool>) -> Result<Report> {
         let started = Instant::now();
         let (pending, quarantined) = (self.pending.len() as u64, self.quarantined as u64);
-        let report = |outcome, run, counted: Snapshot, plan| Report {
+        let report = |outcome, run, counted: Snapshot, superseded, plan| Report {
             outcome,
             run,
             pending,
-            done: counted.done,
+            done: counted.done - superseded,
             failed: counted.failed,
+            superseded,
             quarantined,
             elapsed: started.elapsed(),
+            places: counted.places.to_vec(),
             plan,
         };
         if pending == 0 {
-            return Ok(report(Outcome::NothingToDo, None, self.progress.snapshot(), String::new()));
+            return Ok(report(Outcome::NothingToDo, None, self.progress.snapshot(), 0, String::new()));
         }
         let mut row = self.run_row()?;
         self.tables.record_run(&row).await?;
@@ -285,13 +289,14 @@ impl Run {
             (Ok(_), _) => "finished",
         }
         .to_owned();
-        row.n_done = counted.done as i64;
+        let superseded = result.as_ref().map_or(0, |screened| screened.superseded);
+        row.n_done = (counted.done - superseded) as i64;
         row.n_failed = counted.failed as i64;
         row.scans_per_minute = ((counted.done + counted.failed) as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
         let recorded = self.tables.record_run(&row).await;
         let screened = result?;
         recorded?;
-        Ok(report(outcome, Some(row), counted, screened.plan))
+        Ok(report(outcome, Some(row), counted, superseded, screened.plan))
     }
 
     /// Builds the plan, drives it and commits its receipts.
@@ -307,7 +312,7 @@ impl Run {
                 stop.send_replace(true);
             }
         });
-        let in_flight = self.in_flight();
+        let in_flight = in_flight(&self.pipeline);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
         let settings = Settings::new(&self.pipeline.score, &self.bundle)?;
         let screening = Arc::new(Screening {
@@ -346,16 +351,25 @@ impl Run {
         let streams = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
         // WriteExec drives every partition on a task of its own, so all of them work while one commits.
         let mut receipts = stream::select_all(streams);
-        let mut epoch = 0;
+        let (mut epoch, mut superseded) = (0, 0);
         while let Some(batch) = receipts.next().await {
             let batch = Receipt::from_batch(&batch?)?;
+            let started = Instant::now();
             let committed = self.tables.commit(run_id, epoch, &batch).await?;
-            info!(epoch, tables = committed.len(), files = batch.len(), "committed");
+            let Committed { tables, superseded: left_out } = committed;
+            info!(epoch, tables = tables.len(), files = batch.len(), superseded = left_out, "committed");
+            superseded += left_out as u64;
+            // Every receipt of a roll has its counts.
+            let mut rolls: Vec<_> = batch.iter().map(|r| (&r.batch_id, r.n_scans + r.n_failed)).collect();
+            rolls.sort_unstable();
+            rolls.dedup();
+            self.progress.commit(rolls.iter().map(|&(_, n)| n as u64).sum(), started.elapsed());
             epoch += 1;
         }
         Ok(Screened {
             plan: DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string(),
             gave_up: screening.gave_up.load(Ordering::Relaxed),
+            superseded,
         })
     }
 
@@ -368,14 +382,6 @@ impl Run {
                 Ok(vec![cohort::manifest::to_batch(&share)?])
             })
             .collect()
-    }
-
-    fn in_flight(&self) -> usize {
-        match self.pipeline.run.scans_in_flight {
-            // On each core one with the networks and one before them, and two that wait for the store.
-            0 => 2 * cores() + 2,
-            n => n,
-        }
     }
 
     fn run_row(&self) -> Result<RunRow> {
@@ -416,6 +422,14 @@ impl Run {
             pipeline.model.bundle = self.bundle.label();
         }
         toml::to_string(&pipeline).map_err(|e| Error::Bug(format!("the pipeline as TOML: {e}")))
+    }
+}
+
+fn in_flight(pipeline: &Pipeline) -> usize {
+    match pipeline.run.scans_in_flight {
+        // On each core one with the networks and one before them, and two that wait for the store.
+        0 => 2 * cores() + 2,
+        n => n,
     }
 }
 

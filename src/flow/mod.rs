@@ -1,19 +1,23 @@
 //! The dataflow: from a manifest of pending scans to committed tables.
 //!
 //! [`ScreenExec`] and [`WriteExec`] are DataFusion operators, unary and partition-preserving, over a
-//! standard leaf; [`Run`] builds the plan, drives it and commits.
+//! standard leaf; [`Run`] builds the plan, drives it and commits. [`Schedule`] does so night after night.
 
 mod budget;
 mod driver;
+mod monitor;
 mod progress;
 pub(crate) mod rows;
+mod schedule;
 mod screen;
 mod screening;
 mod write;
 
 pub use budget::{Budget, Grant};
 pub use driver::{Outcome, Report, Run};
-pub use progress::{Progress, STAGES, Snapshot};
+pub use monitor::Monitor;
+pub use progress::{Place, Progress, Seen, Snapshot};
+pub use schedule::{Job, Outcome as ScheduleOutcome, Schedule};
 pub use screen::ScreenExec;
 pub use screening::Screening;
 pub use write::{RollPolicy, WriteExec};

@@ -37,6 +37,7 @@ use tokio::sync::oneshot;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::budget::{self, Grant};
+use super::progress::{Here, Place};
 use super::rows::{self, Finished, StageTimes};
 use super::screening::Screening;
 use crate::cohort::{self, Location, ScanEntry};
@@ -210,14 +211,15 @@ fn external(error: Error) -> DataFusionError {
 
 /// Takes one scan all the way; its failure is a row as well.
 async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics) -> Result<RecordBatch> {
-    screening.progress.begin();
+    let mut here = screening.progress.begin();
     let span = info_span!("scan", scan_id = %entry.scan_id);
     // Before the clock runs: a scan that waits for others' memory does not hang.
     let waiting = Instant::now();
     let grant = screening.budget.take(budget::before_decoding(entry, screening.limit_bytes)).await?;
     metrics.memory_wait.add_duration(waiting.elapsed());
+    here.go_on(Place::Fetch, waiting.elapsed());
     let reached = AtomicU8::new(0);
-    let work = process(screening, entry, metrics, &reached, grant).instrument(span.clone());
+    let work = process(screening, entry, metrics, &reached, here, grant).instrument(span.clone());
     let result = match screening.timeout {
         None => work.await,
         Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
@@ -258,24 +260,27 @@ async fn process(
     entry: &ScanEntry,
     metrics: &Metrics,
     reached: &AtomicU8,
+    mut here: Here<'_>,
     mut grant: Grant,
 ) -> Result<RecordBatch, (Stage, Error)> {
     let mut times = StageTimes::default();
-    let note = |index: usize, timer: &Time, spent: Duration| -> f32 {
-        timer.add_duration(spent);
-        screening.progress.stage(index, spent.as_secs_f64() * 1e3);
-        reached.fetch_add(1, Relaxed);
-        spent.as_secs_f32() * 1e3
-    };
+    let ms = |spent: Duration| spent.as_secs_f32() * 1e3;
 
     let started = Instant::now();
     let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await.map_err(|e| (Stage::Fetch, e))?;
-    times.fetch_ms = note(0, &metrics.fetch, started.elapsed());
+    let spent = started.elapsed();
+    times.fetch_ms = ms(spent);
+    metrics.fetch.add_duration(spent);
     metrics.bytes.add(bytes.n_bytes());
+    here.go_on(Place::Decode, spent);
+    reached.fetch_add(1, Relaxed);
 
     let shared = Arc::clone(screening);
     let (decoded, spent) = on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
-    times.decode_ms = note(1, &metrics.decode, spent);
+    times.decode_ms = ms(spent);
+    metrics.decode.add_duration(spent);
+    here.go_on(Place::Preprocess, spent);
+    reached.fetch_add(1, Relaxed);
 
     screening.budget.settle(&mut grant, budget::before_scoring(entry, decoded.volume.data.len()));
 
@@ -284,38 +289,46 @@ async fn process(
     let volume = decoded.volume;
     let (prepared, spent) =
         on_rayon(move || preprocess::prepare(&volume, &shared.preprocess)).await.map_err(|e| (Stage::Preprocess, e))?;
-    times.preprocess_ms = note(2, &metrics.preprocess, spent);
+    times.preprocess_ms = ms(spent);
+    metrics.preprocess.add_duration(spent);
+    here.go_on(Place::Queue, spent);
+    reached.fetch_add(1, Relaxed);
     let prepared = Arc::new(prepared);
     screening.budget.settle(&mut grant, budget::SCORED);
 
     let started = Instant::now();
-    let (inference, on_device) =
-        screening.worker.score(&entry.scan_id, Arc::clone(&prepared)).await.map_err(|e| (Stage::Score, e))?;
+    let (taken, taken_up) = oneshot::channel();
+    let scored = screening.worker.score(&entry.scan_id, Arc::clone(&prepared), taken);
+    let follow = async {
+        // An error means that no thread took it up: `scored` says why.
+        if taken_up.await.is_ok() {
+            here.go_on(Place::Device, started.elapsed());
+        }
+    };
+    let (scored, ()) = tokio::join!(scored, follow);
+    let (inference, on_device) = scored.map_err(|e| (Stage::Score, e))?;
     metrics.device_wait.add_duration(started.elapsed().saturating_sub(on_device));
     metrics.device.add_duration(on_device);
-    screening.progress.device(on_device);
+    here.go_on(Place::Assess, on_device);
 
     let (shared, scan) = (Arc::clone(screening), entry.clone());
-    let (rows, spent) = on_rayon({
-        let progress = Arc::clone(&screening.progress);
-        move || {
-            let started = Instant::now();
-            let assessment = score::assess(&inference, &prepared.image, &prepared.brain, &shared.settings);
-            times.score_ms = (on_device + started.elapsed()).as_secs_f32() * 1e3;
-            progress.stage(3, f64::from(times.score_ms));
-            let finished = Finished {
-                prepared: &prepared,
-                datatype: &datatype,
-                inference: &inference,
-                assessment: &assessment,
-                times,
-            };
-            rows::finished(&shared, &scan, &finished)
-        }
+    let (rows, spent) = on_rayon(move || {
+        let started = Instant::now();
+        let assessment = score::assess(&inference, &prepared.image, &prepared.brain, &shared.settings);
+        times.score_ms = ms(on_device + started.elapsed());
+        let finished = Finished {
+            prepared: &prepared,
+            datatype: &datatype,
+            inference: &inference,
+            assessment: &assessment,
+            times,
+        };
+        rows::finished(&shared, &scan, &finished)
     })
     .await
     .map_err(|e| (Stage::Score, e))?;
     metrics.assess.add_duration(spent);
+    here.go_on(Place::Commit, spent);
     Ok(rows)
 }
 

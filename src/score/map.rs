@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::findings::{Finding, components};
-use super::{Evidence, Inference, Method, Settings};
+use super::{Evidence, Inference, Method, Pooling, Settings};
 use crate::volume::Volume;
 
 /// Residual (of the 0..1 intensity range) at which an in-painted voxel counts in full.
@@ -71,8 +71,8 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
 /// lies from what is expected of a healthy brain like this one.
 ///
 /// [`Method::Mim`]: the token's probability, interpolated and smoothed, halved where the restoration agrees with the
-/// image ([`Evidence::Combined`]); either of the two alone. [`Method::Ar`]: the residual, min-pooled over 3 x 3 x 3 voxels,
-/// then averaged over 7 x 7 x 3, as its authors do. [`Method::Threshold`]: the smoothed intensity score.
+/// image ([`Evidence::Combined`]); either of the two alone, the residual brought together by a [`Pooling`]. [`Method::Ar`]:
+/// the pooled residual. [`Method::Threshold`]: the smoothed intensity score.
 pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Volume<f32> {
     let config = &settings.config;
     let shape @ [nx, ny, nz] = image.grid.shape;
@@ -89,22 +89,23 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
     let spacing = image.grid.spacing();
     let sigma = spacing.map(|mm| (config.smooth_mm / mm) as f32);
     let fine = spacing.map(|mm| (RESIDUAL_SMOOTH_MM / mm) as f32);
+    let residuals = || match config.pooling.unwrap_or(config.method.pooling()) {
+        Pooling::Gaussian => smooth(&residual, shape, sigma),
+        Pooling::MinMean => {
+            let least = pooled(&residual, shape, [3; 3], f32::INFINITY, f32::min);
+            let sum = pooled(&least, shape, [7, 7, 3], 0., |a, b| a + b);
+            sum.iter().map(|s| s / 147.).collect()
+        }
+    };
     let score: Vec<f32> = match (config.method, config.evidence) {
         (Method::Mim, Evidence::Detector) => smooth(&probability, shape, sigma),
-        (Method::Mim, Evidence::Residual | Evidence::Intensity) | (Method::Threshold, _) => {
-            smooth(&residual, shape, sigma)
-        }
         (Method::Mim, Evidence::Combined) => {
             let (probability, residual) =
                 rayon::join(|| smooth(&probability, shape, sigma), || smooth(&residual, shape, fine));
             let agrees = residual.iter().map(|r| 0.5 + 0.5 * (r / FULL_RESIDUAL).min(1.));
             probability.iter().zip(agrees).map(|(p, share)| p * share).collect()
         }
-        (Method::Ar, _) => {
-            let least = pooled(&residual, shape, [3; 3], f32::INFINITY, f32::min);
-            let sum = pooled(&least, shape, [7, 7, 3], 0., |a, b| a + b);
-            sum.iter().map(|s| s / 147.).collect()
-        }
+        (Method::Mim | Method::Ar | Method::Threshold, _) => residuals(),
     };
     let Some(healthy) = &settings.healthy else {
         let inside = score.iter().zip(&brain.data);

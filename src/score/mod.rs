@@ -42,6 +42,16 @@ pub enum Method {
     Threshold,
 }
 
+impl Method {
+    /// How its residuals are brought together where nothing else is said.
+    pub fn pooling(self) -> Pooling {
+        match self {
+            Self::Mim | Self::Threshold => Pooling::Gaussian,
+            Self::Ar => Pooling::MinMean,
+        }
+    }
+}
+
 /// What a voxel's score is made of under [`Method::Mim`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,6 +64,17 @@ pub enum Evidence {
     Combined,
     /// How far the intensity lies from that of healthy scans at the same place, which the bundle must know: no network.
     Intensity,
+}
+
+/// How residuals of neighbouring voxels are brought together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// A Gaussian of `smooth_mm`.
+    Gaussian,
+    /// The least over 3 x 3 x 3 voxels, then the mean over 7 x 7 x 3, as Naval Marimont and Tarroni do: what is thinner than
+    /// three voxels goes.
+    MinMean,
 }
 
 /// Which intensities are anomalous under [`Method::Threshold`].

@@ -5,7 +5,8 @@
 //! ([`device::on_calling_thread`]): numbers do not depend on the number of cores, and cores that share no operation do not
 //! wait for each other.
 //!
-//! Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error, the worker goes on.
+//! Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error, the worker goes on. Where the
+//! device lacks memory, a scan is tried again with half of the slices at once, down to one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Inference, Settings, infer};
-use crate::error::{Error, Result};
+use crate::config::ScoreConfig;
+use crate::error::{Error, Result, Retry};
 use crate::model::{Bundle, device};
 use crate::preprocess::Prepared;
 
@@ -23,6 +25,7 @@ const QUEUE: usize = 2;
 struct Job {
     scan_id: String,
     prepared: Arc<Prepared>,
+    taken: oneshot::Sender<()>,
     reply: oneshot::Sender<Result<(Inference, Duration)>>,
 }
 
@@ -59,13 +62,18 @@ impl Worker {
         Ok(Self { jobs })
     }
 
-    /// Scores one scan; waits for its turn. Also tells the time spent on the device.
+    /// Scores one scan; waits for its turn, which `taken` hears of. Also tells the time spent on the device.
     ///
     /// # Errors
     /// What [`infer`] says; [`Error::Device`] where libtorch panics.
-    pub async fn score(&self, scan_id: &str, prepared: Arc<Prepared>) -> Result<(Inference, Duration)> {
+    pub async fn score(
+        &self,
+        scan_id: &str,
+        prepared: Arc<Prepared>,
+        taken: oneshot::Sender<()>,
+    ) -> Result<(Inference, Duration)> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { scan_id: scan_id.to_owned(), prepared, reply };
+        let job = Job { scan_id: scan_id.to_owned(), prepared, taken, reply };
         self.jobs.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -89,12 +97,65 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
             continue; // the scan was given up meanwhile
         }
         let started = Instant::now();
+        let _ = job.taken.send(());
         let prepared = &job.prepared;
-        let result = device::caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, settings));
+        let result = within_memory(settings.config.batch_slices, |batch_slices| {
+            let config = ScoreConfig { batch_slices, ..settings.config.clone() };
+            let settings = Settings { config, ..settings.clone() };
+            device::caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, &settings))
+        });
         let _ = job.reply.send(result.map(|inference| (inference, started.elapsed())));
+    }
+}
+
+/// Does `work` with half of the slices at once, and half of those, while the device lacks memory; gives up where not even
+/// one fits. Every scan begins with `batch` again: its numbers must not depend on those before it.
+fn within_memory<T>(batch: usize, work: impl Fn(usize) -> Result<T>) -> Result<T> {
+    let mut batch = batch.max(1);
+    loop {
+        match work(batch) {
+            Err(error) if error.retry() == Retry::Smaller && batch > 1 => {
+                tracing::warn!(slices = batch, "the device lacks memory, trying half as many slices at once");
+                batch /= 2;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
 fn gone() -> Error {
     Error::Bug("the device threads have ended".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    /// What libtorch says where more is asked for than any machine has: a slice takes 2^40 numbers.
+    fn needs(slices: usize) -> Result<i64> {
+        device::caught(|| Ok(Tensor::zeros([slices as i64, 1 << 40], (Kind::Double, Device::Cpu)).size()[0]))
+    }
+
+    #[test]
+    fn where_memory_lacks_half_as_many_slices_are_tried() {
+        let tried = RefCell::new(Vec::new());
+        let done = within_memory(16, |slices| {
+            tried.borrow_mut().push(slices);
+            if slices > 3 { needs(slices).map(|_| 0) } else { Ok(slices) }
+        });
+        assert_eq!((done.unwrap(), tried.into_inner()), (2, vec![16, 8, 4, 2]));
+        let error = within_memory(2, needs).unwrap_err();
+        assert_eq!(error.kind(), "out_of_device_memory", "{error}");
+        // Other errors are not tried again.
+        let tried = RefCell::new(0);
+        let failed = within_memory(16, |_| {
+            *tried.borrow_mut() += 1;
+            Err::<(), _>(Error::input("no_brain", "none"))
+        });
+        assert!(failed.is_err() && tried.into_inner() == 1);
+    }
 }

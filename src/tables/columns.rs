@@ -1,5 +1,6 @@
 //! The columns of every table: name, kind, whether it may be null, unit and meaning. Defined here once;
-//! the Arrow schema, the Delta schema and the `describe` text are all made from these lists.
+//! the Arrow schema, the Delta schema and the `describe` text are all made from these lists. A column that comes later
+//! must be one that may be null: tables from before get it (`evolve.rs`), their rows have nothing in it.
 
 use super::schema::{Column, Kind};
 use Kind::{

@@ -14,7 +14,10 @@ mod commit;
 mod datafile;
 mod done;
 mod evaluation;
+mod evolve;
+mod lease;
 mod maintenance;
+mod others;
 mod receipt;
 mod run;
 mod schema;
@@ -29,10 +32,13 @@ use object_store::prefix::PrefixStore;
 use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
 use url::Url;
 
+pub use self::commit::Committed;
 pub use self::datafile::DataFile;
 pub use self::done::Done;
 pub use self::evaluation::EvaluationRow;
+pub use self::lease::Lease;
 pub use self::maintenance::{Commit, Optimized};
+use self::others::Others;
 pub use self::receipt::Receipt;
 pub use self::run::RunRow;
 pub use self::schema::{Column, Kind, Table, scan_rows, screen_row, screen_schema};
@@ -50,6 +56,8 @@ pub struct Tables {
     location: Location,
     /// In the order of [`Table::EVERY`], which is the order of declaration; the last is there once something was evaluated.
     delta: Vec<DeltaTable>,
+    /// What other runs have added to `scans` since the tables were opened.
+    others: Others,
 }
 
 impl Tables {
@@ -70,7 +78,7 @@ impl Tables {
             delta.push(load(&location, table).await?.ok_or_else(|| missing(&location, table))?);
         }
         delta.extend(load(&location, Table::Evaluations).await?);
-        Ok(Self { location, delta })
+        Ok(Self::new(location, delta))
     }
 
     /// As [`open_or_create`](Tables::open_or_create), in a store that is already built.
@@ -84,12 +92,19 @@ impl Tables {
         let mut delta = Vec::with_capacity(Table::ALL.len());
         for table in Table::ALL {
             delta.push(match load(&location, table).await? {
-                Some(found) => found,
+                Some(found) => evolve::evolved(&location, table, found).await?,
                 None => create(&location, table).await?,
             });
         }
-        delta.extend(load(&location, Table::Evaluations).await?);
-        Ok(Self { location, delta })
+        if let Some(found) = load(&location, Table::Evaluations).await? {
+            delta.push(evolve::evolved(&location, Table::Evaluations, found).await?);
+        }
+        Ok(Self::new(location, delta))
+    }
+
+    fn new(location: Location, delta: Vec<DeltaTable>) -> Self {
+        let seen = delta[Table::Scans as usize].version().unwrap_or_default();
+        Self { location, delta, others: Others::since(seen) }
     }
 
     /// Loads what others have committed since.

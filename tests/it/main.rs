@@ -5,6 +5,7 @@ mod cohort;
 mod fault;
 mod geometry;
 mod inspect;
+mod kills;
 mod preprocess;
 mod s3;
 mod screen;

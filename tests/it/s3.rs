@@ -1,10 +1,12 @@
 //! A cohort and its tables in a bucket: the real program against an S3 server that is not ours (moto).
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
 use serde_json::Value;
@@ -14,6 +16,7 @@ const BUCKET: &str = "study";
 /// A server that lives as long as this.
 struct Server {
     process: Child,
+    said: BufReader<ChildStdout>,
     endpoint: String,
 }
 
@@ -28,9 +31,27 @@ impl Server {
         let mut command = Command::new(python);
         command.arg(script).arg(BUCKET).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = command.spawn().unwrap();
+        let mut said = BufReader::new(process.stdout.take().unwrap());
         let mut port = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        Some(Self { process, endpoint: format!("http://127.0.0.1:{}", port.trim()) })
+        said.read_line(&mut port).unwrap();
+        Some(Self { process, said, endpoint: format!("http://127.0.0.1:{}", port.trim()) })
+    }
+
+    /// Runs the program and has it killed by SIGKILL at its first request that fits: `before` or `after` it is done, and
+    /// in any case before the answer.
+    fn killed_at(&mut self, arguments: &[&str], moment: &str, method: &str, pattern: &str) {
+        let mut program = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        writeln!(self.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
+        let status = program.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: it ended by itself, {status}");
+        let mut said = String::new();
+        self.said.read_line(&mut said).unwrap();
+        assert_eq!(said.trim(), "killed");
+    }
+
+    async fn put(&self, folder: &Path, from: &str, to: &str) {
+        let bytes = std::fs::read(folder.join(from)).unwrap();
+        self.store().put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
     }
 
     fn store(&self) -> impl ObjectStore {
@@ -78,6 +99,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+fn scan(n: usize) -> String {
+    format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz")
+}
+
 /// Quick, and commits every scan.
 const RUN: [&str; 11] = [
     "run",
@@ -101,10 +126,10 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     let made = server.program(&["synth", &local, "--subjects", "6", "--lesions", "0", "--corrupt", "1"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
     let store = server.store();
-    let scan = |n: usize| format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz");
-    let put = async |from: &str, to: &str| {
-        let bytes = std::fs::read(folder.path().join("cohort").join(from)).unwrap();
-        store.put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
+    let put = |from: &str, to: &str| {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let (server, folder) = (&server, folder.path().join("cohort"));
+        async move { server.put(&folder, &from, &to).await }
     };
     put("dataset_description.json", "dataset_description.json").await;
     for n in 1..=6 {
@@ -146,4 +171,52 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     assert!(!said.contains("sekret"), "{said}");
     let leftovers = server.rows("SELECT config FROM runs");
     assert!(!leftovers.is_empty() && !leftovers.iter().any(|row| row.to_string().contains("sekret")));
+}
+
+/// Killed at each of the points between a scan's arrival and the answer to its last commit; run again, the tables are whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_point_nothing_is_lost_or_doubled() {
+    let Some(mut server) = Server::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let local = folder.path().join("cohort");
+    let spacing = ["--spacing", "4", "--lesions", "0", "--corrupt", "1"];
+    let made = server.program(&[&["synth", local.to_str().unwrap(), "--subjects", "4"], &spacing[..]].concat());
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    server.put(&local, "dataset_description.json", "dataset_description.json").await;
+    for n in 1..=4 {
+        server.put(&local, &scan(n), &scan(n)).await;
+    }
+    let first_commit = |table: &str| format!("/tables/{table}/_delta_log/0+1.json$");
+    for (moment, method, pattern) in [
+        ("after", "GET", "/cohort/.*_T1w.nii.gz$".to_owned()), // fetched, nothing written
+        ("before", "PUT", "/tables/tokens/part-".to_owned()),  // screened, nothing written
+        ("after", "PUT", "/tables/scans/part-".to_owned()),    // a data file is there, no commit
+        ("before", "PUT", first_commit("tokens")),
+        ("after", "PUT", first_commit("tokens")), // between the commits of two tables
+        ("after", "PUT", first_commit("masks")),
+        ("before", "PUT", first_commit("scans")),
+        ("after", "PUT", first_commit("scans")), // committed, and the program never learns
+        ("after", "PUT", first_commit("failures")),
+        ("after", "PUT", "/tables/runs/_delta_log/0+2.json$".to_owned()), // the run's last word
+    ] {
+        server.killed_at(&RUN, moment, method, &pattern);
+        let rest = server.program(&RUN);
+        assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
+        assert!(text(&server.program(&RUN).stdout).contains("Nothing to do"), "{pattern}");
+        let ended = server.rows("SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
+        let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
+        assert_eq!(ids, [1, 2, 3, 4].map(|n| format!("cohort/sub-synth00{n}_T1w")), "{moment} {method} {pattern}");
+        let whole = server.rows(
+            "SELECT s.scan_id, s.n_tokens, (SELECT count(*) FROM tokens t WHERE t.scan_id = s.scan_id) AS tokens, \
+             (SELECT count(*) FROM masks m WHERE m.scan_id = s.scan_id) AS masks FROM scans s",
+        );
+        assert!(whole.len() == 3 && whole.iter().all(|s| s["n_tokens"] == s["tokens"] && s["masks"] == 1), "{whole:?}");
+        // The next point begins with nothing.
+        let store = server.store();
+        let tables: Vec<_> =
+            store.list(Some(&Key::from("tables"))).map(|found| found.unwrap().location).collect().await;
+        for object in tables {
+            store.delete(&object).await.unwrap();
+        }
+    }
 }

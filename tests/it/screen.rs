@@ -1,8 +1,9 @@
 //! The main job, driven through the real program: a synthetic cohort to committed tables and back.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use neurosieve::volume::nifti;
 use serde_json::Value;
@@ -218,6 +219,20 @@ fn a_run_is_cut_up_limited_and_tried_again() {
     let ids: Vec<&str> = all.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
     assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("study/sub-synth00{n}_T1w")));
 
+    // Two processes on the whole cohort at the same time: one result of each scan, and both end well.
+    let both = path("both");
+    let runs = [1, 2].map(|_| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+        command.args(["run", "pipelines/demo.toml", "--cohort", &cohort, "--tables", &both, "--device", "cpu"]);
+        command.args(NO_MODEL).args(["--set", "tables.commit_scans=1"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.spawn().unwrap()
+    });
+    for mut run in runs {
+        assert!([0, 3].contains(&run.wait().unwrap().code().unwrap()));
+    }
+    let once = rows(&both, "SELECT scan_id, count(*) AS n FROM raw.scans GROUP BY 1");
+    assert!(once.len() == 2 && once.iter().all(|scan| scan["n"] == 1), "{once:?}");
+
     // Why they failed, by reason and one by one; tried again only where that is asked for.
     assert!(ok(&["failures", "--tables", &tables]).contains("truncated"));
     let failures = |more: &[&str]| -> Vec<Value> {
@@ -343,4 +358,92 @@ fn wrong_settings_are_told_before_anything_is_done() {
     assert!(
         said(&["run", "pipelines/demo.toml", "--cohort", ".", "--tables", "x", "--device", "gpu"]).contains("cuda")
     );
+}
+
+/// The real program as a schedule; what it says on both outputs, line by line.
+struct Scheduled {
+    process: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Scheduled {
+    fn start(cohort: &str, tables: &str, more: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+        command.args(["schedule", "pipelines/nightly.toml", "--cohort", cohort, "--tables", tables]);
+        command.args(["--set", "run.device=\"cpu\"", "--set", "schedule.run=\"0 0 1 1 *\""]).args(NO_MODEL).args(more);
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let (said, lines) = std::sync::mpsc::channel();
+        let outputs: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(process.stdout.take().unwrap()), Box::new(process.stderr.take().unwrap())];
+        for output in outputs {
+            let said = said.clone();
+            std::thread::spawn(move || {
+                BufReader::new(output).lines().map_while(Result::ok).try_for_each(|l| said.send(l))
+            });
+        }
+        Self { process, lines }
+    }
+
+    /// Waits for a line with these words.
+    fn says(&self, words: &str) -> String {
+        let mut heard = Vec::new();
+        loop {
+            match self.lines.recv_timeout(std::time::Duration::from_secs(120)) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(line) => heard.push(line),
+                Err(error) => panic!("{error} while waiting for `{words}`: {heard:#?}"),
+            }
+        }
+    }
+
+    fn stopped(mut self) -> Option<i32> {
+        assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
+        self.process.wait().unwrap().code()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (cohort, tables) = (path("study"), path("tables"));
+    ok(&["synth", &cohort, "--subjects", "3", "--lesions", "0", "--spacing", "4"]);
+    let late = folder.path().join("late");
+    std::fs::rename(folder.path().join("study/sub-synth003"), &late).unwrap();
+
+    // At once, then not before new year; a monitor reads what was done.
+    let first =
+        Scheduled::start(&cohort, &tables, &["--now", "--metrics", "127.0.0.1:0", "--set", "tables.commit_scans=1"]);
+    let address = first.says("metrics at").split_once("http://").unwrap().1.to_owned();
+    first.says("2 scans done, 0 failed");
+    first.says("next ");
+    let mut stream = std::net::TcpStream::connect(address.trim_end_matches("/metrics")).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("neurosieve_stage_scans_total{place=\"commit\"} 2"), "{metrics}");
+    assert_eq!(first.stopped(), Some(0));
+
+    // A scan arrives: the next time that comes takes it, the one after has nothing to do.
+    std::fs::rename(&late, folder.path().join("study/sub-synth003")).unwrap();
+    let second = Scheduled::start(&cohort, &tables, &["--set", "schedule.run=\"* * * * * *\""]);
+    second.says("1 scans done, 0 failed");
+    second.says("Nothing to do");
+    assert!([Some(0), Some(4)].contains(&second.stopped()));
+    assert_eq!(rows(&tables, "SELECT 1 FROM raw.scans").len(), 3);
+
+    // Somebody else is at work.
+    let location = neurosieve::cohort::open(&tables).unwrap();
+    let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
+    let third = Scheduled::start(&cohort, &tables, &["--now"]);
+    third.says("another schedule is at work");
+    lease.give_back().await;
+    assert_eq!(third.stopped(), Some(0));
+
+    // The tables are looked after.
+    let fourth = Scheduled::start(&cohort, &tables, &["--set", "schedule.upkeep=\"* * * * * *\""]);
+    fourth.says("scans: 3 files became 1, 0 deleted");
+    assert_eq!(fourth.stopped(), Some(0));
+    assert_eq!(rows(&tables, "SELECT 1 FROM scans").len(), 3);
 }

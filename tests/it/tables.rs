@@ -252,11 +252,11 @@ async fn a_commit_that_is_repeated_counts_once() {
     let mut tables = open(folder.path()).await;
     let receipts = write(tables.location(), vec![vec![finished("r1", "sub-01", DAY_ONE, 0.5)]], 64).await;
     let done = tables.commit("r1", 0, &receipts).await.unwrap();
-    assert_eq!(done, [Table::Tokens, Table::Masks, Table::Findings, Table::Scans]);
-    assert!(tables.commit("r1", 0, &receipts).await.unwrap().is_empty());
+    assert_eq!(done.tables, [Table::Tokens, Table::Masks, Table::Findings, Table::Scans]);
+    assert!(tables.commit("r1", 0, &receipts).await.unwrap().tables.is_empty());
     // A process that starts afresh knows it from the log alone.
     let mut again = open(folder.path()).await;
-    assert!(again.commit("r1", 0, &receipts).await.unwrap().is_empty());
+    assert!(again.commit("r1", 0, &receipts).await.unwrap().tables.is_empty());
     assert_eq!(counts(&again, ["raw.scans", "raw.tokens"]).await, [1, 4]);
 }
 
@@ -271,7 +271,7 @@ async fn a_commit_that_was_cut_short_is_completed() {
     assert_eq!(counts(&tables, ["raw.tokens", "tokens", "scans"]).await, [4, 0, 0]);
 
     let rest = tables.commit("r1", 0, &receipts).await.unwrap();
-    assert_eq!(rest, [Table::Masks, Table::Findings, Table::Scans]);
+    assert_eq!(rest.tables, [Table::Masks, Table::Findings, Table::Scans]);
     assert_eq!(counts(&tables, ["raw.tokens", "tokens", "scans", "masks"]).await, [4, 4, 1, 1]);
 }
 
@@ -296,11 +296,126 @@ async fn runs_that_commit_at_the_same_time_all_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn runs_with_the_same_scans_at_the_same_time_leave_one_result_of_each() {
+    let url = url::Url::parse("memory:///results").unwrap();
+    let location = Location::new(Arc::new(InMemory::new()), "results".into(), url);
+    // All open the tables before anyone commits; each has a scan of its own besides the two that all have.
+    let mut opened = Vec::new();
+    for i in 0..4 {
+        opened.push((format!("r{i}"), Tables::open_or_create_at(location.clone()).await.unwrap()));
+    }
+    let runs = opened.into_iter().map(|(run, mut tables)| {
+        tokio::spawn(async move {
+            let scans = ["sub-1", "sub-2", &format!("sub-{run}")].map(|scan| finished(&run, scan, DAY_ONE, 0.5));
+            let mut superseded = 0;
+            for (epoch, scan) in scans.into_iter().enumerate() {
+                let receipts = write(tables.location(), vec![vec![scan]], 64).await;
+                superseded += tables.commit(&run, epoch as i64, &receipts).await.unwrap().superseded;
+            }
+            superseded
+        })
+    });
+    let mut superseded = 0;
+    for run in runs.collect::<Vec<_>>() {
+        superseded += run.await.unwrap();
+    }
+    let tables = Tables::open_at(location).await.unwrap();
+    assert_eq!(counts(&tables, ["raw.scans", "scans", "tokens", "masks"]).await, [6, 6, 24, 6]);
+    assert_eq!(superseded, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_roll_only_what_another_run_has_not_committed_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (open(folder.path()).await, open(folder.path()).await);
+    commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
+    // Putting files together anew is no news, and other content or another recipe is no rival.
+    first.optimize(Table::Scans, std::num::NonZeroU64::new(1 << 20).unwrap()).await.unwrap();
+    let scans = ["sub-1", "sub-2", "sub-3"].map(|scan| finished("r2", scan, DAY_ONE + MINUTE, 0.6));
+    let receipts = write(second.location(), vec![scans.to_vec()], 64).await;
+    let committed = second.commit("r2", 0, &receipts).await.unwrap();
+    assert_eq!((committed.superseded, committed.tables.len()), (1, 4));
+    // No row of the scan that came second is anywhere.
+    assert_eq!(counts(&second, ["raw.scans", "raw.tokens", "raw.masks", "raw.findings"]).await, [3, 12, 3, 3]);
+    let context = query::session(&second).await.unwrap();
+    assert_eq!(count(&context, "scans WHERE scan_id = 'sub-1' AND run_id = 'r1'").await, 1);
+    // Asked again, as after an answer that was lost: nothing more.
+    assert!(second.commit("r2", 0, &receipts).await.unwrap().tables.is_empty());
+    assert_eq!(counts(&second, ["raw.scans"]).await, [3]);
+}
+
+/// Rewrites the first entry of a table's log as a version would have that did not know these columns yet, or knew others.
+fn as_of_another_version(folder: &Path, table: Table, edit: impl Fn(&mut Vec<Value>)) {
+    let entry = folder.join(table.name()).join("_delta_log/00000000000000000000.json");
+    let lines = std::fs::read_to_string(&entry).unwrap();
+    let lines = lines.lines().map(|line| {
+        let mut action: Value = serde_json::from_str(line).unwrap();
+        if let Some(text) = action["metaData"]["schemaString"].as_str() {
+            let mut schema: Value = serde_json::from_str(text).unwrap();
+            edit(schema["fields"].as_array_mut().unwrap());
+            action["metaData"]["schemaString"] = schema.to_string().into();
+        }
+        action.to_string() + "\n"
+    });
+    std::fs::write(&entry, lines.collect::<String>()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_older_version_are_read_and_written_on() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).await;
+    as_of_another_version(folder.path(), Table::Scans, |fields| fields.retain(|f| f["name"] != "acquisition"));
+    as_of_another_version(folder.path(), Table::Tokens, |fields| fields.retain(|f| f["name"] != "nll"));
+    // As the older version left it: without rows here, and readers see what is there.
+    let old = Tables::open(folder.path().to_str().unwrap()).await.unwrap();
+    let context = query::session(&old).await.unwrap();
+    assert!(context.sql("SELECT acquisition FROM scans").await.is_err());
+    assert_eq!(count(&context, "scans").await, 0);
+
+    // Whoever writes next adds what is missing, two at once included.
+    let (mut first, second) = tokio::join!(open(folder.path()), open(folder.path()));
+    commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
+    drop(second);
+    let context = query::session(&first).await.unwrap();
+    assert_eq!(count(&context, "tokens WHERE nll IS NOT NULL").await, 3);
+    assert_eq!(count(&context, "scans WHERE acquisition IS NULL").await, 1);
+    assert_eq!(first.history(Table::Scans, 9).await.unwrap().len(), 3, "made, evolved once, written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_this_version_cannot_fill_are_refused() {
+    let said = async |edit: &dyn Fn(&mut Vec<Value>)| {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).await;
+        as_of_another_version(folder.path(), Table::Scans, edit);
+        Tables::open_or_create(folder.path().to_str().unwrap()).await.unwrap_err().to_string()
+    };
+    let named = |fields: &mut Vec<Value>, name: &str| fields.iter().position(|f| f["name"] == name).unwrap();
+    let lacks = said(&|fields| fields.retain(|f| f["name"] != "content_id")).await;
+    assert!(lacks.contains("lacks column content_id") && lacks.contains("another version"), "{lacks}");
+    let newer = said(&|fields| {
+        let mut field = fields[0].clone();
+        field["name"] = "mood".into();
+        fields.push(field);
+    })
+    .await;
+    assert!(newer.contains("does not know column mood"), "{newer}");
+    let other = said(&|fields| {
+        let at = named(fields, "snr");
+        fields[at]["type"] = "double".into();
+    })
+    .await;
+    assert!(other.contains("column snr is double"), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn views_show_the_newest_result_and_keep_the_history() {
     let folder = tempfile::tempdir().unwrap();
     let mut tables = open(folder.path()).await;
     let both = vec![finished("r1", "sub-01", DAY_ONE, 0.2), finished("r1", "sub-02", DAY_ONE, 0.3)];
     commit(&mut tables, "r1", both).await;
+    // Opened anew, as by a later run: what came before is no news to it.
+    let mut tables = open(folder.path()).await;
     commit(&mut tables, "r2", vec![finished("r2", "sub-01", DAY_ONE + MINUTE, 0.9)]).await;
 
     let seen = counts(&tables, ["raw.scans", "scans", "raw.tokens", "tokens", "masks", "findings"]).await;

@@ -50,6 +50,8 @@ struct Case {
 struct Judged {
     figures: ScanFigures,
     counts: Counts,
+    /// The mask on the model's grid.
+    mask: Vec<u8>,
 }
 
 /// Runs the methods of the pipeline.
@@ -198,6 +200,7 @@ fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
             device_seconds: seconds,
         },
         counts,
+        mask: assessment.mask.data.clone(),
     }
 }
 

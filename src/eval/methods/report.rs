@@ -79,6 +79,8 @@ pub struct MethodFigures {
     pub scans: Vec<ScanFigures>,
     #[serde(skip)]
     counts: Vec<Counts>,
+    #[serde(skip)]
+    masks: Vec<Vec<u8>>,
 }
 
 /// The first method over another, on the same scans.
@@ -92,6 +94,13 @@ pub struct Ratio {
     pub best_dice: Estimate,
     /// How many times the other's seconds on the device are the first one's.
     pub speed: Estimate,
+    /// Dice of both methods' masks, each at its own threshold, over the voxels of all scans: 1 where they say the same.
+    pub mask_dice: Estimate,
+}
+
+/// Voxels in both masks.
+fn both(a: &[u8], b: &[u8]) -> u64 {
+    a.iter().zip(b).map(|(&a, &b)| u64::from(a & b)).sum()
 }
 
 impl Ratio {
@@ -104,6 +113,12 @@ impl Ratio {
         let pool = |method: &MethodFigures, draw: &[usize]| pooled(draw.iter().map(|&i| &method.counts[i]));
         let seconds =
             |method: &MethodFigures, draw: &[usize]| draw.iter().map(|&i| method.scans[i].device_seconds).sum::<f64>();
+        let sum = |counts: &[u64], draw: &[usize]| draw.iter().map(|&i| counts[i]).sum::<u64>();
+        let called = |m: &MethodFigures| {
+            m.masks.iter().map(|mask| mask.iter().map(|&v| u64::from(v)).sum()).collect::<Vec<u64>>()
+        };
+        let shared: Vec<u64> = first.masks.iter().zip(&other.masks).map(|(a, b)| both(a, b)).collect();
+        let (called_first, called_other) = (called(first), called(other));
         Self {
             name: format!("{} / {}", first.name, other.name),
             average_precision: estimate(&|draw| {
@@ -111,6 +126,7 @@ impl Ratio {
             }),
             best_dice: estimate(&|draw| pool(first, draw).best_dice / pool(other, draw).best_dice),
             speed: estimate(&|draw| seconds(other, draw) / seconds(first, draw)),
+            mask_dice: estimate(&|draw| dice(sum(&shared, draw), sum(&called_first, draw), sum(&called_other, draw))),
         }
     }
 }
@@ -123,8 +139,12 @@ impl MethodFigures {
         healthy_scores: &[f64],
         healthy_ml: &[f64],
     ) -> Self {
-        let (scans, counts): (Vec<ScanFigures>, Vec<Counts>) =
-            judged.into_iter().map(|j| (j.figures, j.counts)).unzip();
+        let (mut scans, mut counts, mut masks) = (Vec::new(), Vec::new(), Vec::new());
+        for Judged { figures, counts: levels, mask } in judged {
+            scans.push(figures);
+            counts.push(levels);
+            masks.push(mask);
+        }
         let n = scans.len();
         let all: Vec<usize> = (0..n).collect();
         let estimate =
@@ -156,6 +176,7 @@ impl MethodFigures {
             device_seconds: quantile(&seconds, 0.5),
             scans,
             counts,
+            masks,
         }
     }
 }
@@ -286,11 +307,14 @@ impl fmt::Display for Report {
             )?;
         }
         if !self.ratios.is_empty() {
-            writeln!(f, "\n| first / other | pooled AP | pooled best Dice | faster, times |\n|---|---|---|---|")?;
+            writeln!(
+                f,
+                "\n| first / other | pooled AP | pooled best Dice | faster, times | Dice of the masks |\n|---|---|---|---|---|"
+            )?;
         }
         for ratio in &self.ratios {
-            let Ratio { name, average_precision, best_dice, speed } = ratio;
-            writeln!(f, "| {name} | {average_precision} | {best_dice} | {speed} |")?;
+            let Ratio { name, average_precision, best_dice, speed, mask_dice } = ratio;
+            writeln!(f, "| {name} | {average_precision} | {best_dice} | {speed} | {mask_dice} |")?;
         }
         let prevalence = self.methods.first().map_or(f64::NAN, |m| m.prevalence);
         writeln!(f, "\nChance has an average precision of {prevalence:.4}. Research software, not a medical device.")
