@@ -13,6 +13,7 @@ demo: build ## Build, screen a small synthetic cohort and query the result
 	@scripts/demo.sh
 
 test: setup ## Run all tests
+	cargo test --release --locked --package store-contract
 	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && export NEUROSIEVE_PYTHON && cargo test --release --locked
 
 check: setup ## Check format, lints, docs and dependencies

@@ -8,6 +8,10 @@ A line on standard input has it kill a client at a point of its choice, once:
 
 At the first request of that method whose path the regular expression matches, the process gets SIGKILL, before the
 request is done or after it, in both cases before the answer. `killed` is printed then.
+
+    slow SECONDS METHOD PATTERN
+
+From now on every such request takes so much longer.
 """
 
 import os
@@ -15,12 +19,14 @@ import re
 import signal
 import sys
 import threading
+import time
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 armed = None
+delays = []
 lock = threading.Lock()
 
 
@@ -44,6 +50,9 @@ def kill(pid):
 
 
 def application(environ, start_response):
+    for seconds, method, pattern in delays:
+        if environ["REQUEST_METHOD"] == method and re.search(pattern, environ["PATH_INFO"]):
+            time.sleep(seconds)
     pid = fires(environ, "before")
     if pid is not None:
         kill(pid)
@@ -69,7 +78,12 @@ client = boto3.client(
 client.create_bucket(Bucket=sys.argv[1])
 print(server.server_port, flush=True)
 for line in sys.stdin:
-    _, pid, moment, method, pattern = line.split()
-    with lock:
-        armed = int(pid), moment, method, pattern
+    match line.split():
+        case ["kill", pid, moment, method, pattern]:
+            with lock:
+                armed = int(pid), moment, method, pattern
+        case ["slow", seconds, method, pattern]:
+            delays.append((float(seconds), method, pattern))
+        case other:
+            sys.exit(f"{other}: not understood")
 server.shutdown()

@@ -79,6 +79,8 @@ pub fn main() -> ExitCode {
     } else {
         log.json().init();
     }
+    // So that `top -H` tells them from the device's. Fails where there is a pool already, which then serves as well.
+    let _ = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("core-{number}")).build_global();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return told(&Error::io("cannot start the asynchronous runtime", error)),

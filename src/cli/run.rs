@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
 use crate::config::{self, Pipeline};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::flow::{Monitor, Outcome, Place, Progress, Report, Run, Seen, Snapshot};
 
 /// Screen the scans of a cohort that have no result yet
@@ -107,13 +107,13 @@ impl RunArgs {
         }
 
         let (stop, stopping) = watch::channel(false);
+        let asked = asked_to_stop()?;
         tokio::spawn(async move {
-            if asked_to_stop().await.is_ok() {
-                eprintln!("stopping: finishing and committing what is in flight");
-                let _ = stop.send(true);
-                // Keeps the channel open: its end would mean that the driver is gone.
-                std::future::pending::<()>().await;
-            }
+            asked.await;
+            eprintln!("stopping: finishing and committing what is in flight");
+            let _ = stop.send(true);
+            // Keeps the channel open: its end would mean that the driver is gone.
+            std::future::pending::<()>().await;
         });
         let shown = tokio::spawn(show(run.progress(), pending));
         let report = run.execute(stopping).await;
@@ -133,13 +133,17 @@ impl RunArgs {
     }
 }
 
-/// Returns at the first Ctrl-C or SIGTERM.
-pub(super) async fn asked_to_stop() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
-    }
+/// Resolves at the first Ctrl-C or SIGTERM. From this call on neither ends the program by itself.
+pub(super) fn asked_to_stop() -> Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|e| Error::io("cannot listen for signals", e));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// A bar on a terminal, a line every ten seconds elsewhere.

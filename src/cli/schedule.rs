@@ -67,11 +67,11 @@ impl ScheduleArgs {
         let schedule = Schedule::new(pipeline)?;
 
         let (stop, stopping) = watch::channel(false);
+        let asked = asked_to_stop()?;
         tokio::spawn(async move {
-            if asked_to_stop().await.is_ok() {
-                stop.send_replace(true);
-                std::future::pending::<()>().await;
-            }
+            asked.await;
+            stop.send_replace(true);
+            std::future::pending::<()>().await;
         });
         let mut at_once = self.now;
         loop {

@@ -32,6 +32,13 @@ impl ScanBytes {
         }
     }
 
+    /// Bytes of the decoded voxels, as [`nifti::decoded_bytes`] tells.
+    pub fn decoded_bytes(&self) -> Option<u64> {
+        match self {
+            Self::File(bytes) | Self::Pair { header: bytes, .. } => nifti::decoded_bytes(bytes),
+        }
+    }
+
     /// The scan's volume; `limit_bytes` as in [`nifti::decode`].
     pub fn decode(&self, limit_bytes: u64) -> Result<Decoded> {
         match self {

@@ -19,6 +19,7 @@ mod fetch;
 pub mod manifest;
 mod pair;
 pub mod participants;
+mod profile;
 pub mod report;
 mod select;
 pub mod sidecar;

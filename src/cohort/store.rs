@@ -17,6 +17,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
+use super::profile;
 use crate::error::{Error, Result, Retry};
 
 /// Where a cohort's scans lie, or where its tables are written: a root inside an object store.
@@ -204,7 +205,11 @@ fn open_remote(url: Url) -> Result<Location> {
         ))
     };
     let (scheme, root) = ObjectStoreScheme::parse(&url).map_err(|_| unsupported())?;
-    let options = options(&url, std::env::vars());
+    let profile = match scheme {
+        ObjectStoreScheme::AmazonS3 => profile::options(|name| std::env::var(name).ok())?,
+        _ => Vec::new(),
+    };
+    let options = options(&url, profile.into_iter().chain(std::env::vars()));
     // Each builder has its own key type, so a macro and not a function; keys of another store do not parse.
     macro_rules! build {
         ($builder:expr) => {
@@ -243,8 +248,7 @@ fn open_remote(url: Url) -> Result<Location> {
 fn credentials_hint(scheme: &str) -> &'static str {
     match scheme {
         "s3" | "s3a" => {
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read: \
-             `eval $(aws configure export-credentials --format env)`) with the right to list and read; \
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, with the right to list and read; \
              for a public bucket set AWS_SKIP_SIGNATURE=true"
         }
         "gs" => {

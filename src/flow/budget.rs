@@ -7,12 +7,13 @@
 //!
 //! | until | bytes |
 //! |---|---|
-//! | it is decoded | the object twice, its voxels in f32, and [`SCRATCH`]; nobody knows the voxels before: they are taken to be eight times the object of a `.gz`, four times another |
-//! | it is preprocessed | the object, its voxels in f32 twice, and [`SCRATCH`] |
+//! | it is fetched | the object twice, its voxels in f32, and [`SCRATCH`]; nobody knows the voxels before: they are taken to be eight times the object of a `.gz`, four times another |
+//! | it is preprocessed | the object, its voxels twice as its header tells them, and [`SCRATCH`] |
 //! | its rows are made | [`SCORED`] |
 //!
-//! A scan larger than the budget gets all of it and runs alone. Reservations are in DataFusion's memory pool as well, so the
-//! writer sees a pool that is full and writes at once.
+//! A scan that turns out larger than was thought gives its share back and waits for the larger one; what it holds meanwhile,
+//! its compressed object, is not counted. A scan larger than the budget gets all of it and runs alone. Reservations are in
+//! DataFusion's memory pool as well, so the writer sees a pool that is full and writes at once.
 
 use std::sync::Arc;
 
@@ -116,30 +117,35 @@ impl Budget {
         u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.scans_mib)
     }
 
-    /// Makes a grant as large as is needed now: the rest goes back. Where it must grow and nothing is free, it stays: a scan
-    /// that waited here would hold what others wait for.
-    pub fn settle(&self, grant: &mut Grant, bytes: u64) {
+    /// Makes a grant as large as is needed now. The rest goes back at once; one that must grow is given back and waits for
+    /// its turn, since whoever holds and waits may hold what others wait for.
+    ///
+    /// # Errors
+    /// As [`Budget::take`].
+    pub async fn settle(&self, mut grant: Grant, bytes: u64) -> Result<Grant> {
         let (has, wanted) = (grant.permit.num_permits(), self.mib(bytes) as usize);
-        if wanted < has {
-            drop(grant.permit.split(has - wanted));
-        } else if let Ok(more) = Arc::clone(&self.free).try_acquire_many_owned((wanted - has) as u32) {
-            grant.permit.merge(more);
+        if wanted > has {
+            drop(grant);
+            return self.take(bytes).await;
         }
-        grant.reservation.resize(grant.permit.num_permits() * MIB as usize);
+        drop(grant.permit.split(has - wanted));
+        grant.reservation.resize(wanted * MIB as usize);
+        Ok(grant)
     }
 }
 
-/// Bytes that a scan takes until it is decoded, from what the listing tells. `limit_bytes`: larger ones are refused.
-pub fn before_decoding(entry: &ScanEntry, limit_bytes: u64) -> u64 {
+/// Bytes that a scan takes until it is fetched, from what the listing tells. `limit_bytes`: larger ones are refused.
+pub fn before_fetching(entry: &ScanEntry, limit_bytes: u64) -> u64 {
     let object = u64::try_from(entry.size_bytes).unwrap_or(0);
     let is_gzip = [Some(&entry.uri), entry.voxels_uri.as_ref()].into_iter().flatten().any(|uri| uri.ends_with(".gz"));
     let ratio = if is_gzip { GZIP_RATIO } else { PLAIN_RATIO };
     2 * object + object.saturating_mul(ratio).min(limit_bytes) + SCRATCH
 }
 
-/// Bytes that a scan takes from its decoding to the end of its preprocessing; `voxels` is their number.
-pub fn before_scoring(entry: &ScanEntry, voxels: usize) -> u64 {
-    u64::try_from(entry.size_bytes).unwrap_or(0) + 2 * 4 * voxels as u64 + SCRATCH
+/// Bytes that a scan takes from its fetch to the end of its preprocessing: `object` bytes were read, and decoded they are
+/// `voxels` bytes. Where no header tells these, decoding will refuse the scan.
+pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u64 {
+    object as u64 + 2 * voxels.unwrap_or(0).min(limit_bytes) + SCRATCH
 }
 
 /// Free memory of the control group or the machine, whichever is less; bytes.
@@ -163,19 +169,24 @@ mod tests {
     async fn what_is_granted_never_exceeds_the_budget_and_comes_back() {
         let budget = budget(400);
         let all = budget.scans_mib() as usize;
-        let mut first = budget.take(300 * MIB).await.unwrap();
+        let first = budget.take(300 * MIB).await.unwrap();
         assert_eq!(budget.free.available_permits(), all - 300);
         assert_eq!(budget.pool().reserved(), 300 << 20);
         let wait = budget.take(200 * MIB);
         tokio::pin!(wait);
         assert!(futures::poll!(wait.as_mut()).is_pending(), "only {} MiB are free", all - 300);
-        budget.settle(&mut first, 100 * MIB);
+        let first = budget.settle(first, 100 * MIB).await.unwrap();
         let second = wait.await.unwrap();
         assert_eq!(budget.pool().reserved(), 300 << 20);
-        // Growing takes what is free, and never waits.
-        budget.settle(&mut first, 10_000 * MIB);
-        assert_eq!(first.permit.num_permits(), 100);
-        drop((first, second));
+        // Who grows holds nothing while it waits, and goes on when the others are through.
+        let grown = budget.settle(first, 10_000 * MIB);
+        tokio::pin!(grown);
+        assert!(futures::poll!(grown.as_mut()).is_pending());
+        assert_eq!(budget.pool().reserved(), 200 << 20);
+        drop(second);
+        let grown = grown.await.unwrap();
+        assert_eq!(grown.permit.num_permits(), all);
+        drop(grown);
         assert_eq!((budget.free.available_permits(), budget.pool().reserved()), (all, 0));
     }
 

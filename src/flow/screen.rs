@@ -215,7 +215,7 @@ async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics
     let span = info_span!("scan", scan_id = %entry.scan_id);
     // Before the clock runs: a scan that waits for others' memory does not hang.
     let waiting = Instant::now();
-    let grant = screening.budget.take(budget::before_decoding(entry, screening.limit_bytes)).await?;
+    let grant = screening.budget.take(budget::before_fetching(entry, screening.limit_bytes)).await?;
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Fetch, waiting.elapsed());
     let reached = AtomicU8::new(0);
@@ -254,7 +254,7 @@ fn portable(message: &str, location: &Location) -> String {
     }
 }
 
-/// All stages of a scan. `reached` counts the ones that are through; `grant` is what it may take until it is decoded.
+/// All stages of a scan. `reached` counts the ones that are through; `grant` is what it may take until it is fetched.
 async fn process(
     screening: &Arc<Screening>,
     entry: &ScanEntry,
@@ -272,8 +272,14 @@ async fn process(
     times.fetch_ms = ms(spent);
     metrics.fetch.add_duration(spent);
     metrics.bytes.add(bytes.n_bytes());
-    here.go_on(Place::Decode, spent);
+    here.go_on(Place::Memory, spent);
     reached.fetch_add(1, Relaxed);
+
+    let waiting = Instant::now();
+    let needed = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), screening.limit_bytes);
+    grant = screening.budget.settle(grant, needed).await.map_err(|e| (Stage::Decode, e))?;
+    metrics.memory_wait.add_duration(waiting.elapsed());
+    here.go_on(Place::Decode, waiting.elapsed());
 
     let shared = Arc::clone(screening);
     let (decoded, spent) = on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
@@ -281,8 +287,6 @@ async fn process(
     metrics.decode.add_duration(spent);
     here.go_on(Place::Preprocess, spent);
     reached.fetch_add(1, Relaxed);
-
-    screening.budget.settle(&mut grant, budget::before_scoring(entry, decoded.volume.data.len()));
 
     let shared = Arc::clone(screening);
     let datatype = decoded.datatype;
@@ -294,7 +298,7 @@ async fn process(
     here.go_on(Place::Queue, spent);
     reached.fetch_add(1, Relaxed);
     let prepared = Arc::new(prepared);
-    screening.budget.settle(&mut grant, budget::SCORED);
+    let _grant = screening.budget.settle(grant, budget::SCORED).await.map_err(|e| (Stage::Score, e))?;
 
     let started = Instant::now();
     let (taken, taken_up) = oneshot::channel();

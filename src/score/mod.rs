@@ -110,7 +110,7 @@ impl Precision {
 }
 
 /// Counted up when the same input would give other numbers.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A token is reported when at least this share of its cell is brain.
 pub const MIN_TOKEN_BRAIN: f32 = 0.25;

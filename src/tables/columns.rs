@@ -103,9 +103,24 @@ pub(super) const TOKENS: &[Column] = &[
     always("mni_z_mm", Float32, "mm", "centre of the token in MNI space, S+"),
     REGION,
     always("code", Int16, "", "index into the tokenizer's codebook"),
-    always("p_anomalous", Float32, "probability", "the detector's probability that the token is anomalous"),
-    maybe("nll", Float32, "nat", "negative log-likelihood under the prior, where one was run"),
-    always("residual", Float32, "intensity", "mean absolute difference to the restored image, intensities 0 to 1"),
+    always(
+        "p_anomalous",
+        Float32,
+        "probability",
+        "the detector's probability that the token is anomalous, to 8 significant bits",
+    ),
+    maybe(
+        "nll",
+        Float32,
+        "nat",
+        "negative log-likelihood of the code where the token was restored, to 8 significant bits",
+    ),
+    always(
+        "residual",
+        Float32,
+        "intensity",
+        "mean absolute difference to the restored image, intensities 0 to 1, to 8 significant bits",
+    ),
 ];
 
 pub(super) const MASKS: &[Column] = &[

@@ -68,7 +68,9 @@ impl Lease {
 
     async fn take_for(location: &Location, term: TimeDelta, renewed_every: Duration) -> Result<Option<Self>> {
         let (losing, lost) = watch::channel(false);
-        if let Ok(folder) = location.url.to_file_path() {
+        if location.url.scheme() == "file"
+            && let Ok(folder) = location.url.to_file_path()
+        {
             let open = File::options().create(true).write(true).truncate(false).open(folder.join(NAME));
             let file = open.map_err(|e| Error::io(format!("cannot open {NAME} of the tables"), e))?;
             return match file.try_lock() {

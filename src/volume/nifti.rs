@@ -88,6 +88,13 @@ pub fn decode_pair(header_bytes: &[u8], image_bytes: &[u8], limit_bytes: u64) ->
     read(&header, image_bytes, limit_bytes)
 }
 
+/// Bytes that decoding takes for the voxels besides the file itself, as the header at the start of these bytes says: of a
+/// `.nii`, a `.nii.gz` or a `.hdr`. None where there is no header that can be read, which decoding will tell.
+pub fn decoded_bytes(bytes: &[u8]) -> Option<u64> {
+    let header = read_header(bytes).ok()?;
+    header.n_voxels()?.checked_mul(size_of::<f32>().max(header.datatype.size()) as u64)
+}
+
 /// The header at the start of a file.
 fn read_header(bytes: &[u8]) -> Result<Header> {
     if !inflate::is_gzip(bytes) {

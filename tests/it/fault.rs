@@ -1,155 +1,21 @@
 //! What becomes of a run when the store fails, lies or answers short: [`FaultStore`] does so by script.
-#![deny(clippy::missing_trait_methods, reason = "a method left to its default would go around the script")]
 
-use std::fmt;
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use neurosieve::cohort::Location;
 use neurosieve::config::Pipeline;
 use neurosieve::flow::{Outcome, Report, Run};
 use neurosieve::query;
 use neurosieve::synth::{CohortSpec, write};
 use neurosieve::tables::Tables;
-use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
-};
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
 
-/// What is asked of a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Op {
-    Put,
-    Get,
-}
-
-/// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// The server is busy; nothing is done.
-    Busy,
-    /// It is done, and an error comes back.
-    DoneButFails,
-    /// Half of the body comes.
-    HalfTheBody,
-    /// A condition on a write is not looked at.
-    NoCondition,
-}
-
-type Script = dyn FnMut(Op, &Path) -> Option<Fault> + Send;
-
-/// A store in memory that does as its script says.
-struct FaultStore {
-    inner: InMemory,
-    script: Mutex<Box<Script>>,
-    fired: AtomicUsize,
-}
-
-impl FaultStore {
-    fn new(script: impl FnMut(Op, &Path) -> Option<Fault> + Send + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: InMemory::new(), script: Mutex::new(Box::new(script)), fired: AtomicUsize::new(0) })
-    }
-
-    fn fault(&self, op: Op, path: &Path) -> Option<Fault> {
-        let fault = (self.script.lock().unwrap())(op, path);
-        self.fired.fetch_add(usize::from(fault.is_some()), Ordering::Relaxed);
-        fault
-    }
-
-    fn fired(&self) -> usize {
-        self.fired.load(Ordering::Relaxed)
-    }
-}
-
-fn busy() -> Error {
-    Error::Generic { store: "fault", source: "503 Slow Down".into() }
-}
-
-impl fmt::Debug for FaultStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FaultStore")
-    }
-}
-
-impl fmt::Display for FaultStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FaultStore")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for FaultStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, mut opts: PutOptions) -> Result<PutResult> {
-        match self.fault(Op::Put, location) {
-            Some(Fault::Busy) => return Err(busy()),
-            Some(Fault::DoneButFails) => {
-                self.inner.put_opts(location, payload, opts).await?;
-                return Err(busy());
-            }
-            Some(Fault::NoCondition) => opts.mode = PutMode::Overwrite,
-            Some(Fault::HalfTheBody) | None => {}
-        }
-        self.inner.put_opts(location, payload, opts).await
-    }
-
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let fault = self.fault(Op::Get, location);
-        if fault == Some(Fault::Busy) {
-            return Err(busy());
-        }
-        let mut found = self.inner.get_opts(location, options).await?;
-        if fault == Some(Fault::HalfTheBody) {
-            let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
-            let whole = found.bytes().await?;
-            let half = whole.slice(..whole.len() / 2);
-            let payload = GetResultPayload::Stream(futures::stream::once(async { Ok(half) }).boxed());
-            found = GetResult { payload, meta, range, attributes };
-        }
-        Ok(found)
-    }
-
-    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(location, ranges).await
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-
-    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.inner.rename_opts(from, to, options).await
-    }
-}
+use super::fault_store::{Fault, FaultStore, Op};
 
 fn location(store: &Arc<FaultStore>, name: &str) -> Location {
     let url = url::Url::parse(&format!("memory:///{name}")).unwrap();
@@ -170,8 +36,14 @@ async fn fill(store: &FaultStore) {
 
 /// Screens without networks, every scan a commit of its own.
 async fn screen(store: &Arc<FaultStore>) -> neurosieve::error::Result<Report> {
+    screen_within(store, 3600).await
+}
+
+/// As [`screen`]; a scan may take so many seconds.
+async fn screen_within(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::Result<Report> {
     let text = "[score]\nmethod = \"threshold\"\n[tables]\ncommit_scans = 1\n[run]\ndevice = \"cpu\"\n";
-    let pipeline: Pipeline = toml::from_str(text).unwrap();
+    let mut pipeline: Pipeline = toml::from_str(text).unwrap();
+    pipeline.run.scan_timeout_s = timeout_s;
     let run = Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await?;
     // Kept open: its end would stop the run.
     let (_stop, stopping) = watch::channel(false);
@@ -237,6 +109,24 @@ async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
     let report = screen(&store).await.unwrap();
     assert_eq!((report.outcome, report.done, report.quarantined), (Outcome::Done, 1, 1));
     assert_eq!(screen(&store).await.unwrap().outcome, Outcome::NothingToDo);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_comes_too_slowly_holds_up_nobody() {
+    let slow = Arc::new(Mutex::new(true));
+    let script = Arc::clone(&slow);
+    let store = FaultStore::new(move |op, path| {
+        (*script.lock().unwrap() && op == Op::Get && path.as_ref().contains("sub-synth002")).then_some(Fault::Slow)
+    });
+    fill(&store).await;
+    // Its body takes 3.2 s.
+    let report = screen_within(&store, 2).await.unwrap();
+    let failures = said(&store).await[2].clone();
+    assert!(failures.contains("timed_out") && failures.contains("fetch"), "{failures}");
+    assert_eq!(report.done + report.failed, 5);
+    *slow.lock().unwrap() = false;
+    let report = screen(&store).await.unwrap();
+    assert_eq!((report.failed, report.quarantined), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

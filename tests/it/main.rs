@@ -3,6 +3,7 @@
 
 mod cohort;
 mod fault;
+mod fault_store;
 mod geometry;
 mod inspect;
 mod kills;

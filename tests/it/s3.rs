@@ -7,9 +7,12 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use neurosieve::volume::{Grid, Volume, nifti};
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
 use serde_json::Value;
+
+use super::screen::with_peak;
 
 const BUCKET: &str = "study";
 
@@ -47,6 +50,11 @@ impl Server {
         let mut said = String::new();
         self.said.read_line(&mut said).unwrap();
         assert_eq!(said.trim(), "killed");
+    }
+
+    /// From now on requests that fit take so many seconds longer.
+    fn slow(&mut self, seconds: f64, method: &str, pattern: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
     }
 
     async fn put(&self, folder: &Path, from: &str, to: &str) {
@@ -219,4 +227,43 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
             store.delete(&object).await.unwrap();
         }
     }
+}
+
+/// Contract 5, on volumes of 256 x 256 x 256 voxels that come fast, of which the header tells more than the size of the object
+/// lets on, while the tables take their time.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
+    const SCANS: usize = 6;
+    let Some(mut server) = Server::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let local = folder.path().join("cohort");
+    let made = ["synth", local.to_str().unwrap(), "--subjects", "1", "--lesions", "0", "--spacing", "1"];
+    assert!(server.program(&made).status.success());
+    let head = nifti::decode(&std::fs::read(local.join(scan(1))).unwrap(), 1 << 30).unwrap().volume;
+    let [nx, ny, nz] = head.grid.shape;
+    let mut large = Volume::zeros(Grid { shape: [256; 3], affine: head.grid.affine });
+    for (row, voxels) in head.data.chunks(nx).enumerate().filter(|(row, _)| row / ny < nz.min(256)) {
+        let start = 256 * (row % ny + 256 * (row / ny));
+        large.data[start..start + nx].copy_from_slice(voxels);
+    }
+    let large = Volume::new(large.grid, large.data.iter().map(|&v: &f32| v as i16).collect());
+    let object = nifti::encode(&large, "");
+    assert!(8 * object.len() < 4 * 256 * 256 * 256, "{} bytes are no surprise", object.len());
+    server.put(&local, "dataset_description.json", "dataset_description.json").await;
+    for n in 1..=SCANS {
+        server.store().put(&Key::from(format!("cohort/{}", scan(n))), object.clone().into()).await.unwrap();
+    }
+    server.slow(1., "PUT", "/tables/.*/(part|_delta_log)");
+
+    let cores = std::thread::available_parallelism().unwrap().get();
+    // Room for two such scans at a time, whatever the number of cores.
+    let budget_mib = 384 + 96 * cores + 700;
+    let budget = format!("run.memory_mib={budget_mib}");
+    let mut command = server.command(&RUN);
+    command.args(["--set", "run.scans_in_flight=6", "--set", &budget]);
+    let (status, peak_mib) = with_peak(command);
+    println!("peak {peak_mib} MiB of {budget_mib}");
+    assert!(status.success());
+    assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
+    assert_eq!(server.rows("SELECT 1 FROM raw.scans").len(), SCANS);
 }

@@ -76,7 +76,8 @@ fn a_cohort_becomes_tables_and_only_what_is_new_is_screened() {
     // The tables agree with each other.
     let counts = rows(
         &tables,
-        "SELECT s.scan_id, s.n_tokens, s.n_findings, \
+        "SELECT s.scan_id, s.n_tokens, s.n_findings, s.max_token_p, \
+           (SELECT max(p_anomalous) FROM tokens t WHERE t.scan_id = s.scan_id) AS highest_p, \
            (SELECT count(*) FROM tokens t WHERE t.scan_id = s.scan_id) AS tokens, \
            (SELECT count(*) FROM findings f WHERE f.scan_id = s.scan_id) AS findings, \
            (SELECT count(*) FROM masks m WHERE m.scan_id = s.scan_id) AS masks FROM scans s",
@@ -85,7 +86,17 @@ fn a_cohort_becomes_tables_and_only_what_is_new_is_screened() {
         assert_eq!(scan["n_tokens"], scan["tokens"]);
         assert_eq!(scan["n_findings"].as_i64(), Some(scan["findings"].as_i64().unwrap_or(0)));
         assert_eq!(scan["masks"], 1);
+        assert_eq!(scan["max_token_p"], scan["highest_p"]);
     }
+    // Tokens are the bulk of the tables: a row takes few bytes.
+    let token_rows = rows(&tables, "SELECT count(*) AS n FROM raw.tokens")[0]["n"].as_u64().unwrap();
+    let token_bytes: u64 = std::fs::read_dir(Path::new(&tables).join("tokens"))
+        .unwrap()
+        .map(|file| file.unwrap())
+        .filter(|file| file.path().extension().is_some_and(|e| e == "parquet"))
+        .map(|file| file.metadata().unwrap().len())
+        .sum();
+    assert!(token_rows > 10_000 && token_bytes <= 6 * token_rows, "{token_bytes} bytes for {token_rows} rows");
     let runs = rows(&tables, "SELECT status, n_done, n_failed, n_selected FROM runs");
     assert_eq!(runs.len(), 1);
     assert_eq!(
@@ -289,6 +300,22 @@ fn maintenance_changes_no_answer(tables: &str) {
     assert_eq!(answers().1, before.1);
 }
 
+/// Runs a program to its end; also gives the most memory that it held, in MiB.
+pub fn with_peak(mut command: Command) -> (std::process::ExitStatus, usize) {
+    let mut child = command.spawn().unwrap();
+    let mut peak_mib = 0;
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let now = line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok());
+        peak_mib = peak_mib.max(now.unwrap_or(0) / 1024);
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status, peak_mib);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Contract 5, on volumes of 1 mm.
 #[test]
 fn memory_stays_within_the_budget() {
@@ -299,32 +326,11 @@ fn memory_stays_within_the_budget() {
     // Room for two such scans at a time, whatever the number of cores.
     let budget_mib = 384 + 96 * cores + 600;
     let budget = format!("run.memory_mib={budget_mib}");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_neurosieve"))
-        .args([
-            "run",
-            "pipelines/demo.toml",
-            "--cohort",
-            &path("study"),
-            "--tables",
-            &path("tables"),
-            "--device",
-            "cpu",
-        ])
-        .args(["--set", "run.scans_in_flight=6", "--set", &budget])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .spawn()
-        .unwrap();
-    let mut peak_mib = 0;
-    let status = loop {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let now = line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok());
-        peak_mib = peak_mib.max(now.unwrap_or(0) / 1024);
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+    let (study, tables) = (path("study"), path("tables"));
+    command.args(["run", "pipelines/demo.toml", "--cohort", &study, "--tables", &tables, "--device", "cpu"]);
+    command.args(["--set", "run.scans_in_flight=6", "--set", &budget]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let (status, peak_mib) = with_peak(command);
     assert!(status.success());
     println!("peak {peak_mib} MiB of {budget_mib}");
     assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
@@ -364,6 +370,8 @@ fn wrong_settings_are_told_before_anything_is_done() {
 struct Scheduled {
     process: std::process::Child,
     lines: std::sync::mpsc::Receiver<String>,
+    /// Not asked for yet: the two outputs come in any order.
+    heard: Vec<String>,
 }
 
 impl Scheduled {
@@ -382,17 +390,18 @@ impl Scheduled {
                 BufReader::new(output).lines().map_while(Result::ok).try_for_each(|l| said.send(l))
             });
         }
-        Self { process, lines }
+        Self { process, lines, heard: Vec::new() }
     }
 
     /// Waits for a line with these words.
-    fn says(&self, words: &str) -> String {
-        let mut heard = Vec::new();
+    fn says(&mut self, words: &str) -> String {
         loop {
+            if let Some(at) = self.heard.iter().position(|line| line.contains(words)) {
+                return self.heard.remove(at);
+            }
             match self.lines.recv_timeout(std::time::Duration::from_secs(120)) {
-                Ok(line) if line.contains(words) => return line,
-                Ok(line) => heard.push(line),
-                Err(error) => panic!("{error} while waiting for `{words}`: {heard:#?}"),
+                Ok(line) => self.heard.push(line),
+                Err(error) => panic!("{error} while waiting for `{words}`: {:#?}", self.heard),
             }
         }
     }
@@ -413,7 +422,7 @@ async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
     std::fs::rename(folder.path().join("study/sub-synth003"), &late).unwrap();
 
     // At once, then not before new year; a monitor reads what was done.
-    let first =
+    let mut first =
         Scheduled::start(&cohort, &tables, &["--now", "--metrics", "127.0.0.1:0", "--set", "tables.commit_scans=1"]);
     let address = first.says("metrics at").split_once("http://").unwrap().1.to_owned();
     first.says("2 scans done, 0 failed");
@@ -427,7 +436,7 @@ async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
 
     // A scan arrives: the next time that comes takes it, the one after has nothing to do.
     std::fs::rename(&late, folder.path().join("study/sub-synth003")).unwrap();
-    let second = Scheduled::start(&cohort, &tables, &["--set", "schedule.run=\"* * * * * *\""]);
+    let mut second = Scheduled::start(&cohort, &tables, &["--set", "schedule.run=\"* * * * * *\""]);
     second.says("1 scans done, 0 failed");
     second.says("Nothing to do");
     assert!([Some(0), Some(4)].contains(&second.stopped()));
@@ -436,13 +445,13 @@ async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
     // Somebody else is at work.
     let location = neurosieve::cohort::open(&tables).unwrap();
     let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
-    let third = Scheduled::start(&cohort, &tables, &["--now"]);
+    let mut third = Scheduled::start(&cohort, &tables, &["--now"]);
     third.says("another schedule is at work");
     lease.give_back().await;
     assert_eq!(third.stopped(), Some(0));
 
     // The tables are looked after.
-    let fourth = Scheduled::start(&cohort, &tables, &["--set", "schedule.upkeep=\"* * * * * *\""]);
+    let mut fourth = Scheduled::start(&cohort, &tables, &["--set", "schedule.upkeep=\"* * * * * *\""]);
     fourth.says("scans: 3 files became 1, 0 deleted");
     assert_eq!(fourth.stopped(), Some(0));
     assert_eq!(rows(&tables, "SELECT 1 FROM scans").len(), 3);

@@ -1,0 +1,32 @@
+//! The store that the fault tests script is a store: without faults it passes object_store's own suite.
+
+#[path = "../../it/fault_store.rs"]
+#[allow(dead_code, reason = "faults are for the other tests")]
+mod fault_store;
+
+#[cfg(test)]
+mod tests {
+    use object_store::integration::*;
+
+    use super::fault_store::FaultStore;
+
+    #[tokio::test]
+    async fn a_store_without_faults_is_a_store() {
+        let faultless = || FaultStore::new(|_, _| None);
+        let store = faultless();
+        put_get_delete_list(&store).await;
+        get_opts(&store).await;
+        put_opts(&store, true).await;
+        list_uses_directories_correctly(&store).await;
+        list_with_delimiter(&store).await;
+        rename_and_copy(&store).await;
+        copy_if_not_exists(&store).await;
+        copy_rename_nonexistent_object(&store).await;
+        stream_get(&store).await;
+        multipart_race_condition(&store, true).await;
+        multipart_out_of_order(&store).await;
+        put_get_attributes(&store).await;
+        list_with_offset_exclusivity(&store).await;
+        assert_eq!(store.fired(), 0);
+    }
+}
