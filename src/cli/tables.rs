@@ -1,11 +1,13 @@
 //! `neurosieve tables`: what the result tables hold, and their maintenance.
 
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 
 use crate::error::{Error, Result};
+use crate::query::{self, Format};
 use crate::tables::{Commit, Optimized, Table, Tables};
 
 /// Look after the result tables
@@ -39,6 +41,17 @@ enum TablesCommand {
         /// Only say what would be deleted
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Write the newest result of each scan as plain files, a file per table: for readers that do not know Delta Lake
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// The folder that they are written to, made if missing
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+        /// How rows are written
+        #[arg(long, value_enum, default_value = "parquet")]
+        format: Format,
     },
     /// Print the newest commits of each table
     History {
@@ -98,6 +111,23 @@ impl TablesArgs {
                     } else {
                         println!("{}: {} files deleted", table.name(), files.len());
                     }
+                }
+            }
+            TablesCommand::Export { which, to, format } => {
+                let extension = match format {
+                    Format::Parquet => "parquet",
+                    Format::Csv => "csv",
+                    Format::Json => "json",
+                    Format::Table => "txt",
+                };
+                let (tables, wanted) = which.open().await?;
+                let context = query::session(&tables).await?;
+                std::fs::create_dir_all(&to).map_err(|e| Error::io(format!("cannot make {}", to.display()), e))?;
+                for table in wanted {
+                    let file = to.join(format!("{}.{extension}", table.name()));
+                    let sql = format!("SELECT * FROM {}", table.name());
+                    query::execute(&context, &sql, format, Some(&file)).await?;
+                    println!("{}", file.display());
                 }
             }
             TablesCommand::History { which, limit } => {

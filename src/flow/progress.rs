@@ -85,7 +85,8 @@ pub struct Seen {
     pub scans: u64,
     /// Scans that went through.
     pub passed: u64,
-    /// Seconds of work on them, summed over all that work there at the same time; of waiting, where they wait.
+    /// Seconds of work on them, summed over all that work there at the same time; of waiting, where they wait. A core that
+    /// takes up another scan's work in between counts for both.
     pub seconds: f64,
     /// Share of the time that all that may work there were at work since the start, 0 to 1; none where scans wait.
     pub busy: Option<f64>,
@@ -198,7 +199,7 @@ impl Progress {
             };
             let seconds = counters.busy_us.load(Relaxed) as f64 / 1e6;
             let all = |lanes: usize| lanes as f64 * elapsed.as_secs_f64();
-            Seen { place, scans, passed, seconds, busy: counters.lanes.map(|lanes| seconds / all(lanes)) }
+            Seen { place, scans, passed, seconds, busy: counters.lanes.map(|lanes| (seconds / all(lanes)).min(1.)) }
         };
         Snapshot { elapsed, done, failed, places: Place::ALL.map(seen) }
     }

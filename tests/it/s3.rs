@@ -246,7 +246,7 @@ async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
         let start = 256 * (row % ny + 256 * (row / ny));
         large.data[start..start + nx].copy_from_slice(voxels);
     }
-    let large = Volume::new(large.grid, large.data.iter().map(|&v: &f32| v as i16).collect());
+    let large = Volume::new(large.grid, large.data.iter().map(|&v: &f32| (v / 8.) as i16).collect());
     let object = nifti::encode(&large, "");
     assert!(8 * object.len() < 4 * 256 * 256 * 256, "{} bytes are no surprise", object.len());
     server.put(&local, "dataset_description.json", "dataset_description.json").await;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use neurosieve::volume::nifti;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 fn neurosieve(args: &[&str]) -> Output {
@@ -281,6 +282,16 @@ fn maintenance_changes_no_answer(tables: &str) {
         after.0.len() == before.0.len() && after.0.iter().zip(&before.0).all(|(a, b)| a["n"] == b["n"] && close(a, b))
     );
     assert!(ok(&["tables", "history", "--tables", tables, "--table", "tokens"]).contains("OPTIMIZE"));
+
+    // As plain files, for readers that know no log.
+    let plain = format!("{tables}-plain");
+    ok(&["tables", "export", "--tables", tables, "--to", &plain]);
+    let exported = std::fs::File::open(Path::new(&plain).join("tokens.parquet")).unwrap();
+    let exported = ParquetRecordBatchReaderBuilder::try_new(exported).unwrap().metadata().file_metadata().num_rows();
+    assert_eq!(rows(tables, "SELECT count(*) AS n FROM tokens")[0]["n"], exported);
+    ok(&["tables", "export", "--tables", tables, "--to", &plain, "--table", "failures", "--format", "csv"]);
+    let failures = std::fs::read_to_string(Path::new(&plain).join("failures.csv")).unwrap();
+    assert!(failures.starts_with("run_id,scan_id,") && failures.contains("truncated"), "{failures}");
 
     // What the optimizing left is young: nothing is deleted yet, and less than a day is refused.
     let vacuum =
