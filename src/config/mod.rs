@@ -154,7 +154,8 @@ pub struct ScoreConfig {
     /// Kind of number the networks compute in: `f32`, or `bf16`, which is several times faster on devices that multiply it
     /// (GPUs, processors with AMX) and slower elsewhere, and moves scores a little.
     pub precision: Precision,
-    /// Slices that pass through a network at once.
+    /// Slices that pass through a network at once; 0: 4 on a processor, whose caches hold no more, and all of a scan's on a
+    /// GPU. `neurosieve bench device` tries others.
     pub batch_slices: usize,
     /// Seed of the inpainter's draw, combined with the scan's id.
     pub seed: u64,
@@ -178,7 +179,7 @@ impl Default for ScoreConfig {
             smooth_mm: 4.0,
             min_finding_ml: 0.2,
             precision: Precision::F32,
-            batch_slices: 16,
+            batch_slices: 0,
             seed: 0,
         }
     }

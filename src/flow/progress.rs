@@ -1,6 +1,7 @@
 //! How far a run is and where its scans are: for the progress line, the closing report and a monitor.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -125,12 +126,12 @@ impl Snapshot {
 
 /// A scan's whereabouts: it counts where it is until it goes on or is dropped.
 #[derive(Debug)]
-pub(super) struct Here<'a> {
-    progress: &'a Progress,
+pub(super) struct Here {
+    progress: Arc<Progress>,
     place: Place,
 }
 
-impl Here<'_> {
+impl Here {
     /// The scan goes on to another place; what was done on it took `spent`.
     pub(super) fn go_on(&mut self, to: Place, spent: Duration) {
         let from = &self.progress.places[self.place as usize];
@@ -142,7 +143,7 @@ impl Here<'_> {
     }
 }
 
-impl Drop for Here<'_> {
+impl Drop for Here {
     fn drop(&mut self) {
         self.progress.places[self.place as usize].here.fetch_sub(1, Relaxed);
     }
@@ -168,9 +169,9 @@ impl Progress {
     }
 
     /// A scan begins its way.
-    pub(super) fn begin(&self) -> Here<'_> {
+    pub(super) fn begin(self: &Arc<Self>) -> Here {
         self.places[Place::Memory as usize].here.fetch_add(1, Relaxed);
-        Here { progress: self, place: Place::Memory }
+        Here { progress: Arc::clone(self), place: Place::Memory }
     }
 
     /// A scan ended.
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_scan_is_in_one_place_at_a_time_and_waits_for_its_commit_at_last() {
-        let progress = Progress::new(6, 2, 2);
+        let progress = Arc::new(Progress::new(6, 2, 2));
         let (mut first, second) = (progress.begin(), progress.begin());
         first.go_on(Place::Fetch, Duration::from_millis(20));
         let now = progress.snapshot();

@@ -218,14 +218,13 @@ async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics
     let grant = screening.budget.take(budget::before_fetching(entry, screening.limit_bytes)).await?;
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Fetch, waiting.elapsed());
-    let reached = AtomicU8::new(0);
+    let reached = Arc::new(AtomicU8::new(0));
     let work = process(screening, entry, metrics, &reached, here, grant).instrument(span.clone());
     let result = match screening.timeout {
         None => work.await,
-        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-            let stage = Stage::ALL[usize::from(reached.load(Relaxed)).min(Stage::ALL.len() - 1)];
-            Err((stage, Error::TimedOut { seconds: limit.as_secs() }))
-        }),
+        Some(limit) => tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Err((stage(&reached), Error::TimedOut { seconds: limit.as_secs() }))),
     };
     screening.end(result.is_err());
     metrics.output_rows.add(1);
@@ -254,13 +253,18 @@ fn portable(message: &str, location: &Location) -> String {
     }
 }
 
+/// The stage behind those that are through.
+fn stage(reached: &AtomicU8) -> Stage {
+    Stage::ALL[usize::from(reached.load(Relaxed)).min(Stage::ALL.len() - 1)]
+}
+
 /// All stages of a scan. `reached` counts the ones that are through; `grant` is what it may take until it is fetched.
 async fn process(
     screening: &Arc<Screening>,
     entry: &ScanEntry,
     metrics: &Metrics,
-    reached: &AtomicU8,
-    mut here: Here<'_>,
+    reached: &Arc<AtomicU8>,
+    mut here: Here,
     mut grant: Grant,
 ) -> Result<RecordBatch, (Stage, Error)> {
     let mut times = StageTimes::default();
@@ -281,23 +285,26 @@ async fn process(
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Decode, waiting.elapsed());
 
-    let shared = Arc::clone(screening);
-    let (decoded, spent) = on_rayon(move || bytes.decode(shared.limit_bytes)).await.map_err(|e| (Stage::Decode, e))?;
-    times.decode_ms = ms(spent);
-    metrics.decode.add_duration(spent);
-    here.go_on(Place::Preprocess, spent);
-    reached.fetch_add(1, Relaxed);
-
-    let shared = Arc::clone(screening);
-    let datatype = decoded.datatype;
-    let volume = decoded.volume;
-    let (prepared, spent) =
-        on_rayon(move || preprocess::prepare(&volume, &shared.preprocess)).await.map_err(|e| (Stage::Preprocess, e))?;
-    times.preprocess_ms = ms(spent);
-    metrics.preprocess.add_duration(spent);
-    here.go_on(Place::Queue, spent);
-    reached.fetch_add(1, Relaxed);
-    let prepared = Arc::new(prepared);
+    // In one go: there are never more decoded volumes than cores.
+    let (shared, through) = (Arc::clone(screening), Arc::clone(reached));
+    let work = move || {
+        let started = Instant::now();
+        let decoded = bytes.decode(shared.limit_bytes)?;
+        drop(bytes);
+        let decoding = started.elapsed();
+        here.go_on(Place::Preprocess, decoding);
+        through.fetch_add(1, Relaxed);
+        let started = Instant::now();
+        let prepared = preprocess::prepare(&decoded.volume, &shared.preprocess)?;
+        here.go_on(Place::Queue, started.elapsed());
+        through.fetch_add(1, Relaxed);
+        Ok((Arc::new(prepared), decoded.datatype, decoding, started.elapsed(), here))
+    };
+    let (done, _) = on_rayon(work).await.map_err(|e| (stage(reached), e))?;
+    let (prepared, datatype, decoding, preparing, mut here) = done;
+    (times.decode_ms, times.preprocess_ms) = (ms(decoding), ms(preparing));
+    metrics.decode.add_duration(decoding);
+    metrics.preprocess.add_duration(preparing);
     let _grant = screening.budget.settle(grant, budget::SCORED).await.map_err(|e| (Stage::Score, e))?;
 
     let started = Instant::now();

@@ -169,8 +169,9 @@ impl Vq {
     fn nearest(&self, latent: &Tensor) -> Tensor {
         // |x - v|² without |x|², which is the same for all v.
         let squares = self.vectors.square().sum_dim_intlist(1i64, false, Kind::Float);
+        let turned = self.vectors.tr() * -2.;
         let places = latent.permute([0, 2, 3, 1]);
-        let nearest = |rows: &Tensor| (rows.matmul(&self.vectors.tr()) * -2. + &squares).argmin(-1, false);
+        let nearest = |rows: &Tensor| (rows.matmul(&turned) + &squares).argmin(-1, false);
         if latent.device() != Device::Cpu {
             return nearest(&places);
         }

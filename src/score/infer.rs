@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::map::{mean_in_brain, token_brain_fraction};
-use super::{Evidence, MIN_TOKEN_BRAIN, Method, Settings, Tail};
+use super::{Evidence, MIN_TOKEN_BRAIN, Method, Settings, Tail, batch_slices};
 use crate::error::{Error, Result};
 use crate::model::{CONTEXT, Decoding, Masked, Networks, Prior, Resampling};
 use crate::volume::Volume;
@@ -33,9 +33,6 @@ pub struct Inference {
     pub restored: Vec<f32>,
     /// Mean over the restorations of |image - restoration|, like `restored`.
     pub residual: Vec<f32>,
-    /// Mean over the restorations of |decoded tokens - restoration|, like `restored`: what the tokenizer cannot tell is
-    /// in neither. 0 where nothing was restored.
-    pub change: Vec<f32>,
 }
 
 /// The slices of a scan that hold brain, as tokens.
@@ -189,7 +186,7 @@ pub fn infer(
 ) -> Result<Inference> {
     let config = &settings.config;
     let kind = config.precision.kind();
-    let encoded = encode(networks, image, brain, config.batch_slices.max(1))?;
+    let encoded = encode(networks, image, brain, batch_slices(config.batch_slices, networks.device))?;
     let restoring = Restoring { networks, encoded: &encoded, settings, scan_id, kind };
     match config.method {
         Method::Mim if config.evidence == Evidence::Intensity => Ok(without_model(&encoded, image, brain, Tail::Both)),
@@ -214,13 +211,16 @@ struct Restored {
     /// Each `[S, ny, nx]`.
     image: Tensor,
     residual: Tensor,
-    change: Tensor,
 }
 
 impl Restoring<'_> {
+    fn batch(&self) -> usize {
+        batch_slices(self.settings.config.batch_slices, self.networks.device)
+    }
+
     fn mim(&self) -> Result<Inference> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let (p, p_pixel) = encoded.detect(self.networks, config.batch_slices.max(1), self.kind);
+        let (p, p_pixel) = encoded.detect(self.networks, self.batch(), self.kind);
         let anomalous = p.gt(f64::from(self.settings.token_threshold)).logical_and(&encoded.inside);
         let decoding = Decoding { steps: config.steps.max(1), temperature: config.temperature.max(1e-3) };
         let vocabulary = self.networks.tokenizer.config().codes() as usize;
@@ -281,23 +281,27 @@ impl Restoring<'_> {
         restore: impl Fn(&Tensor, usize) -> (Tensor, Tensor),
     ) -> Result<Restored> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let (batch, device) = (config.batch_slices.max(1), self.networks.device);
+        let (batch, device) = (self.batch(), self.networks.device);
         let open: Vec<i64> = Vec::try_from(open.nonzero().squeeze_dim(1).to_device(Device::Cpu))?;
         Ok(tch::no_grad(|| {
-            let heights = encoded.z_mm.split(batch as i64, 0);
-            let codes = encoded.codes.split(batch as i64, 0);
-            let parts: Vec<Tensor> = codes.iter().zip(&heights).map(|(codes, z_mm)| self.decode(codes, z_mm)).collect();
-            let decoded = Tensor::cat(&parts, 0);
             let pixels = encoded.pixels.squeeze_dim(1);
             let mut out = Restored {
                 nll: Tensor::full(encoded.codes.size(), f64::NAN, (Kind::Float, device)),
-                residual: (&pixels - &decoded).abs(),
-                change: decoded.zeros_like(),
-                image: decoded.shallow_clone(),
+                residual: pixels.zeros_like(),
+                image: pixels.zeros_like(),
             };
+            // Where nothing is restored, what the tokens say stands.
+            let closed: Vec<i64> = (0..encoded.slices.len() as i64).filter(|row| !open.contains(row)).collect();
+            for chunk in closed.chunks(batch) {
+                let rows = Tensor::from_slice(chunk).to_device(device);
+                let pick = |tensor: &Tensor| tensor.index_select(0, &rows);
+                let image = self.decode(&pick(&encoded.codes), &pick(&encoded.z_mm));
+                out.residual = out.residual.index_copy(0, &rows, &(pick(&pixels) - &image).abs());
+                out.image = out.image.index_copy(0, &rows, &image);
+            }
             for chunk in open.chunks(batch) {
                 let rows = Tensor::from_slice(chunk).to_device(device);
-                let (here, tokens) = (pixels.index_select(0, &rows), decoded.index_select(0, &rows));
+                let here = pixels.index_select(0, &rows);
                 let draws: Vec<(Tensor, Tensor)> =
                     (0..config.restorations.max(1)).map(|draw| restore(&rows, draw)).collect();
                 let images = Tensor::stack(&draws.iter().map(|(image, _)| image).collect::<Vec<_>>(), 0);
@@ -311,7 +315,6 @@ impl Restoring<'_> {
                 let mean = |values: &Tensor| (values * &weights).sum_dim_intlist(0i64, false, Kind::Float);
                 out.image = out.image.index_copy(0, &rows, &mean(&images));
                 out.residual = out.residual.index_copy(0, &rows, &mean(&residuals));
-                out.change = out.change.index_copy(0, &rows, &mean(&(&images - &tokens).abs()));
                 out.nll = out.nll.index_copy(0, &rows, &draws[0].1);
             }
             out
@@ -354,7 +357,6 @@ impl Restoring<'_> {
             n_inpainted: n.iter().sum::<i64>() as usize,
             restored: to_vec(&restored.image),
             residual: to_vec(&restored.residual),
-            change: to_vec(&restored.change),
         }
     }
 }
@@ -388,7 +390,6 @@ fn without_model(encoded: &Encoded, image: &Volume<f32>, brain: &Volume<u8>, tai
         n_inpainted: 0,
         restored: pixels(&|v| v),
         residual: pixels(&score),
-        change: vec![0.; n * plane],
     }
 }
 

@@ -267,7 +267,6 @@ mod tests {
             n_inpainted: 1,
             restored: vec![0.2; 512],
             residual: vec![0.3; 512],
-            change: vec![0.; 512],
         };
         let settings = Settings {
             config: ScoreConfig { smooth_mm: 0., ..ScoreConfig::default() },

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inference, Settings, infer};
+use super::{Inference, Settings, batch_slices, infer};
 use crate::config::ScoreConfig;
 use crate::error::{Error, Result, Retry};
 use crate::model::{Bundle, device};
@@ -99,7 +99,7 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
         let started = Instant::now();
         let _ = job.taken.send(());
         let prepared = &job.prepared;
-        let result = within_memory(settings.config.batch_slices, |batch_slices| {
+        let result = within_memory(batch_slices(settings.config.batch_slices, on), |batch_slices| {
             let config = ScoreConfig { batch_slices, ..settings.config.clone() };
             let settings = Settings { config, ..settings.clone() };
             device::caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, &settings))

@@ -26,7 +26,7 @@ pub(super) struct Calibrated {
 pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Calibrated> {
     let config = &context.pipeline.train;
     let val: Vec<_> = context.val.brains().iter().map(volumes).collect();
-    let batch = context.pipeline.score.batch_slices;
+    let batch = score::batch_slices(context.pipeline.score.batch_slices, networks.device);
 
     let (mut probabilities, mut surprises) = (Vec::new(), Vec::new());
     for (image, brain) in &val {
