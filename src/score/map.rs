@@ -165,20 +165,20 @@ fn smooth(data: &[f32], shape: [usize; 3], sigma: [f32; 3]) -> Vec<f32> {
             (0..=2 * radius).map(|k| (-((k as f32 - radius as f32) / sigma[axis]).powi(2) / 2.).exp()).collect();
         let total: f32 = kernel.iter().sum();
         let (n, stride) = (shape[axis], strides[axis]);
-        let from = now;
-        now = vec![0f32; from.len()];
-        now.par_chunks_mut(strides[2]).enumerate().for_each(|(z, out)| {
-            for (j, value) in out.iter_mut().enumerate() {
-                let i = z * strides[2] + j;
-                let place = i / stride % n;
-                let mut sum = 0.;
-                for (k, weight) in kernel.iter().enumerate() {
-                    let Some(there) = (place + k).checked_sub(radius).filter(|&t| t < n) else { continue };
-                    sum += weight * from[i + there * stride - place * stride];
+        let mut out = vec![0f32; now.len()];
+        // A line, a plane or the whole volume, moved along itself as one piece for each weight.
+        for (out, from) in out.chunks_mut(n * stride).zip(now.chunks(n * stride)) {
+            for (k, weight) in kernel.iter().enumerate() {
+                let (first, end) = (radius.saturating_sub(k), (n + radius).saturating_sub(k).min(n));
+                if first >= end {
+                    continue;
                 }
-                *value = sum / total;
+                let (to, moved) = (first * stride..end * stride, (first + k - radius) * stride);
+                out[to].iter_mut().zip(&from[moved..]).for_each(|(sum, value)| *sum += weight * value);
             }
-        });
+            out.iter_mut().for_each(|sum| *sum /= total);
+        }
+        now = out;
     }
     now
 }

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inference, Settings, batch_slices, infer};
+use super::{Inference, Method, Settings, batch_slices, infer};
 use crate::config::ScoreConfig;
 use crate::error::{Error, Result, Retry};
-use crate::model::{Bundle, device};
+use crate::model::{Bundle, Networks, device};
 use crate::preprocess::Prepared;
 
 /// Prepared scans that may wait for each thread: enough that it never waits for a core.
@@ -83,6 +83,8 @@ impl Worker {
 fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, ready: oneshot::Sender<Result<()>>) {
     device::on_calling_thread();
     let networks = match device::caught(|| bundle.networks_in(on, settings.config.precision.kind())) {
+        // Only the rival asks the prior.
+        Ok(networks) if settings.config.method != Method::Ar => Networks { prior: None, ..networks },
         Ok(networks) => networks,
         Err(error) => {
             let _ = ready.send(Err(error));
