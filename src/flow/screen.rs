@@ -285,7 +285,7 @@ async fn process(
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Decode, waiting.elapsed());
 
-    // In one go: there are never more decoded volumes than cores.
+    // In one go, so that decoded volumes do not pile up before they are preprocessed.
     let (shared, through) = (Arc::clone(screening), Arc::clone(reached));
     let work = move || {
         let started = Instant::now();

@@ -23,6 +23,8 @@ async fn study(folder: &Path) -> SessionContext {
     ];
     commit(&mut tables, "r1", first).await;
     let second = vec![finished("r2", "sub-01", DAY_ONE + MINUTE, 0.3), finished("r2", "sub-03", DAY_ONE + MINUTE, 0.9)];
+    // Opened anew, as by a later run: what came before is no news to it.
+    let mut tables = open(folder).await;
     commit(&mut tables, "r2", second).await;
     tables.record_run(&run_row("r1", None, 0)).await.unwrap();
     tables.record_run(&run_row("r1", Some(DAY_ONE + 3 * MINUTE), 8)).await.unwrap();
