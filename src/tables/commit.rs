@@ -75,11 +75,15 @@ impl Tables {
         let app_id = format!("{run_id}/{}", table.name());
         let (mut tried, mut superseded) = (false, 0);
         let (mut round, mut met) = (1, 0);
+        // Who has committed the epoch before knows that this one is not there: nobody else commits for this run. The log says
+        // so too, but only by being read from its last checkpoint on.
+        let is_new = self.epochs.get(&app_id).is_some_and(|&last| last < epoch);
         loop {
             if files.is_empty() {
                 return Ok((false, superseded));
             }
-            let outcome = match last_epoch(self.delta_mut(table), &app_id).await {
+            let ask = tried || !is_new;
+            let outcome = match last_epoch(self.delta_mut(table), &app_id, ask).await {
                 // After a failed try, the epoch can only come from that try: its answer was lost, not its work.
                 Ok(Some(done)) if done >= epoch => return Ok((tried, superseded)),
                 Ok(_) => {
@@ -96,7 +100,10 @@ impl Tables {
                 }
                 Err(e) => Err(e),
             };
-            let Err(error) = outcome else { return Ok((true, superseded)) };
+            let Err(error) = outcome else {
+                self.epochs.insert(app_id, epoch);
+                return Ok((true, superseded));
+            };
             if came_second(&error) && met < MEETINGS {
                 met += 1;
                 tokio::time::sleep(SHORT_PAUSE.mul_f64(rand::random::<f64>())).await;
@@ -121,9 +128,12 @@ fn came_second(error: &DeltaTableError) -> bool {
     )
 }
 
-/// The newest epoch in the newest log.
-async fn last_epoch(delta: &mut DeltaTable, app_id: &str) -> DeltaResult<Option<i64>> {
+/// The newest epoch in the newest log, which is loaded in any case; none where the log is not to be asked.
+async fn last_epoch(delta: &mut DeltaTable, app_id: &str, ask: bool) -> DeltaResult<Option<i64>> {
     delta.update_state().await?;
+    if !ask {
+        return Ok(None);
+    }
     delta.snapshot()?.transaction_version(&delta.log_store(), app_id).await
 }
 

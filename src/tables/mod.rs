@@ -22,6 +22,7 @@ mod receipt;
 mod run;
 mod schema;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use deltalake_core::kernel::transaction::CommitProperties;
@@ -58,6 +59,8 @@ pub struct Tables {
     delta: Vec<DeltaTable>,
     /// What other runs have added to `scans` since the tables were opened.
     others: Others,
+    /// The last epoch that was committed here, by application (`<run_id>/<table>`).
+    epochs: HashMap<String, i64>,
 }
 
 impl Tables {
@@ -104,7 +107,7 @@ impl Tables {
 
     fn new(location: Location, delta: Vec<DeltaTable>) -> Self {
         let seen = delta[Table::Scans as usize].version().unwrap_or_default();
-        Self { location, delta, others: Others::since(seen) }
+        Self { location, delta, others: Others::since(seen), epochs: HashMap::new() }
     }
 
     /// Loads what others have committed since.

@@ -119,8 +119,8 @@ async fn a_scan_that_comes_too_slowly_holds_up_nobody() {
         (*script.lock().unwrap() && op == Op::Get && path.as_ref().contains("sub-synth002")).then_some(Fault::Slow)
     });
     fill(&store).await;
-    // Its body takes 3.2 s.
-    let report = screen_within(&store, 2).await.unwrap();
+    // Its body takes 32 s, the others a second or two, and on a machine with other work some more.
+    let report = screen_within(&store, 15).await.unwrap();
     let failures = said(&store).await[2].clone();
     assert!(failures.contains("timed_out") && failures.contains("fetch"), "{failures}");
     assert_eq!(report.done + report.failed, 5);

@@ -35,7 +35,7 @@ pub enum Fault {
     DoneButFails,
     /// Half of the body comes.
     HalfTheBody,
-    /// The body comes in 64 pieces, one every 50 ms.
+    /// The body comes in 64 pieces, one every half second.
     Slow,
     /// A condition on a write is not looked at.
     NoCondition,
@@ -122,7 +122,7 @@ impl ObjectStore for FaultStore {
             let payload = GetResultPayload::Stream(
                 futures::stream::iter(pieces)
                     .then(async |piece| {
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        tokio::time::sleep(Duration::from_millis(500)).await;
                         Ok(piece)
                     })
                     .boxed(),
