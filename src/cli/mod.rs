@@ -8,6 +8,7 @@ mod export;
 mod failures;
 mod fit_border;
 mod inspect;
+mod pipeline;
 mod run;
 mod schedule;
 mod sql;

@@ -1,19 +1,16 @@
 //! `neurosieve run`: screens a cohort, with progress and a closing summary.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::watch;
 
+use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
 use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
-use crate::config::{self, Pipeline};
-use crate::error::{Error, Result};
-use crate::flow::{Monitor, Outcome, Place, Progress, Report, Run, Seen, Snapshot};
+use crate::error::Result;
+use crate::flow::{Outcome, Place, Progress, Report, Run, Seen, Snapshot};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -31,14 +28,8 @@ Exit codes: 0 all went through or nothing to do, 1 error, 2 wrong settings, 3 do
 5 given up because more scans failed than --max-failures allows.
 NEUROSIEVE_LOG=info shows the log (debug: every scan).")]
 pub struct RunArgs {
-    /// The pipeline file (TOML); ready ones are in pipelines/
-    pub pipeline: PathBuf,
-    /// Where the scans are: s3://, gs://, az://, http(s)://, file:// or a folder [pipeline: cohort.url]
-    #[arg(long, value_name = "URL")]
-    pub cohort: Option<String>,
-    /// Where the tables are, made if missing [pipeline: tables.url]
-    #[arg(long, value_name = "URL")]
-    pub tables: Option<String>,
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
     /// What computes: auto, cpu, cuda or cuda:N [pipeline: run.device]
     #[arg(long)]
     pub device: Option<String>,
@@ -54,15 +45,6 @@ pub struct RunArgs {
     /// Also try scans again whose content failed for good [pipeline: run.retry]
     #[arg(long)]
     pub retry: bool,
-    /// Serve figures for Prometheus here while the run is at work [pipeline: run.metrics]
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub metrics: Option<SocketAddr>,
-    /// Write what the run did to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-    /// Override any key of the pipeline file; repeat for more
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
     /// Print the physical plan with times and counts per operator at the end
     #[arg(long)]
     pub explain: bool,
@@ -71,27 +53,22 @@ pub struct RunArgs {
 impl RunArgs {
     /// Runs the pipeline.
     pub async fn run(self) -> Result<ExitCode> {
-        let mut overrides = self.set.clone();
-        let quoted = |key: &str, value: &Option<String>| {
-            value.as_ref().map(|v| format!("{key}={}", toml::Value::String(v.clone())))
-        };
-        overrides.extend(quoted("cohort.url", &self.cohort));
-        overrides.extend(quoted("tables.url", &self.tables));
-        overrides.extend(quoted("run.device", &self.device));
-        overrides.extend(quoted("run.shard", &self.shard));
-        overrides.extend(quoted("run.max_failures", &self.max_failures));
-        overrides.extend(quoted("run.metrics", &self.metrics.map(|address| address.to_string())));
-        overrides.extend(self.limit.map(|n| format!("run.limit={n}")));
-        overrides.extend(self.retry.then(|| "run.retry=true".to_owned()));
-        let pipeline: Pipeline = config::load(Some(&self.pipeline), &overrides)?;
+        let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| quoted(key, value));
+        let overrides = [
+            text("run.device", &self.device),
+            text("run.shard", &self.shard),
+            text("run.max_failures", &self.max_failures),
+            self.limit.map(|n| format!("run.limit={n}")),
+            self.retry.then(|| "run.retry=true".to_owned()),
+        ];
+        let pipeline = self.pipeline.load(overrides.into_iter().flatten())?;
         let tables = pipeline.tables.url.clone();
-        let monitor = pipeline.run.metrics.map(Monitor::serve).transpose()?;
+        let monitor = monitor(&pipeline)?;
 
         let run = Run::prepare(pipeline).await?;
         let pending = run.pending() as u64;
         if let Some(monitor) = &monitor {
             monitor.watch(run.progress(), pending);
-            eprintln!("metrics at http://{}/metrics", monitor.address());
         }
         let listing = run.listing();
         eprintln!(
@@ -106,15 +83,7 @@ impl RunArgs {
             eprintln!("{} more scans are in other parts of the cohort", run.in_other_shards());
         }
 
-        let (stop, stopping) = watch::channel(false);
-        let asked = asked_to_stop()?;
-        tokio::spawn(async move {
-            asked.await;
-            eprintln!("stopping: finishing and committing what is in flight");
-            let _ = stop.send(true);
-            // Keeps the channel open: its end would mean that the driver is gone.
-            std::future::pending::<()>().await;
-        });
+        let stopping = asked_to_stop("stopping: finishing and committing what is in flight")?;
         let shown = tokio::spawn(show(run.progress(), pending));
         let report = run.execute(stopping).await;
         shown.abort();
@@ -123,7 +92,7 @@ impl RunArgs {
             println!("{}\n{}", report.plan, stages(&report.places));
         }
         summary(&report, &tables);
-        write_json(self.report, &report)?;
+        write_json(self.pipeline.report, &report)?;
         Ok(match report.outcome {
             Outcome::NothingToDo | Outcome::Done => ExitCode::SUCCESS,
             Outcome::DoneWithFailures => ExitCode::from(DONE_WITH_FAILURES),
@@ -131,19 +100,6 @@ impl RunArgs {
             Outcome::GaveUp => ExitCode::from(GAVE_UP),
         })
     }
-}
-
-/// Resolves at the first Ctrl-C or SIGTERM. From this call on neither ends the program by itself.
-pub(super) fn asked_to_stop() -> Result<impl Future<Output = ()> + Send> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen = |kind| signal(kind).map_err(|e| Error::io("cannot listen for signals", e));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
 
 /// A bar on a terminal, a line every ten seconds elsewhere.

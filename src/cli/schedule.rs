@@ -1,18 +1,15 @@
 //! `neurosieve schedule`: screens what is new, night after night.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use chrono::Local;
-use tokio::sync::watch;
 
-use super::run::{asked_to_stop, summary};
+use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
+use super::run::summary;
 use super::{STOPPED, write_json};
-use crate::config::{self, Pipeline};
 use crate::error::{Domain, Result};
-use crate::flow::{Job, Monitor, Schedule, ScheduleOutcome};
+use crate::flow::{Job, Schedule, ScheduleOutcome};
 
 /// Screen what is new at the times of a pipeline file, until stopped
 ///
@@ -28,51 +25,21 @@ use crate::flow::{Job, Monitor, Schedule, ScheduleOutcome};
 systemd, Kubernetes and Slurm have schedules of their own: docs/operations.md shows them with `neurosieve run`.
 Exit codes: 0 stopped between two runs, 1 error, 2 wrong settings, 4 stopped in the middle of a run.")]
 pub struct ScheduleArgs {
-    /// The pipeline file (TOML) with a section [schedule]; pipelines/nightly.toml is one
-    pub pipeline: PathBuf,
-    /// Where the scans are [pipeline: cohort.url]
-    #[arg(long, value_name = "URL")]
-    pub cohort: Option<String>,
-    /// Where the tables are, made if missing [pipeline: tables.url]
-    #[arg(long, value_name = "URL")]
-    pub tables: Option<String>,
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
     /// Run once at the start as well
     #[arg(long)]
     pub now: bool,
-    /// Write what the latest run did to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-    /// Serve figures for Prometheus here [pipeline: run.metrics]
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub metrics: Option<SocketAddr>,
-    /// Override any key of the pipeline file; repeat for more
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
 }
 
 impl ScheduleArgs {
     /// Works until somebody stops it.
     pub async fn run(self) -> Result<ExitCode> {
-        let mut overrides = self.set.clone();
-        let quoted = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
-        overrides.extend(self.cohort.clone().map(|url| quoted("cohort.url", url)));
-        overrides.extend(self.tables.clone().map(|url| quoted("tables.url", url)));
-        overrides.extend(self.metrics.map(|address| quoted("run.metrics", address.to_string())));
-        let pipeline: Pipeline = config::load(Some(&self.pipeline), &overrides)?;
+        let pipeline = self.pipeline.load([])?;
         let tables = pipeline.tables.url.clone();
-        let monitor = pipeline.run.metrics.map(Monitor::serve).transpose()?;
-        if let Some(monitor) = &monitor {
-            eprintln!("metrics at http://{}/metrics", monitor.address());
-        }
+        let monitor = monitor(&pipeline)?;
         let schedule = Schedule::new(pipeline)?;
-
-        let (stop, stopping) = watch::channel(false);
-        let asked = asked_to_stop()?;
-        tokio::spawn(async move {
-            asked.await;
-            stop.send_replace(true);
-            std::future::pending::<()>().await;
-        });
+        let stopping = asked_to_stop("stopping: what is in flight is finished and committed")?;
         let mut at_once = self.now;
         loop {
             let (time, job) = schedule.next(Local::now())?;
@@ -98,7 +65,7 @@ impl ScheduleArgs {
                 }
                 Ok(ScheduleOutcome::Ran(report)) => {
                     summary(&report, &tables);
-                    write_json(self.report.clone(), &report)?;
+                    write_json(self.pipeline.report.clone(), &report)?;
                     if *stopping.borrow() {
                         return Ok(ExitCode::from(STOPPED));
                     }

@@ -49,14 +49,15 @@ impl Tables {
     pub async fn commit(&mut self, run_id: &str, epoch: i64, receipts: &[Receipt]) -> Result<Committed> {
         let mut receipts = receipts.to_vec();
         let mut committed = Committed::default();
+        let mut compared = 0;
         // It spares the other tables rows that nobody would see; where the log cannot be read now, `scans` alone will tell.
         if self.delta_mut(Table::Scans).update_state().await.is_ok() {
             self.look_at_others(run_id).await?;
-            committed.superseded += self.leave_out_done(&mut receipts).await?;
+            committed.superseded += self.leave_out_done(&mut receipts, &mut compared).await?;
         }
         for table in Table::SCREENED {
             let mut files: Vec<_> = receipts.iter().filter(|r| r.table == table).cloned().collect();
-            let (did, superseded) = self.append(table, run_id, epoch, &mut files).await?;
+            let (did, superseded) = self.append(table, run_id, epoch, &mut files, &mut compared).await?;
             committed.superseded += superseded;
             committed.tables.extend(did.then_some(table));
         }
@@ -64,13 +65,14 @@ impl Tables {
     }
 
     /// Adds files to one table unless that epoch is in its log; says whether this call did, and how many scans it left out
-    /// because others had committed them.
+    /// because others had committed them. `compared` as in [`Tables::leave_out_done`].
     pub(super) async fn append(
         &mut self,
         table: Table,
         run_id: &str,
         epoch: i64,
         files: &mut Vec<Receipt>,
+        compared: &mut usize,
     ) -> Result<(bool, usize)> {
         let app_id = format!("{run_id}/{}", table.name());
         let (mut tried, mut superseded) = (false, 0);
@@ -89,7 +91,7 @@ impl Tables {
                 Ok(_) => {
                     if table == Table::Scans {
                         self.look_at_others(run_id).await?;
-                        superseded += self.leave_out_done(files).await?;
+                        superseded += self.leave_out_done(files, compared).await?;
                         if files.is_empty() {
                             continue;
                         }

@@ -8,25 +8,22 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
+use super::screen::{ok, rows};
+
 /// Times that runs are killed, unless the variable `NEUROSIEVE_KILLS` says otherwise.
 const KILLS: usize = 10;
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
-    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
 /// Screens without networks, every scan a commit of its own.
 fn run(cohort: &str, tables: &str) -> Command {
-    let settings = ["--device", "cpu", "--set", "score.method=threshold", "--set", "tables.commit_scans=1"];
-    let mut run = command(&["run", "pipelines/demo.toml", "--cohort", cohort, "--tables", tables]);
-    run.args(settings);
+    let mut run = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+    run.args(["run", "pipelines/demo.toml", "--cohort", cohort, "--tables", tables, "--device", "cpu"]);
+    run.args(["--set", "score.method=threshold", "--set", "tables.commit_scans=1"]);
+    run.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::null()).stderr(Stdio::null());
     run
 }
 
 /// All that tables say of scans, times and ids of runs left out.
-fn said(tables: &str) -> Vec<Value> {
+fn said(tables: &str) -> Vec<Vec<Value>> {
     [
         "SELECT scan_id, content_id, anomaly_score, n_tokens, n_findings, brain_volume_ml FROM raw.scans ORDER BY 1",
         "SELECT scan_id, stage, kind, permanent FROM raw.failures ORDER BY 1",
@@ -34,12 +31,7 @@ fn said(tables: &str) -> Vec<Value> {
         "SELECT scan_id, finding, volume_ml, region FROM findings ORDER BY 1, 2",
         "SELECT scan_id, mask, brain, score FROM masks ORDER BY 1",
     ]
-    .map(|sql| {
-        let mut query = command(&["sql", "--tables", tables, "--format", "json", "-c", sql]);
-        let output = query.stdout(Stdio::piped()).output().unwrap();
-        assert!(output.status.success(), "{sql}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    })
+    .map(|sql| rows(tables, sql))
     .into()
 }
 
@@ -49,14 +41,13 @@ fn killed_again_and_again_the_tables_are_those_of_an_undisturbed_run() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let cohort = path("study");
-    let made = ["synth", &cohort, "--subjects", "10", "--lesions", "2", "--corrupt", "2", "--spacing", "4"];
-    assert!(command(&made).status().unwrap().success());
+    ok(&["synth", &cohort, "--subjects", "10", "--lesions", "2", "--corrupt", "2", "--spacing", "4"]);
     let started = Instant::now();
     assert_eq!(run(&cohort, &path("calm")).status().unwrap().code(), Some(3));
     // Long enough for some scans, short enough for many kills.
     let longest = started.elapsed().div_f64(2.);
     let calm = said(&path("calm"));
-    assert_eq!(calm[0].as_array().unwrap().len() + calm[1].as_array().unwrap().len(), 10);
+    assert_eq!(calm[0].len() + calm[1].len(), 10);
 
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let (mut killed, mut rounds) = (0, 0);
@@ -92,9 +83,7 @@ fn a_full_disk_is_told_and_with_room_the_run_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (cohort, disk) = (path("study"), path("disk"));
-    assert!(
-        command(&["synth", &cohort, "--subjects", "8", "--lesions", "0", "--spacing", "4"]).status().unwrap().success()
-    );
+    ok(&["synth", &cohort, "--subjects", "8", "--lesions", "0", "--spacing", "4"]);
     std::fs::create_dir(&disk).unwrap();
     let script = format!(
         "mount -t tmpfs -o size=1m none {disk} || exit 77

@@ -17,13 +17,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn ok(args: &[&str]) -> String {
+pub fn ok(args: &[&str]) -> String {
     let output = neurosieve(args);
     assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
 
-fn rows(tables: &str, sql: &str) -> Vec<Value> {
+pub fn rows(tables: &str, sql: &str) -> Vec<Value> {
     serde_json::from_str(&ok(&["sql", "--tables", tables, "--format", "json", "-c", sql])).unwrap()
 }
 
