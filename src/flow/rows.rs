@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, ListArray, RecordBatch,
-    StringArray,
+    ArrayRef, BinaryArray, DictionaryArray, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, ListArray,
+    RecordBatch, StringArray, StringDictionaryBuilder,
 };
 use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, Int8Type};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::screening::Screening;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result, Retry, Stage};
-use crate::preprocess::{Prepared, region};
+use crate::preprocess::{Prepared, REGIONS, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
 use crate::tables::{Table, screen_row};
 use crate::volume::Affine;
@@ -53,7 +53,7 @@ pub(super) fn finished(screening: &Screening, entry: &ScanEntry, scan: &Finished
         tokens(screening, entry, scan)?,
         masks(screening, entry, scan)?,
         findings,
-        RecordBatch::new_empty(Table::Failures.arrow_schema()),
+        RecordBatch::new_empty(Table::Failures.held_schema()),
         scans(screening, entry, scan)?,
     ])
 }
@@ -95,7 +95,7 @@ pub(super) fn failed(
         attempts: screening.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
         failed_at: microseconds(Utc::now()),
     };
-    let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.arrow_schema()));
+    let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()));
     for (table, rows) in Table::SCREENED.into_iter().zip(&mut tables) {
         if table == Table::Failures {
             *rows = table.rows(std::slice::from_ref(&row))?;
@@ -274,16 +274,20 @@ fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resu
     let int8 = |f: &dyn Fn(usize) -> usize| Arc::new(Int8Array::from_iter_values(kept.iter().map(|&i| f(i) as i8)));
     let mm = |axis: usize| Arc::new(Float32Array::from_iter_values(centre.iter().map(|c| c[axis] as f32)));
     let float = |values: &[f32]| Arc::new(Float32Array::from_iter_values(kept.iter().map(|&i| kept_digits(values[i]))));
+    let mut regions = StringDictionaryBuilder::<Int8Type>::with_capacity(n, REGIONS.len(), 0);
+    for &c in &centre {
+        regions.append(region(c)).map_err(|e| Error::Bug(format!("regions of tokens: {e}")))?;
+    }
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&screening.run_id, n))),
-        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&entry.scan_id, n))),
+        Arc::new(repeated(&screening.run_id, n)),
+        Arc::new(repeated(&entry.scan_id, n)),
         int8(&|i| place(i).0),
         int8(&|i| place(i).1),
         int8(&|i| place(i).2),
         mm(0),
         mm(1),
         mm(2),
-        Arc::new(StringArray::from_iter_values(centre.iter().map(|&c| region(c)))),
+        Arc::new(regions.finish()),
         Arc::new(Int16Array::from_iter_values(kept.iter().map(|&i| inference.codes[i]))),
         float(&inference.p_anomalous),
         Arc::new(Float32Array::from_iter(
@@ -292,6 +296,11 @@ fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resu
         float(&assessment.token_residual),
     ];
     table(Table::Tokens, columns)
+}
+
+/// `n` times the same text.
+fn repeated(text: &str, n: usize) -> DictionaryArray<Int8Type> {
+    DictionaryArray::new(vec![0; n].into(), Arc::new(StringArray::from(vec![text])))
 }
 
 fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
@@ -319,8 +328,7 @@ fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
 }
 
 fn table(table: Table, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
-    RecordBatch::try_new(table.arrow_schema(), columns)
-        .map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))
+    RecordBatch::try_new(table.held_schema(), columns).map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))
 }
 
 /// One bit per voxel, least significant bit first.

@@ -65,9 +65,17 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
         "bundle": "builtin", "version": "0.1.0"
     });
     let failures = RecordBatch::new_empty(Table::Failures.arrow_schema());
-    let tokens = Table::Tokens.rows(&tokens).unwrap();
+    let tokens = held(Table::Tokens, &Table::Tokens.rows(&tokens).unwrap());
     let (mask, finding) = (one_row(Table::Masks, mask), one_row(Table::Findings, finding));
     screen_row([tokens, mask, finding, failures, one_row(Table::Scans, scan)]).unwrap()
+}
+
+/// Rows in the shape in which they travel.
+fn held(table: Table, rows: &RecordBatch) -> RecordBatch {
+    let schema = table.held_schema();
+    let columns = rows.columns().iter().zip(schema.fields());
+    let columns = columns.map(|(column, field)| arrow::compute::cast(column, field.data_type()).unwrap()).collect();
+    RecordBatch::try_new(schema, columns).unwrap()
 }
 
 /// A failed scan as ScreenExec gives it.
@@ -83,7 +91,7 @@ pub fn failed(run_id: &str, scan_id: &str, at: i64, kind: &str, attempts: i32) -
     );
     screen_row(Table::SCREENED.map(|t| match t {
         Table::Failures => failure.clone(),
-        other => RecordBatch::new_empty(other.arrow_schema()),
+        other => RecordBatch::new_empty(other.held_schema()),
     }))
     .unwrap()
 }
@@ -204,7 +212,7 @@ async fn an_old_roll_does_not_wait_for_more_scans() {
 async fn a_scan_without_an_end_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let target = open_or_create(folder.path().to_str().unwrap()).unwrap();
-    let nothing = screen_row(Table::SCREENED.map(|t| RecordBatch::new_empty(t.arrow_schema()))).unwrap();
+    let nothing = screen_row(Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()))).unwrap();
     let leaf = MemorySourceConfig::try_new_exec(&[vec![nothing]], screen_schema(), None).unwrap();
     let plan = Arc::new(WriteExec::try_new(leaf, target, RollPolicy::default()).unwrap());
     let error = collect(plan, SessionContext::new().task_ctx()).await.unwrap_err().to_string();
