@@ -171,13 +171,14 @@ impl Vq {
         let squares = self.vectors.square().sum_dim_intlist(1i64, false, Kind::Float);
         let turned = self.vectors.tr() * -2.;
         let places = latent.permute([0, 2, 3, 1]);
-        let nearest = |rows: &Tensor| (rows.matmul(&turned) + &squares).argmin(-1, false);
-        if latent.device() != Device::Cpu {
-            return nearest(&places);
-        }
         let rows = places.reshape([-1, latent.size()[1]]);
-        let parts: Vec<Tensor> = rows.split(ROWS, 0).iter().map(nearest).collect();
-        Tensor::cat(&parts, 0).view(&places.size()[..3])
+        // `min` finds the place in less than half of the time that `argmin` takes on the processor.
+        let nearest = |rows: &Tensor| squares.addmm(rows, &turned).min_dim(-1, false).1;
+        let codes = match latent.device() {
+            Device::Cpu => Tensor::cat(&rows.split(ROWS, 0).iter().map(nearest).collect::<Vec<_>>(), 0),
+            _ => nearest(&rows),
+        };
+        codes.view(&places.size()[..3])
     }
 }
 

@@ -53,8 +53,8 @@ impl Detector {
         let seen = packing.pack_slices(codes).transpose(1, 2);
         let logits = self.head.forward(&self.trunk.forward(&seen, &packing, z_mm, kind)).to_kind(Kind::Float);
         // A plane per pixel of the cell, then the planes woven together.
-        let planes: Vec<Tensor> = logits.unbind(2).iter().map(|plane| packing.unpack(plane, AIR)).collect();
-        Tensor::stack(&planes, 1).pixel_shuffle(self.cell).view([batch, rows * self.cell, columns * self.cell])
+        let planes = packing.unpack_features(&logits, AIR).permute([0, 3, 1, 2]).contiguous();
+        planes.pixel_shuffle(self.cell).view([batch, rows * self.cell, columns * self.cell])
     }
 
     /// Logits of pixels `[B, H, W]` to the tokens' `p_anomalous` `[B, h, w]`: the mean over each token's pixels.

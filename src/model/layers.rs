@@ -78,6 +78,17 @@ pub(super) fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
+/// SiLU, in place where no gradient needs what it was given.
+pub(super) fn silu(mut x: Tensor) -> Tensor {
+    if x.requires_grad() { x.silu() } else { x.silu_() }
+}
+
+/// `x + change`, in the memory of `change`.
+pub(super) fn plus(x: &Tensor, mut change: Tensor) -> Tensor {
+    change += x;
+    change
+}
+
 /// GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415).
 ///
 /// libtorch's takes as long on the processor as the linear map before it. There, without gradients, f32 goes by

@@ -77,10 +77,18 @@ impl Packing {
 
     /// `[B, N]` to `[B, h, w]`, with `elsewhere` where no sequence has a token.
     pub fn unpack(&self, values: &Tensor, elsewhere: f64) -> Tensor {
-        let [batch, rows, columns] = self.shape;
-        let plane = Tensor::full([batch, rows * columns], elsewhere, (values.kind(), values.device()));
-        let there = plane.gather(1, &self.places, false);
-        plane.scatter(1, &self.places, &values.where_self(&self.real, &there)).view(self.shape)
+        self.unpack_features(&values.unsqueeze(-1), elsewhere).squeeze_dim(-1)
+    }
+
+    /// `[B, N, F]` to `[B, h, w, F]`, with `elsewhere` where no sequence has a token.
+    pub(super) fn unpack_features(&self, values: &Tensor, elsewhere: f64) -> Tensor {
+        let ([batch, rows, columns], features) = (self.shape, values.size()[2]);
+        let real = self.real.unsqueeze(-1);
+        let places = self.places.unsqueeze(-1).expand_as(values);
+        let planes = Tensor::full([batch, rows * columns, features], elsewhere, (values.kind(), values.device()));
+        // The places of padding are those of air.
+        let values = values.masked_fill(&real.logical_not(), elsewhere);
+        planes.scatter(1, &places, &values).view([batch, rows, columns, features])
     }
 }
 

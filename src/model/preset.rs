@@ -149,6 +149,9 @@ impl Bundle {
 /// Parts of a tokenizer that stay in f32: rounded weights would give other codes, which all else works with.
 const EXACT: [&str; 4] = ["codebook", "down", "encoder_height", "to_code"];
 
+/// The weights that say what a code looks like to a transformer, `[features, codes]`.
+const OF_CODES: &str = "trunk.code.weight";
+
 /// Makes a store's weights ready for inference in `kind`.
 fn freeze(store: &mut VarStore, kind: Kind) {
     store.freeze();
@@ -158,7 +161,9 @@ fn freeze(store: &mut VarStore, kind: Kind) {
         }
         // The networks hold the same tensors.
         let cast = variable.to_kind(kind);
-        variable.set_data(&cast);
+        // What is picked of a code lies together then: it would be brought together anew in every pass.
+        let laid = if name == OF_CODES { cast.tr().contiguous().tr() } else { cast };
+        variable.set_data(&laid);
     }
 }
 

@@ -13,7 +13,7 @@ use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::codebook::{Codebook, Quantizer, Vectors};
-use super::layers::{Conv, GroupNorm, Height, channels_last};
+use super::layers::{Conv, GroupNorm, Height, channels_last, plus, silu};
 use super::vocabulary::Vocabulary;
 
 /// Sizes of a [`Tokenizer`]. In TOML the codebook is either `levels = [8, 5, 5, 5]` or
@@ -116,8 +116,8 @@ impl ResBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.conv1.forward(&self.norm1.forward(x).silu());
-        x + self.conv2.forward(&self.norm2.forward(&h).silu())
+        let h = self.conv1.forward(&silu(self.norm1.forward(x)));
+        plus(x, self.conv2.forward(&silu(self.norm2.forward(&h))))
     }
 }
 
@@ -265,16 +265,15 @@ impl Tokenizer {
 
     /// Encoder: image to the unbounded latent `[B, D, h, w]`, f32.
     fn latent(&self, image: &Tensor, z_mm: &Tensor) -> Tensor {
-        let mut h = image * 2. - 1.;
+        // A single channel is first and last at once: said to be last, all maps that follow have theirs last, and the first
+        // convolution takes a sixth of the time.
+        let mut h = (image * 2. - 1.).squeeze_dim(1).unsqueeze(-1).permute([0, 3, 1, 2]);
         for (i, level) in self.down.iter().enumerate() {
             h = level.resample.forward(&h);
-            if i == 0 {
-                h = channels_last(&h);
-            }
             if i + 1 == self.down.len() {
                 h = place(&self.encoder_height.forward(z_mm, image.kind())) + h;
             }
-            h = level.run(&h).silu();
+            h = silu(level.run(&h));
         }
         self.to_code.forward(&h).to_kind(Kind::Float)
     }
@@ -283,9 +282,9 @@ impl Tokenizer {
     fn generate(&self, z: &Tensor, z_mm: &Tensor) -> Tensor {
         let mut h = self.from_code.forward(&channels_last(z)) + place(&self.decoder_height.forward(z_mm, z.kind()));
         for level in &self.up {
-            h = level.resample.forward(&level.run(&h).silu()).pixel_shuffle(2);
+            h = level.resample.forward(&silu(level.run(&h))).pixel_shuffle(2);
         }
-        self.smooth.forward(&h.silu())
+        self.smooth.forward(&silu(h))
     }
 }
 

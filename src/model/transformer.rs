@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
 
-use super::layers::{Embedding, Height, LayerNorm, Linear, gelu};
+use super::layers::{Embedding, Height, LayerNorm, Linear, gelu, plus};
 use super::packing::Packing;
 use super::vocabulary::{CodeEmbedding, CodeTable, Vocabulary};
 
@@ -93,8 +93,8 @@ impl Block {
 
     /// All that follows the attention, whose result is `mixed`, `[B, heads, N, width / heads]`.
     fn rest(&self, x: &Tensor, mixed: &Tensor) -> Tensor {
-        let x = x + self.out.forward(&mixed.transpose(1, 2).reshape(x.size()));
-        &x + self.down.forward(&gelu(self.up.forward(&self.norm2.forward(&x))))
+        let x = plus(x, self.out.forward(&mixed.transpose(1, 2).reshape(x.size())));
+        plus(&x, self.down.forward(&gelu(self.up.forward(&self.norm2.forward(&x)))))
     }
 }
 

@@ -296,8 +296,8 @@ impl Restoring<'_> {
                 let rows = Tensor::from_slice(chunk).to_device(device);
                 let pick = |tensor: &Tensor| tensor.index_select(0, &rows);
                 let image = self.decode(&pick(&encoded.codes), &pick(&encoded.z_mm));
-                out.residual = out.residual.index_copy(0, &rows, &(pick(&pixels) - &image).abs());
-                out.image = out.image.index_copy(0, &rows, &image);
+                let _ = out.residual.index_copy_(0, &rows, &(pick(&pixels) - &image).abs());
+                let _ = out.image.index_copy_(0, &rows, &image);
             }
             for chunk in open.chunks(batch) {
                 let rows = Tensor::from_slice(chunk).to_device(device);
@@ -313,9 +313,9 @@ impl Restoring<'_> {
                     None => far.ones_like() / draws.len() as f64,
                 };
                 let mean = |values: &Tensor| (values * &weights).sum_dim_intlist(0i64, false, Kind::Float);
-                out.image = out.image.index_copy(0, &rows, &mean(&images));
-                out.residual = out.residual.index_copy(0, &rows, &mean(&residuals));
-                out.nll = out.nll.index_copy(0, &rows, &draws[0].1);
+                let _ = out.image.index_copy_(0, &rows, &mean(&images));
+                let _ = out.residual.index_copy_(0, &rows, &mean(&residuals));
+                let _ = out.nll.index_copy_(0, &rows, &draws[0].1);
             }
             out
         }))
