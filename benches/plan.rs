@@ -69,7 +69,7 @@ async fn main() {
     measure("files as committed").await;
     let mut tables = Tables::open_at(place("tables")).await.unwrap();
     let started = Instant::now();
-    let optimized = tables.optimize(Table::Scans, NonZeroU64::new(128 << 20).unwrap()).await.unwrap();
+    let optimized = tables.optimize(Table::Scans, NonZeroU64::new(128 << 20).unwrap(), 4 << 30).await.unwrap();
     println!("{} files became {} in {:.1} s", optimized.removed, optimized.added, started.elapsed().as_secs_f64());
     drop(tables);
     measure("files put together").await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use crate::error::{Error, Result};
+use crate::flow;
 use crate::query::{self, Format};
 use crate::tables::{Commit, Optimized, Table, Tables};
 
@@ -30,6 +31,9 @@ enum TablesCommand {
         /// Size that files should have, MiB
         #[arg(long, value_name = "MIB", default_value = "128")]
         target_mib: NonZeroU64,
+        /// Memory that sorting may take, MiB; it goes by way of temporary files beyond. 0: half of what is free
+        #[arg(long, value_name = "MIB", default_value_t = 0)]
+        memory_mib: u64,
     },
     /// Delete files that no version of the last days refers to, those that killed runs left behind among them
     Vacuum {
@@ -93,10 +97,12 @@ impl TablesArgs {
     pub async fn run(self) -> Result<()> {
         match self.command {
             TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
-            TablesCommand::Optimize { which, target_mib } => {
+            TablesCommand::Optimize { which, target_mib, memory_mib } => {
                 let (mut tables, wanted) = which.open().await?;
+                let memory_bytes = if memory_mib == 0 { flow::free_memory() / 2 } else { memory_mib << 20 };
                 for table in wanted {
-                    let Optimized { removed, added } = tables.optimize(table, target_mib.saturating_mul(MIB)).await?;
+                    let target = target_mib.saturating_mul(MIB);
+                    let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
                     println!("{}: {removed} files became {added}", table.name());
                 }
             }

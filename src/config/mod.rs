@@ -207,7 +207,7 @@ pub struct RunConfig {
     pub max_failures: Option<FailureLimit>,
     /// Also tries scans again whose content failed for good.
     pub retry: bool,
-    /// Seconds after which a scan is given up, from its fetch to its rows; 0: never.
+    /// Seconds after which a scan is given up, from its fetch to its rows, waiting for memory left out; 0: never.
     pub scan_timeout_s: u64,
     /// Largest decompressed scan in MiB.
     pub max_scan_mib: u64,

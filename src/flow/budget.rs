@@ -149,7 +149,7 @@ pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u
 }
 
 /// Free memory of the control group or the machine, whichever is less; bytes.
-fn free_memory() -> u64 {
+pub fn free_memory() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let available = system.available_memory();

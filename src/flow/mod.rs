@@ -13,7 +13,7 @@ mod screen;
 mod screening;
 mod write;
 
-pub use budget::{Budget, Grant};
+pub use budget::{Budget, Grant, free_memory};
 pub use driver::{Outcome, Report, Run};
 pub use monitor::Monitor;
 pub use progress::{Place, Progress, Seen, Snapshot};

@@ -40,7 +40,7 @@ use super::budget::{self, Grant};
 use super::progress::{Here, Place};
 use super::rows::{self, Finished, StageTimes};
 use super::screening::Screening;
-use crate::cohort::{self, Location, ScanEntry};
+use crate::cohort::{self, Location, ScanBytes, ScanEntry};
 use crate::error::{Error, Result, Stage};
 use crate::preprocess;
 use crate::score;
@@ -213,19 +213,13 @@ fn external(error: Error) -> DataFusionError {
 async fn screen(screening: &Arc<Screening>, entry: &ScanEntry, metrics: &Metrics) -> Result<RecordBatch> {
     let mut here = screening.progress.begin();
     let span = info_span!("scan", scan_id = %entry.scan_id);
-    // Before the clock runs: a scan that waits for others' memory does not hang.
+    // The clock does not run: a scan that waits for others' memory does not hang.
     let waiting = Instant::now();
     let grant = screening.budget.take(budget::before_fetching(entry, screening.limit_bytes)).await?;
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Fetch, waiting.elapsed());
     let reached = Arc::new(AtomicU8::new(0));
-    let work = process(screening, entry, metrics, &reached, here, grant).instrument(span.clone());
-    let result = match screening.timeout {
-        None => work.await,
-        Some(limit) => tokio::time::timeout(limit, work)
-            .await
-            .unwrap_or_else(|_| Err((stage(&reached), Error::TimedOut { seconds: limit.as_secs() }))),
-    };
+    let result = process(screening, entry, metrics, &reached, here, grant).instrument(span.clone()).await;
     screening.end(result.is_err());
     metrics.output_rows.add(1);
     let _entered = span.enter();
@@ -258,6 +252,19 @@ fn stage(reached: &AtomicU8) -> Stage {
     Stage::ALL[usize::from(reached.load(Relaxed)).min(Stage::ALL.len() - 1)]
 }
 
+/// Does a part of a scan's work in what is left of its time, of which `spent` is gone. Work that was begun on rayon or the
+/// device may go on unheard where that is not enough.
+async fn in_time<T>(
+    limit: Option<Duration>,
+    spent: Duration,
+    reached: &AtomicU8,
+    work: impl Future<Output = Result<T, (Stage, Error)>>,
+) -> Result<T, (Stage, Error)> {
+    let Some(limit) = limit else { return work.await };
+    let result = tokio::time::timeout(limit.saturating_sub(spent), work).await;
+    result.unwrap_or_else(|_| Err((stage(reached), Error::TimedOut { seconds: limit.as_secs() })))
+}
+
 /// All stages of a scan. `reached` counts the ones that are through; `grant` is what it may take until it is fetched.
 async fn process(
     screening: &Arc<Screening>,
@@ -267,13 +274,13 @@ async fn process(
     mut here: Here,
     mut grant: Grant,
 ) -> Result<RecordBatch, (Stage, Error)> {
-    let mut times = StageTimes::default();
-    let ms = |spent: Duration| spent.as_secs_f32() * 1e3;
-
     let started = Instant::now();
-    let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await.map_err(|e| (Stage::Fetch, e))?;
+    let fetching = async {
+        let bytes = cohort::read(&screening.location, entry, screening.limit_bytes).await;
+        bytes.map_err(|e| (Stage::Fetch, e))
+    };
+    let bytes = in_time(screening.timeout, Duration::ZERO, reached, fetching).await?;
     let spent = started.elapsed();
-    times.fetch_ms = ms(spent);
     metrics.fetch.add_duration(spent);
     metrics.bytes.add(bytes.n_bytes());
     here.go_on(Place::Memory, spent);
@@ -285,7 +292,36 @@ async fn process(
     metrics.memory_wait.add_duration(waiting.elapsed());
     here.go_on(Place::Decode, waiting.elapsed());
 
-    // In one go, so that decoded volumes do not pile up before they are preprocessed.
+    let rest = score_fetched(screening, entry, metrics, reached, Fetched { bytes, spent, here, grant });
+    in_time(screening.timeout, spent, reached, rest).await
+}
+
+/// A scan's bytes, with what goes along with it.
+struct Fetched {
+    bytes: ScanBytes,
+    /// What the fetch took.
+    spent: Duration,
+    here: Here,
+    /// What the scan may take until it is preprocessed.
+    grant: Grant,
+}
+
+fn ms(spent: Duration) -> f32 {
+    spent.as_secs_f32() * 1e3
+}
+
+/// All stages from the fetched bytes on.
+async fn score_fetched(
+    screening: &Arc<Screening>,
+    entry: &ScanEntry,
+    metrics: &Metrics,
+    reached: &Arc<AtomicU8>,
+    fetched: Fetched,
+) -> Result<RecordBatch, (Stage, Error)> {
+    let Fetched { bytes, spent, mut here, grant } = fetched;
+    let mut times = StageTimes { fetch_ms: ms(spent), ..StageTimes::default() };
+    // In one go, so that decoded volumes do not pile up before they are preprocessed. The work holds the grant itself: it
+    // takes memory until it is through, even where the scan's time is over before.
     let (shared, through) = (Arc::clone(screening), Arc::clone(reached));
     let work = move || {
         let started = Instant::now();
@@ -298,10 +334,10 @@ async fn process(
         let prepared = preprocess::prepare(&decoded.volume, &shared.preprocess)?;
         here.go_on(Place::Queue, started.elapsed());
         through.fetch_add(1, Relaxed);
-        Ok((Arc::new(prepared), decoded.datatype, decoding, started.elapsed(), here))
+        Ok((Arc::new(prepared), decoded.datatype, decoding, started.elapsed(), here, grant))
     };
     let (done, _) = on_rayon(work).await.map_err(|e| (stage(reached), e))?;
-    let (prepared, datatype, decoding, preparing, mut here) = done;
+    let (prepared, datatype, decoding, preparing, mut here, grant) = done;
     (times.decode_ms, times.preprocess_ms) = (ms(decoding), ms(preparing));
     metrics.decode.add_duration(decoding);
     metrics.preprocess.add_duration(preparing);
@@ -357,4 +393,20 @@ async fn on_rayon<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         let _ = reply.send(result.map(|value| (value, started.elapsed())));
     });
     answer.await.map_err(|_| Error::Bug("a step ended without an answer".into()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_scan_has_the_time_that_earlier_work_left() {
+        let (limit, reached) = (Some(Duration::from_secs(60)), AtomicU8::new(1));
+        let quick = in_time(limit, Duration::from_secs(59), &reached, async { Ok(7) }).await;
+        assert_eq!(quick.map_err(|(_, error)| error.to_string()), Ok(7));
+        let nothing_left = Duration::from_secs(60);
+        let late = in_time(limit, nothing_left, &reached, std::future::pending::<Result<(), _>>()).await;
+        assert!(matches!(late, Err((Stage::Decode, Error::TimedOut { seconds: 60 }))), "{late:?}");
+        assert!(in_time(None, nothing_left, &reached, async { Ok(()) }).await.is_ok(), "no limit");
+    }
 }

@@ -5,9 +5,11 @@
 //! version that is kept refers to, and what killed runs left without a commit. Neither changes what a query answers.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use deltalake_core::delta_datafusion::create_session_state_with_spill_config;
 use deltalake_core::operations::optimize::OptimizeType;
 use deltalake_core::operations::vacuum::VacuumMode;
 use futures::TryStreamExt as _;
@@ -38,11 +40,11 @@ pub struct Commit {
 
 impl Tables {
     /// Puts files together that are smaller than `target_bytes`; tokens lie together by scan and region afterwards.
-    /// Runs that commit meanwhile are not disturbed.
+    /// Sorting takes `memory_bytes` and goes by way of temporary files beyond. Runs that commit meanwhile are not disturbed.
     ///
     /// # Errors
     /// [`Error::Table`] where the table cannot be read or written; it is as before then.
-    pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64) -> Result<Optimized> {
+    pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64, memory_bytes: u64) -> Result<Optimized> {
         let failed = |e| Error::table(format!("cannot optimize table {}", table.name()), e);
         let delta = self.delta_mut(table);
         delta.update_state().await.map_err(failed)?;
@@ -55,6 +57,7 @@ impl Tables {
             .optimize()
             .with_type(how)
             .with_target_size(target_bytes)
+            .with_session_state(Arc::new(create_session_state_with_spill_config(Some(memory_bytes as usize), None)))
             // The files' rows follow each other, which is no order of the whole.
             .with_writer_properties(properties(table, false)?)
             .await

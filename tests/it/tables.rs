@@ -338,7 +338,7 @@ async fn of_a_roll_only_what_another_run_has_not_committed_is_taken() {
     let (mut first, mut second) = (open(folder.path()).await, open(folder.path()).await);
     commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
     // Putting files together anew is no news, and other content or another recipe is no rival.
-    first.optimize(Table::Scans, std::num::NonZeroU64::new(1 << 20).unwrap()).await.unwrap();
+    first.optimize(Table::Scans, std::num::NonZeroU64::new(1 << 20).unwrap(), 1 << 28).await.unwrap();
     let scans = ["sub-1", "sub-2", "sub-3"].map(|scan| finished("r2", scan, DAY_ONE + MINUTE, 0.6));
     let receipts = write(second.location(), vec![scans.to_vec()], 64).await;
     let committed = second.commit("r2", 0, &receipts).await.unwrap();
