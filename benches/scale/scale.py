@@ -100,6 +100,11 @@ def seconds_of(command):
     return time.perf_counter() - started
 
 
+def tell(figures):
+    for name, value in figures.items():
+        print(f"{name:<24}{value:>14.1f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
@@ -163,17 +168,19 @@ def main():
             "aggregate_s": seconds_of([*query, AGGREGATE]),
             "again_s": seconds_of(list(map(str, command))),
         }
-        started = time.perf_counter()
-        program("tables", "optimize", "--tables", tables, "--table", "tokens")
-        figures["optimize_tokens_s"] = time.perf_counter() - started
-        figures["aggregate_optimized_s"] = seconds_of([*query, AGGREGATE])
-        optimized = subprocess.run([*query, "SELECT count(*) AS n FROM tokens"], check=True, capture_output=True)
-        assert json.loads(optimized.stdout)[0]["n"] == n_tokens
-        for name, value in figures.items():
-            print(f"{name:<24}{value:>14.1f}")
+        # What follows may fail: what is known is told before.
+        tell(figures)
         for place in report["places"]:
             busy = "" if place["busy"] is None else f"{100 * place['busy']:8.0f} %"
-            print(f"{place['place']:<24}{1000 * place['seconds'] / args.scans:>11.1f} ms{busy}")
+            print(f"{place['place']:<24}{1000 * place['seconds'] / args.scans:>11.1f} ms{busy}", flush=True)
+        started = time.perf_counter()
+        program("tables", "optimize", "--tables", tables, "--table", "tokens")
+        optimized = {"optimize_tokens_s": time.perf_counter() - started}
+        optimized["aggregate_optimized_s"] = seconds_of([*query, AGGREGATE])
+        counted = subprocess.run([*query, "SELECT count(*) AS n FROM tokens"], check=True, capture_output=True)
+        assert json.loads(counted.stdout)[0]["n"] == n_tokens
+        tell(optimized)
+        figures |= optimized
         if args.json:
             args.json.write_text(json.dumps({"figures": figures, "places": report["places"], "memory": memory}) + "\n")
         grown = figures["last_tenth_mib"] > 1.05 * figures["first_tenths_mib"]
