@@ -99,7 +99,8 @@ impl TablesArgs {
             TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
             TablesCommand::Optimize { which, target_mib, memory_mib } => {
                 let (mut tables, wanted) = which.open().await?;
-                let memory_bytes = if memory_mib == 0 { flow::free_memory() / 2 } else { memory_mib << 20 };
+                let memory_bytes =
+                    if memory_mib == 0 { flow::free_memory() / 2 } else { memory_mib.saturating_mul(MIB.get()) };
                 for table in wanted {
                     let target = target_mib.saturating_mul(MIB);
                     let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
