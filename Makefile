@@ -13,8 +13,9 @@ demo: build ## Build, screen a small synthetic cohort and query the result
 	@scripts/demo.sh
 
 test: setup ## Run all tests
-	cargo test --release --locked --package store-contract
 	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && export NEUROSIEVE_PYTHON && cargo test --release --locked
+	NEUROSIEVE_PROGRAM=$$(realpath "$${CARGO_TARGET_DIR:-target}")/release/neurosieve && export NEUROSIEVE_PROGRAM && \
+		cargo test --release --locked --package store-contract
 
 check: setup ## Check format, lints, docs and dependencies
 	cargo fmt --check

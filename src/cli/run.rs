@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
 use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
 use crate::error::Result;
-use crate::flow::{Outcome, Place, Progress, Report, Run, Seen, Snapshot};
+use crate::flow::{Outcome, Place, Progress, Report, Run, Seen, Snapshot, bottleneck};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -127,23 +127,18 @@ fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
     let rate = finished as f64 / started.elapsed().as_secs_f64();
     let left = pending.saturating_sub(finished);
     let eta = if finished == 0 { "unknown".to_owned() } else { duration(left as f64 / rate) };
-    let at: Vec<String> = now.places.iter().map(|seen| format!("{} {}", seen.place, seen.scans)).collect();
+    let busy = |seen: &Seen| seen.busy.map_or(String::new(), |share| format!(" ({:.0} %)", 100. * share));
+    let at: Vec<String> =
+        now.places.iter().map(|seen| format!("{} {}{}", seen.place, seen.scans, busy(seen))).collect();
     format!(
-        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; busy: {}; scans at: {}",
+        "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; bottleneck: {}; scans at (busy): {}",
         now.done,
         now.failed,
         now.in_flight(),
         rate * 60.,
-        busy(&now.places, &[Place::Preprocess, Place::Device]),
+        bottleneck(&now.places).map_or("nothing yet".to_owned(), |seen| seen.place.to_string()),
         at.join(", "),
     )
-}
-
-/// How busy some stages are.
-fn busy(places: &[Seen], shown: &[Place]) -> String {
-    let shown = places.iter().filter(|seen| shown.contains(&seen.place));
-    let share = |seen: &Seen| seen.busy.map(|share| format!("{} {:.0} %", seen.place, 100. * share));
-    shown.filter_map(share).collect::<Vec<_>>().join(", ")
 }
 
 /// Where the time went, stage by stage, as a table.
@@ -154,7 +149,19 @@ fn stages(places: &[Seen]) -> String {
         format!("{:<12}{:>8}{:>12.1}{mean_ms:>12.1}{busy:>8}\n", seen.place.to_string(), seen.passed, seen.seconds)
     };
     let head = format!("{:<12}{:>8}{:>12}{:>12}{:>8}\n", "stage", "scans", "seconds", "ms/scan", "busy");
-    head + &places.iter().map(row).collect::<String>()
+    let waits_for = bottleneck(places).map(|seen| format!("bottleneck: {}: {}\n", seen.place, advice(seen.place)));
+    head + &places.iter().map(row).collect::<String>() + &waits_for.unwrap_or_default()
+}
+
+/// What makes a place faster.
+fn advice(place: Place) -> &'static str {
+    match place {
+        Place::Memory => "more run.memory_mib, or fewer run.scans_in_flight",
+        Place::Fetch => "more run.scans_in_flight, or a store that is nearer",
+        Place::Decode | Place::Preprocess | Place::Assess => "more cores",
+        Place::Queue | Place::Device => "a GPU, more cores, or score.precision = \"bf16\" where that is faster",
+        Place::Commit => "more tables.commit_scans and tables.commit_seconds, or a store that is nearer",
+    }
 }
 
 fn duration(seconds: f64) -> String {

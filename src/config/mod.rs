@@ -8,6 +8,7 @@ mod recipe;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -85,15 +86,15 @@ pub struct CohortConfig {
 pub struct TablesConfig {
     /// Folder of the tables: any URL that `cohort.url` may be.
     pub url: String,
-    /// Scans per data file and commit.
+    /// Scans that finish between two commits, at most. Data files hold 64 of them, or these where they are fewer.
     pub commit_scans: usize,
-    /// Seconds after which finished scans are committed, however few.
+    /// Seconds after which finished scans are written to data files, and files are committed, however few.
     pub commit_seconds: u64,
 }
 
 impl Default for TablesConfig {
     fn default() -> Self {
-        Self { url: String::new(), commit_scans: 64, commit_seconds: 60 }
+        Self { url: String::new(), commit_scans: 512, commit_seconds: 60 }
     }
 }
 
@@ -154,9 +155,13 @@ pub struct ScoreConfig {
     /// Kind of number the networks compute in: `f32`, or `bf16`, which is several times faster on devices that multiply it
     /// (GPUs, processors with AMX) and slower elsewhere, and moves scores a little.
     pub precision: Precision,
-    /// Slices that pass through a network at once; 0: 4 on a processor, whose caches hold no more, and all of a scan's on a
-    /// GPU. `neurosieve bench device` tries others.
+    /// Slices that pass through a network at once; 0: 4 on a processor, whose caches hold no more, and 96 on a GPU.
+    /// `neurosieve bench device` tries others.
     pub batch_slices: usize,
+    /// Scans whose slices may share batches, where so many wait for the device; left out, 1 on a processor and 8 on a GPU.
+    /// With more than 1, batches always have the same shapes, so that a scan's numbers do not depend on its company.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scans_at_once: Option<NonZeroUsize>,
     /// Seed of the inpainter's draw, combined with the scan's id.
     pub seed: u64,
 }
@@ -180,6 +185,7 @@ impl Default for ScoreConfig {
             min_finding_ml: 0.2,
             precision: Precision::F32,
             batch_slices: 0,
+            scans_at_once: None,
             seed: 0,
         }
     }

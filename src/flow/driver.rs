@@ -29,6 +29,7 @@ use super::budget::Budget;
 use super::progress::{Progress, Seen, Snapshot};
 use super::screen::ScreenExec;
 use super::screening::Screening;
+use super::waiting::Waiting;
 use super::write::{RollPolicy, WriteExec};
 use crate::cohort::{self, Listing, Location, ScanEntry, store};
 use crate::config::{Pipeline, recipe_id};
@@ -339,10 +340,11 @@ impl Run {
         let partitions = self.manifest()?;
         let leaf = MemorySourceConfig::try_new_exec(&partitions, cohort::manifest::schema(), None)?;
         let screen = Arc::new(ScreenExec::new(leaf, Arc::clone(&screening)));
+        let policy = RollPolicy::default();
         let policy = RollPolicy {
-            scans: self.pipeline.tables.commit_scans,
+            scans: policy.scans.min(self.pipeline.tables.commit_scans),
             every: Duration::from_secs(self.pipeline.tables.commit_seconds),
-            ..RollPolicy::default()
+            ..policy
         };
         let plan: Arc<dyn ExecutionPlan> =
             Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?);
@@ -351,19 +353,32 @@ impl Run {
         let streams = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
         // WriteExec drives every partition on a task of its own, so all of them work while one commits.
         let mut receipts = stream::select_all(streams);
+        let mut waiting = Waiting::new(&self.pipeline.tables);
         let (mut epoch, mut superseded) = (0, 0);
-        while let Some(batch) = receipts.next().await {
-            let batch = Receipt::from_batch(&batch?)?;
+        let mut ended = None;
+        while ended.is_none() {
+            tokio::select! {
+                roll = receipts.next() => match roll {
+                    Some(Ok(roll)) => waiting.add(Receipt::from_batch(&roll)?),
+                    // What was written before is committed all the same.
+                    Some(Err(error)) => ended = Some(Err(error)),
+                    None => ended = Some(Ok(())),
+                },
+                () = tokio::time::sleep_until(waiting.until().into()), if !waiting.is_empty() => {}
+            }
+            let due = ended.is_some() || waiting.is_due(Instant::now());
+            if waiting.is_empty() || !due {
+                continue;
+            }
             let started = Instant::now();
-            let committed = self.tables.commit(run_id, epoch, &batch).await?;
-            let Committed { tables, superseded: left_out } = committed;
-            info!(epoch, tables = tables.len(), files = batch.len(), superseded = left_out, "committed");
+            let (receipts, scans) = waiting.take();
+            let Committed { tables, superseded: left_out } = self.tables.commit(run_id, epoch, &receipts).await?;
+            info!(epoch, tables = tables.len(), files = receipts.len(), superseded = left_out, "committed");
             superseded += left_out as u64;
-            // A batch is a roll, and each of its receipts has the roll's counts.
-            let scans = batch.first().map_or(0, |receipt| receipt.n_scans + receipt.n_failed);
-            self.progress.commit(scans as u64, started.elapsed());
+            self.progress.commit(scans, started.elapsed());
             epoch += 1;
         }
+        ended.unwrap_or(Ok(()))?;
         Ok(Screened {
             plan: DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string(),
             gave_up: screening.gave_up.load(Ordering::Relaxed),

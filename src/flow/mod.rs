@@ -11,12 +11,13 @@ pub(crate) mod rows;
 mod schedule;
 mod screen;
 mod screening;
+mod waiting;
 mod write;
 
 pub use budget::{Budget, Grant, free_memory};
 pub use driver::{Outcome, Report, Run};
 pub use monitor::Monitor;
-pub use progress::{Place, Progress, Seen, Snapshot};
+pub use progress::{Place, Progress, Seen, Snapshot, bottleneck};
 pub use schedule::{Job, Outcome as ScheduleOutcome, Schedule};
 pub use screen::ScreenExec;
 pub use screening::Screening;

@@ -93,6 +93,17 @@ pub struct Seen {
     pub busy: Option<f64>,
 }
 
+/// The place that all others wait for: the one that was at work for the largest share of the time; memory, where that is
+/// less than half and scans spent more time waiting for their share of the budget than anywhere else. None before
+/// anything was done.
+pub fn bottleneck(places: &[Seen]) -> Option<Seen> {
+    let share = |seen: &Seen| seen.busy.unwrap_or(0.);
+    let busiest = places.iter().filter(|seen| seen.seconds > 0.).max_by(|a, b| share(a).total_cmp(&share(b)))?;
+    let longest = places.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
+    let waits = share(busiest) < 0.5 && longest.place == Place::Memory;
+    Some(if waits { *longest } else { *busiest })
+}
+
 /// The counters at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot {
@@ -222,5 +233,23 @@ mod tests {
         let now = progress.snapshot();
         assert_eq!((now.at(Place::Commit).scans, now.at(Place::Commit).passed), (0, 2));
         assert!(now.at(Place::Commit).busy.is_some_and(|share| share > 0.) && now.at(Place::Queue).busy.is_none());
+    }
+
+    #[test]
+    fn the_bottleneck_is_the_busiest_place_or_memory_where_none_is_busy() {
+        let seen = |place, seconds, busy| Seen { place, scans: 0, passed: 0, seconds, busy };
+        let places = |device, memory| {
+            [
+                seen(Place::Memory, memory, None),
+                seen(Place::Fetch, 90., Some(0.1)),
+                seen(Place::Queue, 200., None),
+                seen(Place::Device, 20., Some(device)),
+            ]
+        };
+        let at = |device, memory| bottleneck(&places(device, memory)).map(|seen| seen.place);
+        assert_eq!(at(0.97, 500.), Some(Place::Device));
+        assert_eq!(at(0.3, 500.), Some(Place::Memory));
+        assert_eq!(at(0.3, 1.), Some(Place::Device));
+        assert_eq!(bottleneck(&[seen(Place::Fetch, 0., Some(0.))]).map(|seen| seen.place), None);
     }
 }

@@ -6,7 +6,7 @@
 //! decoded in a few steps, surest tokens first, as in MaskGIT (Chang et al., arXiv 2202.04200).
 
 use tch::nn::Path;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::layers::Linear;
 use super::packing::Packing;
@@ -44,10 +44,16 @@ impl Inpainter {
         self.logits(&codes, &packing, slices.z_mm, &open, kind)
     }
 
-    /// Only masked tokens need the head: a small part of a slice, and the vocabulary is wide.
+    /// Only masked tokens need the head: a small part of a slice, and the vocabulary is wide. A GPU, which may compute a
+    /// product of another shape in another order, has all tokens pass it: a scan's numbers must not depend on how many are
+    /// masked in those beside it.
     fn logits(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, open: &Tensor, kind: Kind) -> Tensor {
-        let features = self.trunk.forward(&codes.unsqueeze(-1), packing, z_mm, kind);
-        self.head.forward(&features.flatten(0, 1).index_select(0, open)).to_kind(Kind::Float)
+        let features = self.trunk.forward(&codes.unsqueeze(-1), packing, z_mm, kind).flatten(0, 1);
+        let logits = match of_one_shape(&features) {
+            true => self.head.forward(&features).index_select(0, open),
+            false => self.head.forward(&features.index_select(0, open)),
+        };
+        logits.to_kind(Kind::Float)
     }
 
     /// Slices whose masked tokens are the mean of what a healthy slice would hold, in one pass: what many draws of
@@ -59,7 +65,15 @@ impl Inpainter {
         let places = slices.places();
         let nll = slices.plane(&-slices.likelihood(&log_p), 0.);
         let given = table.index_select(0, &slices.codes.reshape([-1]));
-        let mean = given.index_copy(0, &places, &log_p.exp().matmul(table));
+        let p = log_p.exp();
+        let vectors = match of_one_shape(&p) {
+            true => {
+                let all = Tensor::zeros([given.size()[0], p.size()[1]], (p.kind(), p.device()));
+                all.index_copy(0, &places, &p).matmul(table).index_select(0, &places)
+            }
+            false => p.matmul(table),
+        };
+        let mean = given.index_copy(0, &places, &vectors);
         let shape = [slices.codes.size(), vec![-1]].concat();
         (mean.view(shape.as_slice()), nll)
     }
@@ -98,6 +112,11 @@ impl Inpainter {
         }
         (current, nll)
     }
+}
+
+/// Whether products must have one shape, however many tokens are masked.
+fn of_one_shape(values: &Tensor) -> bool {
+    values.device() != Device::Cpu && !values.requires_grad()
 }
 
 /// Slices with masked tokens.
@@ -151,7 +170,6 @@ pub struct Decoding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
     use tch::nn::VarStore;
 
     #[test]

@@ -5,10 +5,11 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::map::{mean_in_brain, token_brain_fraction};
-use super::{Evidence, MIN_TOKEN_BRAIN, Method, Settings, Tail, batch_slices};
+use super::map::mean_in_brain;
+use super::slices::{Batching, Encoded, Part, Scan, encode};
+use super::{Evidence, Method, Settings, Tail};
 use crate::error::{Error, Result};
-use crate::model::{CONTEXT, Decoding, Masked, Networks, Prior, Resampling};
+use crate::model::{Decoding, Masked, Networks, Prior, Resampling};
 use crate::volume::Volume;
 
 /// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
@@ -35,95 +36,29 @@ pub struct Inference {
     pub residual: Vec<f32>,
 }
 
-/// The slices of a scan that hold brain, as tokens.
-#[derive(Debug)]
-struct Encoded {
-    slices: Vec<usize>,
-    z_mm: Tensor,
-    /// Pixels `[S, 1, ny, nx]`.
-    pixels: Tensor,
-    /// `[S, rows, columns]`.
-    codes: Tensor,
-    /// Codes of each slice and its neighbours, `[S, 3, rows, columns]`.
-    context: Tensor,
-    /// Tokens that hold brain, `[S, rows, columns]`.
-    brain: Tensor,
-    /// Tokens with enough brain in them to be judged, `[S, rows, columns]`.
-    inside: Tensor,
-}
-
-/// Runs the tokenizer over every slice that holds brain, and over those beside them that the detector looks at. In f32
-/// always: rounding moves codes, and all else works with them.
-fn encode(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Encoded> {
-    let [nx, ny, nz] = image.grid.shape;
-    let plane = nx * ny;
-    let slices: Vec<usize> =
-        brain.data.chunks(plane).enumerate().filter(|(_, m)| m.iter().any(|&v| v > 0)).map(|(z, _)| z).collect();
-    if slices.is_empty() {
-        return Err(Error::input("no_brain", "no slice of the model's grid holds brain"));
-    }
-    let beside = |z: usize| CONTEXT.map(|offset| (z as i64 + offset).clamp(0, nz as i64 - 1) as usize);
-    let mut seen: Vec<usize> = slices.iter().flat_map(|&z| beside(z)).collect();
-    seen.sort_unstable();
-    seen.dedup();
-    let values: Vec<f32> = seen.iter().flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).copied().collect();
-    let pixels = Tensor::from_slice(&values).view([seen.len() as i64, 1, ny as i64, nx as i64]);
-    let pixels = pixels.to_device(networks.device);
-    let heights_of = |slices: &[usize]| {
-        let mm: Vec<f32> = slices.iter().map(|&z| image.grid.affine.apply([0., 0., z as f64])[2] as f32).collect();
-        Tensor::from_slice(&mm).to_device(networks.device)
-    };
-    let codes = tch::no_grad(|| {
-        let (pixels, heights) = (pixels.split(batch as i64, 0), heights_of(&seen).split(batch as i64, 0));
-        let parts: Vec<Tensor> =
-            pixels.iter().zip(&heights).map(|(pixels, z_mm)| networks.tokenizer.encode(pixels, z_mm)).collect();
-        Tensor::cat(&parts, 0)
-    });
-    let rows_of = |slices: Vec<usize>| {
-        let rows: Vec<i64> = slices.into_iter().map(|z| seen.partition_point(|&other| other < z) as i64).collect();
-        Tensor::from_slice(&rows).to_device(networks.device)
-    };
-    let (own, around) = (rows_of(slices.clone()), rows_of(slices.iter().flat_map(|&z| beside(z)).collect()));
-    let context = codes.index_select(0, &around).unflatten(0, [slices.len() as i64, CONTEXT.len() as i64]);
-    let codes = codes.index_select(0, &own);
-    let fraction = Tensor::from_slice(&token_brain_fraction(brain, &slices, tokens(&codes))).view_as(&codes);
-    Ok(Encoded {
-        z_mm: heights_of(&slices),
-        pixels: pixels.index_select(0, &own),
-        brain: fraction.gt(0.).to_device(networks.device),
-        inside: fraction.ge(f64::from(MIN_TOKEN_BRAIN)).to_device(networks.device),
-        context,
-        codes,
-        slices,
-    })
-}
-
-impl Encoded {
-    /// The detector's probabilities of tokens, `[S, rows, columns]`, and of pixels, `[S, ny, nx]`.
-    fn detect(&self, networks: &Networks, batch: usize, kind: Kind) -> (Tensor, Tensor) {
+impl Encoded<'_> {
+    /// The detector's probabilities of tokens, `[R, rows, columns]`, and of pixels, `[R, ny, nx]`.
+    fn detect(&self, networks: &Networks, kind: Kind) -> (Tensor, Tensor) {
         tch::no_grad(|| {
-            let parts = |tensor: &Tensor| tensor.split(batch as i64, 0);
-            let (codes, brain, heights) = (parts(&self.context), parts(&self.brain), parts(&self.z_mm));
-            let logits: Vec<Tensor> = codes
-                .iter()
-                .zip(brain.iter().zip(&heights))
-                .map(|(codes, (brain, z_mm))| networks.detector.forward(codes, brain, z_mm, kind))
-                .collect();
-            let logits = Tensor::cat(&logits, 0);
+            let mut logits = self.pixels.squeeze_dim(1).zeros_like();
+            for rows in self.batches(&self.real()) {
+                let [codes, brain, z_mm] =
+                    [&self.context, &self.brain, &self.z_mm].map(|tensor| tensor.index_select(0, &rows));
+                let here = networks.detector.forward(&codes, &brain, &z_mm, kind);
+                let _ = logits.index_copy_(0, &rows, &here);
+            }
             (networks.detector.token_probability(&logits), logits.sigmoid())
         })
     }
 }
 
-/// `p_anomalous` of a scan's tokens inside the brain, without restoring anything.
-///
-/// `image`: intensities in 0..1 on the model's grid; `brain`: its mask, 0 or 1.
+/// `p_anomalous` of a scan's tokens inside the brain, `batch` slices at once, without restoring anything.
 ///
 /// # Errors
 /// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
-pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Vec<f32>> {
-    let encoded = encode(networks, image, brain, batch.max(1))?;
-    let (p, _) = encoded.detect(networks, batch.max(1), Kind::Float);
+pub fn detect(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec<f32>> {
+    let encoded = encode(networks, &[scan], Batching::alone(batch))?;
+    let (p, _) = encoded.detect(networks, Kind::Float);
     Ok(to_vec(&p.masked_select(&encoded.inside)))
 }
 
@@ -131,14 +66,14 @@ pub fn detect(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batc
 ///
 /// # Errors
 /// [`Error::Input`] where there is no brain, [`Error::Config`] where the bundle has no prior.
-pub fn surprise(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>, batch: usize) -> Result<Vec<f32>> {
-    let encoded = encode(networks, image, brain, batch.max(1))?;
+pub fn surprise(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec<f32>> {
+    let encoded = encode(networks, &[scan], Batching::alone(batch))?;
     let prior = prior(networks)?;
-    let parts = |tensor: &Tensor| tensor.split(batch.max(1) as i64, 0);
-    let (codes, inside, heights) = (parts(&encoded.codes), parts(&encoded.inside), parts(&encoded.z_mm));
-    let nll = codes.iter().zip(inside.iter().zip(&heights)).flat_map(|(codes, (inside, z_mm))| {
-        let nll = tch::no_grad(|| prior.nll(codes, inside, z_mm, Kind::Float));
-        to_vec::<f32>(&nll.masked_select(inside))
+    let nll = encoded.batches(&encoded.real()).into_iter().flat_map(|rows| {
+        let [codes, inside, z_mm] =
+            [&encoded.codes, &encoded.inside, &encoded.z_mm].map(|tensor| tensor.index_select(0, &rows));
+        let nll = tch::no_grad(|| prior.nll(&codes, &inside, &z_mm, Kind::Float));
+        to_vec::<f32>(&nll.masked_select(&inside))
     });
     Ok(nll.collect())
 }
@@ -156,14 +91,14 @@ fn prior(networks: &Networks) -> Result<&Prior> {
 ///
 /// # Errors
 /// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
-pub fn reconstruct(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>) -> Result<Volume<f32>> {
+pub fn reconstruct(networks: &Networks, scan: Scan<'_>) -> Result<Volume<f32>> {
     /// Slices that pass through the decoder at once.
     const BATCH: usize = 16;
-    let encoded = encode(networks, image, brain, BATCH)?;
-    let plane = image.grid.shape[0] * image.grid.shape[1];
-    let mut out = Volume::zeros(image.grid);
+    let encoded = encode(networks, &[scan], Batching::alone(BATCH))?;
+    let plane = scan.image.grid.shape[0] * scan.image.grid.shape[1];
+    let mut out = Volume::zeros(scan.image.grid);
     let (codes, heights) = (encoded.codes.split(BATCH as i64, 0), encoded.z_mm.split(BATCH as i64, 0));
-    for (slices, (codes, z_mm)) in encoded.slices.chunks(BATCH).zip(codes.iter().zip(&heights)) {
+    for (slices, (codes, z_mm)) in encoded.parts[0].slices.chunks(BATCH).zip(codes.iter().zip(&heights)) {
         let decoded: Vec<f32> = to_vec(&tch::no_grad(|| networks.tokenizer.decode(codes, z_mm, Kind::Float)));
         for (&z, pixels) in slices.iter().zip(decoded.chunks(plane)) {
             out.data[z * plane..(z + 1) * plane].copy_from_slice(pixels);
@@ -172,55 +107,45 @@ pub fn reconstruct(networks: &Networks, image: &Volume<f32>, brain: &Volume<u8>)
     Ok(out)
 }
 
-/// Runs the method of the settings over one scan; draws are seeded by `scan_id`, the slice and the settings' seed.
+/// Runs the method of the settings over scans, whose slices share batches; draws are seeded by a scan's id, the slice and
+/// the settings' seed. A scan's numbers do not depend on the others. Gives an inference for each, in their order.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no brain, [`Error::Config`] where the bundle lacks what the method needs,
+/// [`Error::Input`] where one has no brain, [`Error::Config`] where the bundle lacks what the method needs,
 /// [`Error::Device`] where libtorch fails.
-pub fn infer(
-    networks: &Networks,
-    image: &Volume<f32>,
-    brain: &Volume<u8>,
-    scan_id: &str,
-    settings: &Settings,
-) -> Result<Inference> {
+pub fn infer(networks: &Networks, scans: &[Scan<'_>], settings: &Settings) -> Result<Vec<Inference>> {
     let config = &settings.config;
     let kind = config.precision.kind();
-    let encoded = encode(networks, image, brain, batch_slices(config.batch_slices, networks.device))?;
-    let restoring = Restoring { networks, encoded: &encoded, settings, scan_id, kind };
+    let encoded = encode(networks, scans, settings.batching(networks.device))?;
+    let restoring = Restoring { networks, encoded: &encoded, settings, kind };
     match config.method {
-        Method::Mim if config.evidence == Evidence::Intensity => Ok(without_model(&encoded, image, brain, Tail::Both)),
+        Method::Mim if config.evidence == Evidence::Intensity => Ok(without_model(&encoded, Tail::Both)),
         Method::Mim => restoring.mim(),
         Method::Ar => restoring.ar(),
-        Method::Threshold => Ok(without_model(&encoded, image, brain, config.tail)),
+        Method::Threshold => Ok(without_model(&encoded, config.tail)),
     }
 }
 
-/// Everything that restoring a scan needs.
+/// Everything that restoring scans needs.
 struct Restoring<'a> {
     networks: &'a Networks,
-    encoded: &'a Encoded,
+    encoded: &'a Encoded<'a>,
     settings: &'a Settings,
-    scan_id: &'a str,
     kind: Kind,
 }
 
 /// Restorations of all slices.
 struct Restored {
     nll: Tensor,
-    /// Each `[S, ny, nx]`.
+    /// Each `[R, ny, nx]`.
     image: Tensor,
     residual: Tensor,
 }
 
 impl Restoring<'_> {
-    fn batch(&self) -> usize {
-        batch_slices(self.settings.config.batch_slices, self.networks.device)
-    }
-
-    fn mim(&self) -> Result<Inference> {
+    fn mim(&self) -> Result<Vec<Inference>> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let (p, p_pixel) = encoded.detect(self.networks, self.batch(), self.kind);
+        let (p, p_pixel) = encoded.detect(self.networks, self.kind);
         let anomalous = p.gt(f64::from(self.settings.token_threshold)).logical_and(&encoded.inside);
         let decoding = Decoding { steps: config.steps.max(1), temperature: config.temperature.max(1e-3) };
         let vocabulary = self.networks.tokenizer.config().codes() as usize;
@@ -243,12 +168,12 @@ impl Restoring<'_> {
             let (new, nll) = self.networks.inpainter.restore(&masked, &noise, decoding, self.kind);
             (self.decode(&new, &z_mm), nll.masked_fill(&elsewhere, f64::NAN))
         })?;
-        Ok(self.inference(&p, Some(&p_pixel), &anomalous, restored))
+        Ok(self.inferences(&p, Some(&p_pixel), &anomalous, &restored))
     }
 
     /// As Naval Marimont and Tarroni (arXiv 2012.06765) do, with a transformer for their PixelSNAIL. `p_anomalous` is the
     /// logistic function of how far a token's negative log-likelihood lies above the limit, in nats.
-    fn ar(&self) -> Result<Inference> {
+    fn ar(&self) -> Result<Vec<Inference>> {
         let (config, encoded) = (&self.settings.config, self.encoded);
         let prior = prior(self.networks)?;
         let vocabulary = self.networks.tokenizer.config().codes();
@@ -268,10 +193,10 @@ impl Restoring<'_> {
         restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);
         let p = (&restored.nll - self.settings.ar_limit_nats).sigmoid().nan_to_num(0., 0., 0.);
         let unlikely = restored.nll.gt(self.settings.ar_limit_nats);
-        Ok(self.inference(&p, None, &unlikely, restored))
+        Ok(self.inferences(&p, None, &unlikely, &restored))
     }
 
-    /// Draws restorations of the slices that are `open` (`[S]`, bool). `restore` gets the numbers of some of them and the
+    /// Draws restorations of the slices that are `open` (`[R]`, bool). `restore` gets the numbers of some of them and the
     /// number of the draw, and gives their images `[n, ny, nx]` and the likelihoods. A restoration's weight is the softmax of `sharpness`
     /// over its mean distance from the image; all weigh the same without.
     fn restore(
@@ -281,7 +206,7 @@ impl Restoring<'_> {
         restore: impl Fn(&Tensor, usize) -> (Tensor, Tensor),
     ) -> Result<Restored> {
         let (config, encoded) = (&self.settings.config, self.encoded);
-        let (batch, device) = (self.batch(), self.networks.device);
+        let device = self.networks.device;
         let open: Vec<i64> = Vec::try_from(open.nonzero().squeeze_dim(1).to_device(Device::Cpu))?;
         Ok(tch::no_grad(|| {
             let pixels = encoded.pixels.squeeze_dim(1);
@@ -291,16 +216,14 @@ impl Restoring<'_> {
                 image: pixels.zeros_like(),
             };
             // Where nothing is restored, what the tokens say stands.
-            let closed: Vec<i64> = (0..encoded.slices.len() as i64).filter(|row| !open.contains(row)).collect();
-            for chunk in closed.chunks(batch) {
-                let rows = Tensor::from_slice(chunk).to_device(device);
+            let closed: Vec<i64> = encoded.real().into_iter().filter(|row| !open.contains(row)).collect();
+            for rows in encoded.batches(&closed) {
                 let pick = |tensor: &Tensor| tensor.index_select(0, &rows);
                 let image = self.decode(&pick(&encoded.codes), &pick(&encoded.z_mm));
                 let _ = out.residual.index_copy_(0, &rows, &(pick(&pixels) - &image).abs());
                 let _ = out.image.index_copy_(0, &rows, &image);
             }
-            for chunk in open.chunks(batch) {
-                let rows = Tensor::from_slice(chunk).to_device(device);
+            for rows in encoded.batches(&open) {
                 let here = pixels.index_select(0, &rows);
                 let draws: Vec<(Tensor, Tensor)> =
                     (0..config.restorations.max(1)).map(|draw| restore(&rows, draw)).collect();
@@ -327,75 +250,86 @@ impl Restoring<'_> {
     }
 
     /// Uniform numbers for some slices of one draw, `counts` of them for each, one after the other. They depend on the
-    /// scan, the slice and the draw, not on what else is in the batch.
+    /// scan, the slice and the draw, not on what else is in the batch; those of fillers are 0.
     fn noise(&self, rows: &Tensor, draw: usize, counts: impl Iterator<Item = usize>) -> Tensor {
         let mut values: Vec<f32> = Vec::new();
         for (row, count) in to_vec::<i64>(rows).into_iter().zip(counts) {
-            let mut rng = draw_rng(self.scan_id, self.settings.config.seed);
-            rng.set_stream(((self.encoded.slices[row as usize] as u64) << 16) + draw as u64);
+            let Some((scan_id, slice)) = self.encoded.slice(row) else {
+                values.resize(values.len() + count, 0.);
+                continue;
+            };
+            let mut rng = draw_rng(scan_id, self.settings.config.seed);
+            rng.set_stream(((slice as u64) << 16) + draw as u64);
             values.extend((0..count).map(|_| rng.random::<f32>()));
         }
         Tensor::from_slice(&values).to_device(self.networks.device)
     }
 
-    fn inference(
+    fn inferences(
         &self,
         p: &Tensor,
         p_pixel: Option<&Tensor>,
         restored_tokens: &Tensor,
-        restored: Restored,
-    ) -> Inference {
-        let codes: Vec<i64> = to_vec(&self.encoded.codes);
-        let n: Vec<i64> = to_vec(&restored_tokens.sum(Kind::Int64));
-        Inference {
-            slices: self.encoded.slices.clone(),
-            tokens: tokens(&self.encoded.codes),
-            codes: codes.into_iter().map(|c| c as i16).collect(),
-            p_anomalous: to_vec(p),
-            p_pixel: p_pixel.map(to_vec).unwrap_or_default(),
-            nll: to_vec(&restored.nll),
-            n_inpainted: n.iter().sum::<i64>() as usize,
-            restored: to_vec(&restored.image),
-            residual: to_vec(&restored.residual),
-        }
+        restored: &Restored,
+    ) -> Vec<Inference> {
+        let inference = |part: &Part<'_>| {
+            let of = |tensor: &Tensor| tensor.narrow(0, part.rows.start as i64, part.rows.len() as i64);
+            let n: Vec<i64> = to_vec(&of(restored_tokens).sum(Kind::Int64));
+            Inference {
+                slices: part.slices.clone(),
+                tokens: self.encoded.tokens(),
+                codes: codes(&of(&self.encoded.codes)),
+                p_anomalous: to_vec(&of(p)),
+                p_pixel: p_pixel.map(|p| to_vec(&of(p))).unwrap_or_default(),
+                nll: to_vec(&of(&restored.nll)),
+                n_inpainted: n.iter().sum::<i64>() as usize,
+                restored: to_vec(&of(&restored.image)),
+                residual: to_vec(&of(&restored.residual)),
+            }
+        };
+        self.encoded.parts.iter().map(inference).collect()
     }
+}
+
+/// Codes as the tables hold them.
+fn codes(codes: &Tensor) -> Vec<i16> {
+    to_vec::<i64>(codes).into_iter().map(|code| code as i16).collect()
 }
 
 /// The intensity itself as a score: `residual` is how far a voxel lies in the tail, `p_anomalous` its mean over a token's
 /// brain, and nothing is restored.
-fn without_model(encoded: &Encoded, image: &Volume<f32>, brain: &Volume<u8>, tail: Tail) -> Inference {
-    let plane = image.grid.shape[0] * image.grid.shape[1];
-    let mut inside: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0).map(|(&v, _)| v).collect();
-    let half = inside.len() / 2;
-    let median = if inside.is_empty() { 0. } else { *inside.select_nth_unstable_by(half, f32::total_cmp).1 };
-    let score = |v: f32| match tail {
-        Tail::Dark => 1. - v,
-        Tail::Bright => v,
-        Tail::Both => (v - median).abs(),
+fn without_model(encoded: &Encoded<'_>, tail: Tail) -> Vec<Inference> {
+    let inference = |part: &Part<'_>| {
+        let Scan { image, brain, .. } = part.scan;
+        let plane = image.grid.shape[0] * image.grid.shape[1];
+        let inside = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b > 0);
+        let mut inside: Vec<f32> = inside.map(|(&v, _)| v).collect();
+        let half = inside.len() / 2;
+        let median = if inside.is_empty() { 0. } else { *inside.select_nth_unstable_by(half, f32::total_cmp).1 };
+        let score = |v: f32| match tail {
+            Tail::Dark => 1. - v,
+            Tail::Bright => v,
+            Tail::Both => (v - median).abs(),
+        };
+        let tokens @ [rows, columns] = encoded.tokens();
+        let pixels = |value: &dyn Fn(f32) -> f32| {
+            let slices = part.slices.iter();
+            slices.flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).map(|&v| value(v)).collect::<Vec<f32>>()
+        };
+        let n = part.slices.len();
+        Inference {
+            slices: part.slices.clone(),
+            tokens,
+            codes: codes(&encoded.codes.narrow(0, part.rows.start as i64, n as i64)),
+            p_anomalous: mean_in_brain(brain, &part.slices, tokens, |i| score(image.data[i])),
+            p_pixel: Vec::new(),
+            nll: vec![f32::NAN; n * rows * columns],
+            n_inpainted: 0,
+            restored: pixels(&|v| v),
+            residual: pixels(&score),
+        }
     };
-    let tokens @ [rows, columns] = tokens(&encoded.codes);
-    let p_anomalous = mean_in_brain(brain, &encoded.slices, tokens, |i| score(image.data[i]));
-    let pixels = |value: &dyn Fn(f32) -> f32| {
-        let slices = encoded.slices.iter();
-        slices.flat_map(|&z| &image.data[z * plane..(z + 1) * plane]).map(|&v| value(v)).collect::<Vec<f32>>()
-    };
-    let n = encoded.slices.len();
-    Inference {
-        slices: encoded.slices.clone(),
-        tokens,
-        codes: to_vec::<i64>(&encoded.codes).into_iter().map(|c| c as i16).collect(),
-        p_anomalous,
-        p_pixel: Vec::new(),
-        nll: vec![f32::NAN; n * rows * columns],
-        n_inpainted: 0,
-        restored: pixels(&|v| v),
-        residual: pixels(&score),
-    }
-}
-
-/// Rows and columns of codes `[S, rows, columns]`.
-fn tokens(codes: &Tensor) -> [usize; 2] {
-    [codes.size()[1] as usize, codes.size()[2] as usize]
+    encoded.parts.iter().map(inference).collect()
 }
 
 fn draw_rng(scan_id: &str, seed: u64) -> ChaCha8Rng {
@@ -409,4 +343,74 @@ where
 {
     // A contiguous one-dimensional CPU tensor always converts.
     Vec::try_from(tensor.to_device(Device::Cpu).contiguous().view(-1)).expect("contiguous CPU tensor")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::config::ScoreConfig;
+    use crate::model::Preset;
+    use crate::preprocess::model_grid;
+
+    /// An ellipsoid of noise; half axes in voxels.
+    fn ball(seed: u64, half: [f64; 3]) -> (Volume<f32>, Volume<u8>) {
+        let grid = model_grid();
+        let [nx, ny, nz] = grid.shape;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (mut image, mut brain) = (Volume::zeros(grid), Volume::<u8>::zeros(grid));
+        for i in 0..nx * ny * nz {
+            let at = [i % nx, i / nx % ny, i / (nx * ny)];
+            let far: f64 = (0..3).map(|a| ((at[a] as f64 - grid.shape[a] as f64 / 2.) / half[a]).powi(2)).sum();
+            if far < 1. {
+                brain.data[i] = 1;
+                image.data[i] = rng.random();
+            }
+        }
+        (image, brain)
+    }
+
+    fn bits(inference: &Inference) -> impl PartialEq + std::fmt::Debug {
+        let floats =
+            [&inference.p_anomalous, &inference.p_pixel, &inference.nll, &inference.restored, &inference.residual];
+        let floats = floats.map(|values| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        (inference.slices.clone(), inference.codes.clone(), inference.n_inpainted, floats)
+    }
+
+    #[test]
+    fn a_scan_has_the_same_numbers_whoever_shares_its_batches() {
+        let networks = Preset::Tiny.sizes().networks(Device::Cpu, Kind::Float, 3);
+        let balls =
+            [(1, [30., 40., 6.]), (2, [18., 12., 9.]), (3, [37., 30., 3.])].map(|(seed, half)| ball(seed, half));
+        let ids = ["a", "b", "c"];
+        let scans: Vec<Scan<'_>> =
+            ids.iter().zip(&balls).map(|(scan_id, (image, brain))| Scan { scan_id, image, brain }).collect();
+        for restorations in [0, 2] {
+            let settings = |scans_at_once| Settings {
+                config: ScoreConfig {
+                    restorations,
+                    scans_at_once: NonZeroUsize::new(scans_at_once),
+                    batch_slices: 4,
+                    ..ScoreConfig::default()
+                },
+                // About half of the tokens of networks that know nothing.
+                token_threshold: 0.5,
+                mask_threshold: 0.5,
+                ar_limit_nats: 5.,
+                healthy: None,
+            };
+            let together = infer(&networks, &scans, &settings(3)).unwrap();
+            assert!(together.iter().all(|one| one.n_inpainted > 10), "something is restored in each");
+            for (scan, together) in scans.iter().zip(&together) {
+                let alone = infer(&networks, std::slice::from_ref(scan), &settings(3)).unwrap();
+                assert_eq!(bits(&alone[0]), bits(together), "scan {}, {restorations} draws", scan.scan_id);
+                // What batches of one scan say, but for rounding.
+                let own = infer(&networks, std::slice::from_ref(scan), &settings(1)).unwrap();
+                assert_eq!(own[0].codes, together.codes);
+                let far = own[0].p_pixel.iter().zip(&together.p_pixel).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+                assert!(far < 1e-4, "{far}");
+            }
+        }
+    }
 }

@@ -9,17 +9,19 @@
 //! ```
 //! That is [`Method::Mim`]; the other methods are there to be compared with, and go the same way from the score on.
 //! [`infer`] is what runs on the device, [`assess`] what runs on a core afterwards. Numbers depend
-//! on the scan, the recipe and the type of device alone: a scan never shares a batch with another,
+//! on the scan, the recipe and the type of device alone: where scans share a batch, its shape does not tell who is in it,
 //! and what is drawn is seeded by the scan's id and the slice.
 
 mod findings;
 mod infer;
 mod map;
+mod slices;
 mod worker;
 
 pub use findings::{Finding, components, connected};
 pub use infer::{Inference, detect, infer, reconstruct, surprise};
 pub use map::{Assessment, assess, scan_score, score_map, smoothed_intensity, token_brain_fraction};
+pub use slices::{Batching, Scan};
 pub use worker::Worker;
 
 use std::sync::Arc;
@@ -117,6 +119,10 @@ pub const VERSION: u32 = 6;
 const BATCH_CPU: usize = 4;
 const BATCH_GPU: usize = 96;
 
+/// Scans whose slices share batches on a GPU where the settings leave it open: enough that few batches are filled up. On a
+/// processor, whose caches hold a few slices, a scan alone fills them.
+const SCANS_GPU: usize = 8;
+
 /// A token is reported when at least this share of its cell is brain.
 pub const MIN_TOKEN_BRAIN: f32 = 0.25;
 
@@ -148,6 +154,22 @@ pub fn batch_slices(configured: usize, device: tch::Device) -> usize {
 }
 
 impl Settings {
+    /// How slices pass through the networks on a device.
+    pub fn batching(&self, device: tch::Device) -> Batching {
+        let slices = batch_slices(self.config.batch_slices, device);
+        Batching { shared: self.scans_at_once(device) > 1, ..Batching::alone(slices) }
+    }
+
+    /// Scans whose slices may share batches. The rivals look at one at a time, as their authors do.
+    pub fn scans_at_once(&self, device: tch::Device) -> usize {
+        match (self.config.method, self.config.evidence, self.config.scans_at_once) {
+            (Method::Ar | Method::Threshold, ..) | (_, Evidence::Intensity, _) => 1,
+            (_, _, Some(given)) => given.get(),
+            _ if device == tch::Device::Cpu => 1,
+            _ => SCANS_GPU,
+        }
+    }
+
     /// Pipeline settings completed by what the bundle learnt from healthy scans.
     ///
     /// # Errors

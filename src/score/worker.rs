@@ -5,15 +5,17 @@
 //! ([`device::on_calling_thread`]): numbers do not depend on the number of cores, and cores that share no operation do not
 //! wait for each other.
 //!
-//! Jobs wait in a short queue; a scan that makes libtorch panic is answered with an error, the worker goes on. Where the
-//! device lacks memory, a scan is tried again with half of the slices at once, down to one.
+//! Jobs wait in a short queue. A thread takes one, and as many more as wait already and may share its batches
+//! ([`Settings::scans_at_once`]); a scan that makes libtorch panic is answered with an error, those that came with it are
+//! looked at alone, and the worker goes on. Where the device lacks memory, scans are tried again with half of the slices at
+//! once, down to one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inference, Method, Settings, batch_slices, infer};
+use super::{Inference, Method, Scan, Settings, batch_slices, infer};
 use crate::config::ScoreConfig;
 use crate::error::{Error, Result, Retry};
 use crate::model::{Bundle, Networks, device};
@@ -25,7 +27,8 @@ const QUEUE: usize = 2;
 struct Job {
     scan_id: String,
     prepared: Arc<Prepared>,
-    taken: oneshot::Sender<()>,
+    /// Hears that the job was taken up.
+    taken: Option<oneshot::Sender<()>>,
     reply: oneshot::Sender<Result<(Inference, Duration)>>,
 }
 
@@ -44,7 +47,7 @@ impl Worker {
     /// # Errors
     /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails.
     pub async fn start(bundle: Arc<Bundle>, on: tch::Device, settings: Settings, threads: usize) -> Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>(QUEUE * threads);
+        let (jobs, queue) = mpsc::channel::<Job>((QUEUE * threads).max(settings.scans_at_once(on)));
         let queue: Queue = Arc::new(Mutex::new(queue));
         let mut started = Vec::with_capacity(threads);
         for number in 0..threads {
@@ -73,7 +76,7 @@ impl Worker {
         taken: oneshot::Sender<()>,
     ) -> Result<(Inference, Duration)> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { scan_id: scan_id.to_owned(), prepared, taken, reply };
+        let job = Job { scan_id: scan_id.to_owned(), prepared, taken: Some(taken), reply };
         self.jobs.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -92,21 +95,42 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
         }
     };
     let _ = ready.send(Ok(()));
-    // Whoever holds the queue waits for a job, the others wait for the queue.
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-    while let Some(job) = next() {
-        if job.reply.is_closed() {
-            continue; // the scan was given up meanwhile
-        }
+    while let Some(mut jobs) = next(queue, settings.scans_at_once(on)) {
+        jobs.retain(|job| !job.reply.is_closed()); // scans that were given up meanwhile
         let started = Instant::now();
-        let _ = job.taken.send(());
-        let prepared = &job.prepared;
-        let result = within_memory(batch_slices(settings.config.batch_slices, on), |batch_slices| {
-            let config = ScoreConfig { batch_slices, ..settings.config.clone() };
-            let settings = Settings { config, ..settings.clone() };
-            device::caught(|| infer(&networks, &prepared.image, &prepared.brain, &job.scan_id, &settings))
+        for taken in jobs.iter_mut().filter_map(|job| job.taken.take()) {
+            let _ = taken.send(());
+        }
+        let scans: Vec<Scan<'_>> = jobs.iter().map(|job| Scan::new(&job.scan_id, &job.prepared)).collect();
+        let results = look_at(&scans, &|scans| {
+            within_memory(batch_slices(settings.config.batch_slices, on), |batch_slices| {
+                let config = ScoreConfig { batch_slices, ..settings.config.clone() };
+                let settings = Settings { config, ..settings.clone() };
+                device::caught(|| infer(&networks, scans, &settings))
+            })
         });
-        let _ = job.reply.send(result.map(|inference| (inference, started.elapsed())));
+        let spent = started.elapsed() / jobs.len().max(1) as u32;
+        for (job, result) in jobs.into_iter().zip(results) {
+            let _ = job.reply.send(result.map(|inference| (inference, spent)));
+        }
+    }
+}
+
+/// Waits for a job, and takes those that wait behind it, `most` in all; none once the last handle is gone. Whoever holds
+/// the queue waits for a job, the others wait for the queue.
+fn next(queue: &Queue, most: usize) -> Option<Vec<Job>> {
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = queue.blocking_recv()?;
+    let more = std::iter::from_fn(|| queue.try_recv().ok()).take(most - 1);
+    Some(std::iter::once(first).chain(more).collect())
+}
+
+/// Does `work` on all scans together, or on each alone where that fails: one of them is to blame, not all.
+fn look_at<S: Copy, T>(scans: &[S], work: &dyn Fn(&[S]) -> Result<Vec<T>>) -> Vec<Result<T>> {
+    match work(scans) {
+        Ok(all) => all.into_iter().map(Ok).collect(),
+        Err(_) if scans.len() > 1 => scans.iter().flat_map(|scan| look_at(std::slice::from_ref(scan), work)).collect(),
+        Err(error) => vec![Err(error)],
     }
 }
 
@@ -140,6 +164,17 @@ mod tests {
     /// What libtorch says where more is asked for than any machine has: a slice takes 2^40 numbers.
     fn needs(slices: usize) -> Result<i64> {
         device::caught(|| Ok(Tensor::zeros([slices as i64, 1 << 40], (Kind::Double, Device::Cpu)).size()[0]))
+    }
+
+    #[test]
+    fn a_bad_scan_costs_its_company_nothing() {
+        let seen = RefCell::new(Vec::new());
+        let results = look_at(&[1, 2, 3], &|scans: &[i32]| {
+            seen.borrow_mut().push(scans.to_vec());
+            if scans.contains(&2) { Err(Error::input("no_brain", "none")) } else { Ok(scans.to_vec()) }
+        });
+        assert_eq!(seen.into_inner(), [vec![1, 2, 3], vec![1], vec![2], vec![3]]);
+        assert!(matches!(results.as_slice(), [Ok(1), Err(_), Ok(3)]), "{results:?}");
     }
 
     #[test]

@@ -149,13 +149,25 @@ async fn commit_once(
     let now = chrono::Utc::now().timestamp_millis();
     let transaction = Transaction::new_with_last_update(app_id, epoch, Some(now));
     let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
-    let properties = CommitProperties::default().with_application_transaction(transaction);
+    // Entries of the log that are past their time are looked for once in a run, not at each commit.
+    let properties = CommitProperties::default()
+        .with_application_transaction(transaction)
+        .with_cleanup_expired_logs((epoch > 0).then_some(false));
     // On top of the version that others' results were read up to, or not at all. Rows of other tables may come in any order.
     let properties = if table == Table::Scans { properties.with_max_retries(0) } else { properties };
-    CommitBuilder::from(properties)
-        .with_actions(actions)
-        .build(Some(delta.snapshot()?), delta.log_store(), operation)
-        .await?;
+    let commit = CommitBuilder::from(properties).with_actions(actions).build(
+        Some(delta.snapshot()?),
+        delta.log_store(),
+        operation,
+    );
+    let done = commit.await?;
+    if !done.metrics.new_checkpoint_created {
+        delta.state = Some(done.snapshot);
+        return Ok(());
+    }
+    // What is loaded is a batch of one row for each commit since, all of which the library goes through again at every
+    // further commit; the checkpoint has them in one.
+    delta.state = None;
     delta.update_state().await
 }
 

@@ -51,6 +51,10 @@ use crate::error::{Error, Result};
 /// run adds an entry to every checkpoint.
 const TRANSACTION_RETENTION: &str = "interval 30 days";
 
+/// Commits from one checkpoint of a log to the next. The library goes through all commits since the last one at every
+/// commit.
+const CHECKPOINT_INTERVAL: &str = "10";
+
 /// The tables of one place, as of the last [`open`](Tables::open), [`refresh`](Tables::refresh) or commit.
 #[derive(Debug)]
 pub struct Tables {
@@ -211,6 +215,7 @@ async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
         .with_comment(table.doc())
         .with_columns(table.delta_fields()?)
         .with_configuration_property(TableProperty::SetTransactionRetentionDuration, Some(TRANSACTION_RETENTION))
+        .with_configuration_property(TableProperty::CheckpointInterval, Some(CHECKPOINT_INTERVAL))
         // With retries, whoever comes second would commit a second set of metadata over the first.
         .with_commit_properties(CommitProperties::default().with_max_retries(0))
         .await;

@@ -5,7 +5,7 @@ use super::data::Brain;
 use crate::error::Result;
 use crate::model::{Calibration, HealthyMap, HealthyMapBuilder, Networks};
 use crate::preprocess;
-use crate::score::{self, Settings};
+use crate::score::{self, Scan, Settings};
 use crate::volume::Volume;
 
 /// Share of healthy tokens that the autoregressive prior finds likely enough (Naval Marimont and Tarroni, arXiv 2012.06765).
@@ -30,9 +30,10 @@ pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Ca
 
     let (mut probabilities, mut surprises) = (Vec::new(), Vec::new());
     for (image, brain) in &val {
-        probabilities.extend(score::detect(networks, image, brain, batch)?);
+        let scan = Scan { scan_id: "", image, brain };
+        probabilities.extend(score::detect(networks, scan, batch)?);
         if networks.prior.is_some() {
-            surprises.extend(score::surprise(networks, image, brain, batch)?);
+            surprises.extend(score::surprise(networks, scan, batch)?);
         }
     }
     let token_threshold = quantile(&mut probabilities, config.token_quantile);
@@ -45,8 +46,8 @@ pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Ca
         healthy: None,
     };
     let map = |name: String, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings| {
-        let inference = score::infer(networks, image, brain, &name, settings)?;
-        Ok(score::score_map(&inference, image, brain, settings))
+        let inferences = score::infer(networks, &[Scan { scan_id: &name, image, brain }], settings)?;
+        Ok(score::score_map(&inferences[0], image, brain, settings))
     };
 
     let healthy = match config.healthy_map_scans {

@@ -28,7 +28,7 @@ use crate::config::{CohortConfig, EvalPipeline, ScoreConfig};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
-use crate::score::{self, Assessment, Settings};
+use crate::score::{self, Assessment, Scan, Settings};
 use crate::tables::Tables;
 use crate::volume::{Volume, nifti, resample};
 
@@ -147,11 +147,11 @@ impl MethodRun<'_> {
 
     /// The maps of a scan, and the seconds that the device was busy with it.
     fn assess(&self, case: &Case, settings: &Settings) -> Result<(Assessment, f64)> {
-        let (image, brain) = (&case.prepared.image, &case.prepared.brain);
+        let scan = Scan::new(&case.scan_id, &case.prepared);
         let started = Instant::now();
-        let inference = score::infer(self.networks, image, brain, &case.scan_id, settings)?;
+        let inferences = score::infer(self.networks, &[scan], settings)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok((score::assess(&inference, image, brain, settings), seconds))
+        Ok((score::assess(&inferences[0], scan.image, scan.brain, settings), seconds))
     }
 }
 
@@ -209,7 +209,7 @@ fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
     let (mut sum, mut n) = (0f64, 0f64);
     for case in cases {
         let Prepared { image, brain, to_mni, .. } = &case.prepared;
-        let decoded = score::reconstruct(networks, image, brain)?;
+        let decoded = score::reconstruct(networks, Scan::new(&case.scan_id, &case.prepared))?;
         let lesion = case.truth.as_ref().zip(to_mni.inverse()).map(|(truth, to_native)| {
             let truth = Volume::new(truth.grid, truth.data.iter().map(|&v| f32::from(v)).collect());
             resample::trilinear(&truth, &image.grid, &to_native)

@@ -1,8 +1,12 @@
-//! The store that the fault tests script is a store: without faults it passes object_store's own suite.
+//! Stores that tests use must be stores: they pass object_store's own suite. And what the program makes of one that is
+//! not ours, an S3 server in the process of the tests.
 
 #[path = "../../it/fault_store.rs"]
 #[allow(dead_code, reason = "faults are for the other tests")]
 mod fault_store;
+
+#[cfg(test)]
+mod s3;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,224 @@
+//! An S3 server that is not ours (s3s-fs), over real connections, with faults that a client sees as HTTP.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper_util::rt::TokioIo;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::integration::*;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+const BUCKET: &str = "study";
+const KEY: [&str; 2] = ["key-of-tests", "sekret-of-tests"];
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It is refused.
+    Refused,
+    /// It is done, and its answer says that it was not.
+    AnswerLost,
+}
+
+/// A server that lives as long as this, on threads of its own.
+struct Server {
+    folder: TempDir,
+    endpoint: String,
+    requests: Arc<AtomicU64>,
+    faults: Arc<AtomicU64>,
+    _runtime: Runtime,
+}
+
+impl Server {
+    /// `fault` gets the number of each request, from 1 on.
+    fn start(fault: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
+        service.set_auth(SimpleAuth::from_single(KEY[0], KEY[1]));
+        let service = service.build();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (requests, faults) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        runtime.spawn(accept(listener, service, Arc::new(fault), Arc::clone(&requests), Arc::clone(&faults)));
+        Self { folder, endpoint, requests, faults, _runtime: runtime }
+    }
+
+    /// The bucket as a folder.
+    fn bucket(&self) -> PathBuf {
+        self.folder.path().join(BUCKET)
+    }
+
+    fn store(&self) -> AmazonS3 {
+        AmazonS3Builder::new()
+            .with_bucket_name(BUCKET)
+            .with_region("us-east-1")
+            .with_endpoint(&self.endpoint)
+            .with_allow_http(true)
+            .with_access_key_id(KEY[0])
+            .with_secret_access_key(KEY[1])
+            .build()
+            .unwrap()
+    }
+
+    fn program(&self, program: &Path, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(root()).env("AWS_ENDPOINT_URL", &self.endpoint);
+        let [key, secret] = KEY;
+        for (name, value) in
+            [("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)]
+        {
+            command.env(name, value);
+        }
+        command.output().unwrap()
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    service: S3Service,
+    fault: Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>,
+    requests: Arc<AtomicU64>,
+    faults: Arc<AtomicU64>,
+) {
+    loop {
+        let Ok((socket, _)) = listener.accept().await else { continue };
+        let (service, fault) = (service.clone(), Arc::clone(&fault));
+        let (requests, faults) = (Arc::clone(&requests), Arc::clone(&faults));
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let met = fault(requests.fetch_add(1, Relaxed) + 1);
+            faults.fetch_add(u64::from(met.is_some()), Relaxed);
+            let service = service.clone();
+            async move {
+                let unavailable = || {
+                    let response = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE);
+                    Ok(response.body(s3s::Body::empty()).unwrap())
+                };
+                match met {
+                    Some(Fault::Refused) => unavailable(),
+                    Some(Fault::AnswerLost) => service.call(request).await.and_then(|_| unavailable()),
+                    None => service.call(request).await,
+                }
+            }
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer));
+    }
+}
+
+/// The repository.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The program, where the variable names it.
+fn program() -> Option<PathBuf> {
+    let program = std::env::var_os("NEUROSIEVE_PROGRAM").map(PathBuf::from);
+    if program.is_none() {
+        println!("skipped: NEUROSIEVE_PROGRAM is not set (make test sets it)");
+    }
+    program
+}
+
+fn text(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
+}
+
+/// All that tables say of scans, times and ids of contents and runs left out.
+fn said(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
+    [
+        "SELECT scan_id, anomaly_score, n_tokens, n_findings, brain_volume_ml FROM raw.scans ORDER BY 1",
+        "SELECT scan_id, stage, kind, permanent FROM raw.failures ORDER BY 1",
+        "SELECT scan_id, count(*) AS n, sum(code) AS codes, max(p_anomalous) AS p FROM raw.tokens GROUP BY 1 ORDER BY 1",
+        "SELECT scan_id, finding, volume_ml, region FROM raw.findings ORDER BY 1, 2",
+        "SELECT scan_id, mask, brain, score FROM raw.masks ORDER BY 1",
+    ]
+    .into_iter()
+    .map(|sql| {
+        let output = server.program(program, &["sql", "--tables", tables, "--format", "json", "-c", sql]);
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn the_server_is_a_store() {
+    let server = Server::start(|_| None);
+    let store = server.store();
+    put_get_delete_list(&store).await;
+    list_with_delimiter(&store).await;
+    rename_and_copy(&store).await;
+    stream_get(&store).await;
+}
+
+/// Quick, and commits every scan.
+fn run<'a>(cohort: &'a str, tables: &'a str) -> Vec<&'a str> {
+    let mut run = vec!["run", "pipelines/demo.toml", "--cohort", cohort, "--tables", tables, "--device", "cpu"];
+    run.extend(["--set", "score.method=threshold", "--set", "tables.commit_scans=1"]);
+    run
+}
+
+#[test]
+fn a_bucket_that_fails_now_and_then_gives_the_tables_of_one_that_does_not() {
+    let Some(program) = program() else { return };
+    // One request in 16, and every other of those only seems to.
+    let server = Server::start(|n| match n % 32 {
+        9 => Some(Fault::Refused),
+        25 => Some(Fault::AnswerLost),
+        _ => None,
+    });
+    let cohort = server.bucket().join("cohort").display().to_string();
+    let synth = ["synth", &cohort, "--subjects", "8", "--lesions", "2", "--corrupt", "1", "--spacing", "4"];
+    let made = server.program(&program, &synth);
+    assert!(made.status.success(), "{}", text(&made));
+    let folder = tempfile::tempdir().unwrap();
+    let calm = folder.path().join("calm").display().to_string();
+    let undisturbed = server.program(&program, &run(&cohort, &calm));
+    assert_eq!(undisturbed.status.code(), Some(3), "{}", text(&undisturbed));
+    assert_eq!(server.requests.load(Relaxed), 0, "nothing of it went by the server");
+
+    let tables = format!("s3://{BUCKET}/tables");
+    let bucket = format!("s3://{BUCKET}/cohort");
+    let disturbed = server.program(&program, &run(&bucket, &tables));
+    assert_eq!(disturbed.status.code(), Some(3), "{}", text(&disturbed));
+    assert!(!text(&disturbed).contains(KEY[1]), "a secret is told: {}", text(&disturbed));
+    let (requests, faults) = (server.requests.load(Relaxed), server.faults.load(Relaxed));
+    println!("{faults} of {requests} requests failed");
+    assert!(requests > 100 && faults >= requests / 20, "{faults} of {requests} requests failed");
+    assert_eq!(said(&server, &program, &tables), said(&server, &program, &calm));
+
+    let again = server.program(&program, &run(&bucket, &tables));
+    assert!(again.status.success() && text(&again).contains("Nothing to do"), "{}", text(&again));
+}
+
+#[test]
+fn two_runs_at_once_in_a_bucket_leave_one_result_of_each_scan() {
+    let Some(program) = program() else { return };
+    let server = Server::start(|_| None);
+    let cohort = server.bucket().join("cohort").display().to_string();
+    let synth = ["synth", &cohort, "--subjects", "6", "--lesions", "1", "--spacing", "4"];
+    let made = server.program(&program, &synth);
+    assert!(made.status.success(), "{}", text(&made));
+    let (tables, bucket) = (format!("s3://{BUCKET}/tables"), format!("s3://{BUCKET}/cohort"));
+    let outputs = std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| server.program(&program, &run(&bucket, &tables))));
+        both.map(|one| one.join().unwrap())
+    });
+    for output in &outputs {
+        assert!(output.status.success(), "{}", text(output));
+    }
+    let sql = "SELECT count(*) AS n, count(DISTINCT scan_id) AS scans FROM raw.scans";
+    let counted = server.program(&program, &["sql", "--tables", &tables, "--format", "json", "-c", sql]);
+    let counted: Value = serde_json::from_slice(&counted.stdout).unwrap();
+    assert_eq!(counted, serde_json::json!([{"n": 6, "scans": 6}]));
+}
