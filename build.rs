@@ -25,4 +25,6 @@ fn main() {
     }
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/neurosieve");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // Ours comes before libtorch's (src/model/mkl.rs); nothing in Rust asks for it, so the linker must.
+    println!("cargo::rustc-link-arg=-Wl,--undefined=mkl_serv_intel_cpu_true");
 }

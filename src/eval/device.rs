@@ -192,7 +192,7 @@ pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
 fn throughput(sizes: &Sizes, networks: &Networks, batch: i64, kind: Kind) -> Option<f64> {
     let run = || {
         let Inputs { image, codes, middle, z_mm, inside, mask, .. } = Inputs::new(sizes, batch, networks.device);
-        let slices = Masked { codes: &middle, inside: &inside, mask: &mask, z_mm: &z_mm };
+        let slices = Masked { codes: &middle, inside: &inside, mask: &mask, z_mm: &z_mm, shared: false };
         let table = networks.tokenizer.table(networks.device);
         let all = || {
             drop(networks.tokenizer.encode(&image, &z_mm));
@@ -264,7 +264,7 @@ impl<'a> Inputs<'a> {
         let n_codes = sizes.tokenizer.codes();
         let steps = settings.steps.max(1);
         let decoding = Decoding { steps, temperature: 1. };
-        let slices = Masked { codes: middle, inside, mask, z_mm };
+        let slices = Masked { codes: middle, inside, mask, z_mm, shared: false };
         let image = self.image.to_kind(kind);
         let noise = Tensor::rand([self.masked, n_codes], (Kind::Float, *device));
 

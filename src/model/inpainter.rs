@@ -6,7 +6,7 @@
 //! decoded in a few steps, surest tokens first, as in MaskGIT (Chang et al., arXiv 2202.04200).
 
 use tch::nn::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::layers::Linear;
 use super::packing::Packing;
@@ -41,15 +41,13 @@ impl Inpainter {
     pub fn forward(&self, slices: &Masked<'_>, kind: Kind) -> Tensor {
         let (packing, open) = slices.pack();
         let codes = packing.pack(&slices.codes.masked_fill(slices.mask, self.vocabulary.mask_code()));
-        self.logits(&codes, &packing, slices.z_mm, &open, kind)
+        self.logits(slices, &codes, &packing, &open, kind)
     }
 
-    /// Only masked tokens need the head: a small part of a slice, and the vocabulary is wide. A GPU, which may compute a
-    /// product of another shape in another order, has all tokens pass it: a scan's numbers must not depend on how many are
-    /// masked in those beside it.
-    fn logits(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, open: &Tensor, kind: Kind) -> Tensor {
-        let features = self.trunk.forward(&codes.unsqueeze(-1), packing, z_mm, kind).flatten(0, 1);
-        let logits = match of_one_shape(&features) {
+    /// Only masked tokens, `open`, need the head: a small part of a slice, and the vocabulary is wide.
+    fn logits(&self, slices: &Masked<'_>, codes: &Tensor, packing: &Packing, open: &Tensor, kind: Kind) -> Tensor {
+        let features = self.trunk.forward(&codes.unsqueeze(-1), packing, slices.z_mm, kind).flatten(0, 1);
+        let logits = match slices.shared {
             true => self.head.forward(&features).index_select(0, open),
             false => self.head.forward(&features.index_select(0, open)),
         };
@@ -66,7 +64,7 @@ impl Inpainter {
         let nll = slices.plane(&-slices.likelihood(&log_p), 0.);
         let given = table.index_select(0, &slices.codes.reshape([-1]));
         let p = log_p.exp();
-        let vectors = match of_one_shape(&p) {
+        let vectors = match slices.shared {
             true => {
                 let all = Tensor::zeros([given.size()[0], p.size()[1]], (p.kind(), p.device()));
                 all.index_copy(0, &places, &p).matmul(table).index_select(0, &places)
@@ -93,7 +91,7 @@ impl Inpainter {
         let mut current = slices.codes.masked_fill(&open, self.vocabulary.mask_code());
         let mut nll = open.zeros_like().to_kind(Kind::Float);
         for step in 0..steps {
-            let logits = self.logits(&packing.pack(&current), &packing, slices.z_mm, &all, kind);
+            let logits = self.logits(slices, &packing.pack(&current), &packing, &all, kind);
             let log_p = logits.log_softmax(-1, Kind::Float);
             if step == 0 {
                 nll = slices.plane(&-slices.likelihood(&log_p), 0.);
@@ -114,11 +112,6 @@ impl Inpainter {
     }
 }
 
-/// Whether products must have one shape, however many tokens are masked.
-fn of_one_shape(values: &Tensor) -> bool {
-    values.device() != Device::Cpu && !values.requires_grad()
-}
-
 /// Slices with masked tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Masked<'a> {
@@ -130,6 +123,9 @@ pub struct Masked<'a> {
     pub mask: &'a Tensor,
     /// MNI heights, `[B]`, mm.
     pub z_mm: &'a Tensor,
+    /// Whether they are of several scans. Products then have one shape, however many tokens are masked: a device may compute
+    /// one of another shape in another order, and a slice's numbers must not depend on those beside it.
+    pub shared: bool,
 }
 
 impl Masked<'_> {
@@ -170,6 +166,7 @@ pub struct Decoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
     use tch::nn::VarStore;
 
     #[test]
@@ -185,7 +182,7 @@ mod tests {
         let masked = i64::try_from(mask.sum(Kind::Int64)).unwrap();
         let noise = Tensor::rand([masked, 40], (Kind::Float, Device::Cpu));
         let decoding = Decoding { steps: 4, temperature: 1. };
-        let slices = Masked { codes: &codes, inside: &inside, mask: &mask, z_mm: &z };
+        let slices = Masked { codes: &codes, inside: &inside, mask: &mask, z_mm: &z, shared: false };
         let (restored, nll) = inpainter.restore(&slices, &noise, decoding, Kind::Float);
         let outside = mask.logical_not();
         assert_eq!(restored.masked_select(&outside), codes.masked_select(&outside));

@@ -11,6 +11,7 @@ pub mod device;
 mod healthy;
 mod inpainter;
 mod layers;
+mod mkl;
 mod packing;
 mod preset;
 mod prior;

@@ -46,7 +46,7 @@ pub fn write(bundle: &Bundle, path: &Path) -> Result<()> {
     let inside = (y.unsqueeze(1) + x.unsqueeze(0)).unsqueeze(0).lt_tensor(&radius);
     let mask = mask.logical_and(&inside);
 
-    let slices = Masked { codes: &middle, inside: &inside, mask: &mask, z_mm: &z_mm };
+    let slices = Masked { codes: &middle, inside: &inside, mask: &mask, z_mm: &z_mm, shared: false };
     let run = || {
         let mut outputs = vec![
             networks.tokenizer.forward(&image, &z_mm).0,

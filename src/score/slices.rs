@@ -200,6 +200,11 @@ impl Encoded<'_> {
         [self.codes.size()[1] as usize, self.codes.size()[2] as usize]
     }
 
+    /// Whether batches may hold slices of several scans.
+    pub fn shares_batches(&self) -> bool {
+        self.batching.shared
+    }
+
     /// All rows that are no fillers.
     pub fn real(&self) -> Vec<i64> {
         (0..self.real as i64).collect()

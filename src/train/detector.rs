@@ -156,7 +156,7 @@ fn swap_blocks(
         let open = mask.flatten(1, 2).any_dim(1, false).nonzero().squeeze_dim(1);
         let flat = swapped.flatten(0, 1);
         let [rows, inside, mask, z_mm] = [&flat, &around, &mask, heights].map(|t| t.index_select(0, &open));
-        let masked = Masked { codes: &rows, inside: &inside, mask: &mask, z_mm: &z_mm };
+        let masked = Masked { codes: &rows, inside: &inside, mask: &mask, z_mm: &z_mm, shared: false };
         let decoding = Decoding { steps: 1, temperature: 1. };
         let (drawn, _) = tch::no_grad(|| inpainter.restore(&masked, &noise, decoding, context.kind));
         swapped = flat.index_copy(0, &open, &drawn).view_as(codes);

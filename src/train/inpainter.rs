@@ -44,7 +44,7 @@ pub(super) fn train(
 /// Mean negative log-likelihood (nats) of the masked tokens, and the share guessed right.
 fn masked_loss(inpainter: &Inpainter, batch: &Batch, kind: Kind) -> (Tensor, Tensor) {
     let Batch { codes, inside, mask, z_mm } = batch;
-    let logits = inpainter.forward(&Masked { codes, inside, mask, z_mm }, kind);
+    let logits = inpainter.forward(&Masked { codes, inside, mask, z_mm, shared: false }, kind);
     let truth = codes.masked_select(mask);
     let right = logits.argmax(-1, false).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float);
     (logits.cross_entropy_for_logits(&truth), right)
