@@ -196,6 +196,8 @@ async fn refuse_without_conditional_writes(location: &Location) -> Result<()> {
     };
     let outcome = match create().await {
         Err(error @ (Store::NotImplemented { .. } | Store::NotSupported { .. })) => return Err(unsupported(error)),
+        // Nobody else has the name: the answer to a first try was lost, and the client's next one was refused.
+        Err(refused @ (Store::AlreadyExists { .. } | Store::Precondition { .. })) => Err(refused),
         Err(error) => return Err(location.explain("write to", error)),
         Ok(_) => create().await,
     };
