@@ -97,6 +97,9 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
     let _ = ready.send(Ok(()));
     while let Some(mut jobs) = next(queue, settings.scans_at_once(on)) {
         jobs.retain(|job| !job.reply.is_closed()); // scans that were given up meanwhile
+        if jobs.is_empty() {
+            continue;
+        }
         let started = Instant::now();
         for taken in jobs.iter_mut().filter_map(|job| job.taken.take()) {
             let _ = taken.send(());
@@ -109,7 +112,7 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
                 device::caught(|| infer(&networks, scans, &settings))
             })
         });
-        let spent = started.elapsed() / jobs.len().max(1) as u32;
+        let spent = started.elapsed() / jobs.len() as u32;
         for (job, result) in jobs.into_iter().zip(results) {
             let _ = job.reply.send(result.map(|inference| (inference, spent)));
         }
