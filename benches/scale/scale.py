@@ -109,7 +109,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--scans", type=int, default=10_000)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--work", type=Path, help="an existing folder to work in")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true", help="exit with 1 where a figure is beyond its bar")
     args = parser.parse_args()

@@ -9,10 +9,11 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use sysinfo::{Disks, System};
+use sysinfo::Disks;
 
 use crate::cohort::store;
 use crate::error::{Error, Result};
+use crate::flow::Memory;
 use crate::model::device::{self, Cuda, DeviceChoice, LIBTORCH_VERSION};
 
 /// How long a store may take for its first answer. Its own retries go on for longer; a user who asks waits for less.
@@ -153,17 +154,15 @@ fn vector_units() -> Vec<&'static str> {
 }
 
 fn memory() -> Finding {
-    let mut system = System::new();
-    system.refresh_memory();
-    let (mut total, mut available) = (system.total_memory(), system.available_memory());
-    let mut text = String::new();
+    let (here, machine) = (Memory::here(), Memory::of_machine());
     // A container's own limit ends the process, however much the machine has.
-    if let Some(limit) = system.cgroup_limits().filter(|limit| limit.total_memory < total) {
-        text = format!(" (the limit of this container; the machine has {})", gib(total));
-        (total, available) = (limit.total_memory, available.min(limit.free_memory));
-    }
-    let text = format!("{} of {} available{text}", gib(available), gib(total));
-    roomy("memory", available, text, "few scans will be in work at a time")
+    let text = if here.total < machine.total {
+        format!(" (the limit of this container; the machine has {})", gib(machine.total))
+    } else {
+        String::new()
+    };
+    let text = format!("{} of {} available{text}", gib(here.free), gib(here.total));
+    roomy("memory", here.free, text, "few scans will be in work at a time")
 }
 
 fn disk() -> Finding {

@@ -1,6 +1,7 @@
 //! Integration tests, one binary: each module is a capability.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod azure;
 mod cohort;
 mod fault;
 mod fault_store;

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Is the way to the store hidden behind the work? The same cohort from a bucket that answers at once, and from one that takes
+100 ms longer for every request.
+
+    $(scripts/python.sh) benches/scale/latency.py --binary target/release/neurosieve COHORT [--limit 20] [--latency-ms 100]
+
+Both buckets are of scripts/s3_server.py (moto), on this machine; cohort and tables lie there. Each round runs both, one after
+the other. Told are scans per minute, how busy the device's threads were, and the mean time of a fetch. --check exits with 1
+where the slow bucket costs more than a tenth of the speed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import boto3
+
+ROOT = Path(__file__).resolve().parents[2]
+BUCKET = "study"
+KEYS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+
+class Server:
+    """A bucket that takes `slower_s` longer for each request that reads, lists or writes."""
+
+    def __init__(self, scans, cohort, slower_s):
+        command = [sys.executable, ROOT / "scripts/s3_server.py", BUCKET]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.endpoint = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=KEYS["AWS_REGION"],
+            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        )
+        for scan in [cohort / "dataset_description.json", *scans]:
+            client.put_object(Bucket=BUCKET, Key=f"cohort/{scan.relative_to(cohort)}", Body=scan.read_bytes())
+        if slower_s:
+            for method in ("GET", "HEAD", "PUT"):
+                self.process.stdin.write(f"slow {slower_s} {method} .\n")
+            self.process.stdin.flush()
+
+    def run(self, binary, bundle, tables, report):
+        command = [binary, "run", ROOT / "pipelines/screen.toml", "--cohort", f"s3://{BUCKET}/cohort", "--device", "cpu"]
+        command += ["--tables", f"s3://{BUCKET}/{tables}", "--report", report]
+        command += ["--set", f"model.bundle={bundle}"] if bundle else []
+        environment = {**KEYS, "AWS_ENDPOINT_URL": self.endpoint}
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(done.stdout[-1000:] + done.stderr[-2000:])
+        report = json.loads(Path(report).read_text())
+        places = {place["place"]: place for place in report["places"]}
+        return {
+            "scans_per_minute": 60 * report["done"] / report["elapsed_s"],
+            "device_busy": places["device"]["busy"],
+            "fetch_ms": 1000 * places["fetch"]["seconds"] / report["done"],
+        }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--latency-ms", type=float, default=100.0)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    scans = sorted(p for p in args.cohort.glob("sub-*/**/*_T1w.nii.gz") if "derivatives" not in p.parts)[: args.limit]
+    if not scans:
+        sys.exit(f"{args.cohort} has no T1w scan")
+
+    slow = f"{args.latency_ms:g} ms more"
+    servers = {"at once": Server(scans, args.cohort, 0), slow: Server(scans, args.cohort, args.latency_ms / 1000)}
+    rows = {name: [] for name in servers}
+    with TemporaryDirectory() as folder:
+        for number in range(args.rounds):
+            for name, server in servers.items():
+                rows[name].append(server.run(args.binary, args.bundle, f"tables-{number}", f"{folder}/report.json"))
+    for server in servers.values():
+        server.process.kill()
+
+    figures = {name: {key: median(row[key] for row in runs) for key in runs[0]} for name, runs in rows.items()}
+    print(f"{len(scans)} scans, {args.rounds} round(s)\n")
+    print("| the bucket answers | scans/min | device busy | fetch of a scan, ms |\n|---|---|---|---|")
+    for name, row in figures.items():
+        print(f"| {name} | {row['scans_per_minute']:.1f} | {100 * row['device_busy']:.0f} % | {row['fetch_ms']:.0f} |")
+    at_once, later = figures.values()
+    kept = later["scans_per_minute"] / at_once["scans_per_minute"]
+    print(f"\n{100 * kept:.1f} % of the speed is kept")
+    if args.check and kept < 0.9:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+// An Azure blob service (Azurite) for tests, with one container: prints its port, and serves until standard input ends.
+//
+//     node azure_server.mjs AZURITE CONTAINER
+//
+// AZURITE is the folder that scripts/azurite.sh printed. Account and key are the emulator's own, which everybody knows.
+
+import { spawn } from 'node:child_process';
+import { createHmac } from 'node:crypto';
+import { createInterface } from 'node:readline';
+
+const ACCOUNT = 'devstoreaccount1';
+const KEY = 'Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==';
+
+/** Makes a container, by a request with a shared key. */
+async function create(port, container) {
+  const headers = { 'x-ms-date': new Date().toUTCString(), 'x-ms-version': '2021-12-02' };
+  const signed = Object.entries(headers).map(([name, value]) => `${name}:${value}\n`);
+  const resource = `/${ACCOUNT}/${ACCOUNT}/${container}\nrestype:container`;
+  const text = `PUT${'\n'.repeat(12)}${signed.join('')}${resource}`;
+  const signature = createHmac('sha256', Buffer.from(KEY, 'base64')).update(text, 'utf8').digest('base64');
+  const answer = await fetch(`http://127.0.0.1:${port}/${ACCOUNT}/${container}?restype=container`, {
+    method: 'PUT',
+    headers: { ...headers, authorization: `SharedKey ${ACCOUNT}:${signature}` },
+  });
+  if (!answer.ok) throw new Error(`${answer.status}: ${await answer.text()}`);
+}
+
+const [azurite, container] = process.argv.slice(2);
+const main = `${azurite}/node_modules/azurite/dist/src/blob/main.js`;
+const options = ['--blobPort', '0', '--inMemoryPersistence', '--skipApiVersionCheck', '--disableTelemetry'];
+const server = spawn(process.execPath, [main, ...options], { stdio: ['ignore', 'pipe', 'inherit'] });
+server.on('exit', (code) => process.exit(code ?? 1));
+process.stdin.on('end', () => server.kill()).resume();
+for await (const line of createInterface(server.stdout)) {
+  const port = /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(line)?.[1];
+  if (port) {
+    await create(port, container);
+    console.log(port);
+  }
+}

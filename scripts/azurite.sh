@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Sets up Azurite, Microsoft's own emulator of the Azure blob service, for the tests, and prints its folder.
+#
+# Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), node and npm.
+# Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(scripts/azurite.sh). Nothing, with a
+#         word on standard error, where node and npm are missing: the test that needs it is skipped then.
+set -euo pipefail
+
+version=3.35.0
+cache=${NEUROSIEVE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/neurosieve}
+
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    echo "azurite: node and npm are missing, Azure is not tested (Debian, Ubuntu: apt install npm)" >&2
+    exit 0
+fi
+
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
+folder=$cache/azurite-$version
+
+# Two checkouts may share one cache folder.
+exec 9>"$cache/.azurite.lock"
+flock 9
+# The mark is set last: an installation that was stopped half way is made anew.
+if [[ ! -e $folder/ready ]]; then
+    echo "azurite: installing the Azure emulator that tests speak to" >&2
+    rm -rf "$folder"
+    mkdir "$folder"
+    npm install --prefix "$folder" --silent --no-audit --no-fund --no-save "azurite@$version" >&2 || {
+        echo "azurite: could not install it; check the network and npm's settings, then run this again" >&2
+        exit 1
+    }
+    touch "$folder/ready"
+fi
+echo "$folder"
