@@ -54,7 +54,7 @@ impl Tables {
         let Some(first) = rows.first() else { return Ok(()) };
         self.with_evaluations().await?;
         let receipt = self.put_rows(Table::Evaluations, rows, &first.evaluation_id).await?;
-        self.append(Table::Evaluations, &first.evaluation_id, 0, &mut vec![receipt], &mut 0).await.map(drop)
+        self.append(&first.evaluation_id, 0, receipt).await
     }
 
     /// Puts rows into a data file of their own, which awaits its commit.

@@ -5,7 +5,7 @@
 //! for the same scan is a new row, and the views of [`crate::query`] show the newest.
 //!
 //! ```text
-//! rows ─► DataFile ─► store ─► Receipt ─► Tables::commit ─► log      tokens, masks, findings, failures, then scans
+//! rows ─► DataFile ─► store ─► Receipt ─► Tables::commit ─► log      tokens, masks, findings, failures; then scans
 //! ```
 //! Refuses: to open a place that holds no tables (unless asked to create them), and to commit the same work twice.
 
@@ -29,6 +29,7 @@ use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::logstore::{StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use futures::future::{try_join, try_join_all};
 use object_store::prefix::PrefixStore;
 use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
 use url::Url;
@@ -80,11 +81,12 @@ impl Tables {
 
     /// As [`open`](Tables::open), in a store that is already built.
     pub async fn open_at(location: Location) -> Result<Self> {
-        let mut delta = Vec::with_capacity(Table::ALL.len());
-        for table in Table::ALL {
-            delta.push(load(&location, table).await?.ok_or_else(|| missing(&location, table))?);
-        }
-        delta.extend(load(&location, Table::Evaluations).await?);
+        let all = try_join_all(Table::ALL.map(async |table| {
+            let found = load(&location, table).await?;
+            found.ok_or_else(|| missing(&location, table))
+        }));
+        let (mut delta, evaluations) = try_join(all, load(&location, Table::Evaluations)).await?;
+        delta.extend(evaluations);
         Ok(Self::new(location, delta))
     }
 
@@ -96,30 +98,31 @@ impl Tables {
         if location.url.scheme() != "file" {
             refuse_without_conditional_writes(&location).await?;
         }
-        let mut delta = Vec::with_capacity(Table::ALL.len());
-        for table in Table::ALL {
-            delta.push(match load(&location, table).await? {
-                Some(found) => evolve::evolved(&location, table, found).await?,
-                None => create(&location, table).await?,
-            });
-        }
-        if let Some(found) = load(&location, Table::Evaluations).await? {
-            delta.push(evolve::evolved(&location, Table::Evaluations, found).await?);
-        }
+        let evolved = async |table| match load(&location, table).await? {
+            Some(found) => evolve::evolved(&location, table, found).await.map(Some),
+            None => Ok(None),
+        };
+        let all = try_join_all(Table::ALL.map(async |table| match evolved(table).await? {
+            Some(found) => Ok(found),
+            None => create(&location, table).await,
+        }));
+        let (mut delta, evaluations) = try_join(all, evolved(Table::Evaluations)).await?;
+        delta.extend(evaluations);
         Ok(Self::new(location, delta))
     }
 
     fn new(location: Location, delta: Vec<DeltaTable>) -> Self {
         let seen = delta[Table::Scans as usize].version().unwrap_or_default();
-        Self { location, delta, others: Others::since(seen), epochs: HashMap::new() }
+        let others = Others::since(seen, location.clone());
+        Self { location, delta, others, epochs: HashMap::new() }
     }
 
     /// Loads what others have committed since.
     pub async fn refresh(&mut self) -> Result<()> {
-        for (table, delta) in Table::EVERY.into_iter().zip(&mut self.delta) {
-            delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))?;
-        }
-        Ok(())
+        let updating = Table::EVERY.into_iter().zip(&mut self.delta).map(async |(table, delta)| {
+            delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))
+        });
+        try_join_all(updating).await.map(drop)
     }
 
     /// Where the tables are.

@@ -8,11 +8,12 @@ use std::collections::HashSet;
 
 use arrow::array::{Array as _, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
+use deltalake_core::DeltaTable;
 use object_store::ObjectStoreExt as _;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
-use super::{DataFile, Receipt, Table, Tables};
+use super::{DataFile, Receipt, Table};
 use crate::cohort::store::{Location, with_retries};
 use crate::error::{Error, Result};
 
@@ -20,28 +21,27 @@ use crate::error::{Error, Result};
 type Key = [String; 3];
 
 /// Results of other runs, as far as the log of `scans` was read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Others {
+    location: Location,
     /// Version of `scans` up to which `keys` is complete; before it lies what the plan knew.
     seen: u64,
     keys: HashSet<Key>,
 }
 
 impl Others {
-    /// Nothing is known of what comes after version `seen`.
-    pub(super) fn since(seen: u64) -> Self {
-        Self { seen, keys: HashSet::new() }
+    /// Nothing is known of what comes after version `seen` of the tables at `location`.
+    pub(super) fn since(seen: u64, location: Location) -> Self {
+        Self { location, seen, keys: HashSet::new() }
     }
-}
 
-impl Tables {
-    /// Reads what others have added to `scans` since the last call, up to the version that is loaded.
-    pub(super) async fn look_at_others(&mut self, run_id: &str) -> Result<()> {
-        let scans = self.delta(Table::Scans);
+    /// Reads what others have added to `scans` since the last call, up to the version that is loaded. `own`: the application
+    /// whose entries are not of others.
+    pub(super) async fn look(&mut self, scans: &DeltaTable, own: &str) -> Result<()> {
         let now = scans.version().unwrap_or_default();
         let log = scans.log_store();
         let mut files = Vec::new();
-        for version in self.others.seen + 1..=now {
+        for version in self.seen + 1..=now {
             let read = async || {
                 let entry = log.read_commit_entry(version).await;
                 entry.map_err(|e| Error::table("cannot read the log of table scans", e))
@@ -52,26 +52,26 @@ impl Tables {
                     "the log of table scans lacks version {version}, made while this run was at work: start it again"
                 ))
             })?;
-            files.extend(added_by_others(&entry, run_id)?);
+            files.extend(added_by_others(&entry, own)?);
         }
         for file in files {
-            self.others.keys.extend(keys(&rows(&self.location, Table::Scans, &file).await?)?);
+            self.keys.extend(keys(&rows(&self.location, Table::Scans, &file).await?)?);
         }
-        self.others.seen = now;
+        self.seen = now;
         Ok(())
     }
 
     /// Takes scans that others have committed out of a roll's files; gives how many. Files are written anew, those that it
     /// leaves empty are dropped. `compared`: how many keys of others the files were compared with already.
-    pub(super) async fn leave_out_done(&self, receipts: &mut Vec<Receipt>, compared: &mut usize) -> Result<usize> {
-        if self.others.keys.len() == *compared {
+    pub(super) async fn leave_out(&self, receipts: &mut Vec<Receipt>, compared: &mut usize) -> Result<usize> {
+        if self.keys.len() == *compared {
             return Ok(0);
         }
-        *compared = self.others.keys.len();
+        *compared = self.keys.len();
         let mut gone = HashSet::new();
         for receipt in receipts.iter().filter(|r| r.table == Table::Scans) {
             let ours = keys(&rows(&self.location, Table::Scans, &receipt.path).await?)?;
-            gone.extend(ours.filter(|key| self.others.keys.contains(key)).map(|[scan_id, ..]| scan_id));
+            gone.extend(ours.filter(|key| self.keys.contains(key)).map(|[scan_id, ..]| scan_id));
         }
         if gone.is_empty() {
             return Ok(0);
@@ -113,13 +113,12 @@ impl Tables {
     }
 }
 
-/// Data files that an entry of the log adds, unless the run itself made it, or it only puts rows together anew.
-fn added_by_others(entry: &[u8], run_id: &str) -> Result<Vec<String>> {
-    let own = format!("{run_id}/");
+/// Data files that an entry of the log adds, unless the application `own` made it, or it only puts rows together anew.
+fn added_by_others(entry: &[u8], own: &str) -> Result<Vec<String>> {
     let mut files = Vec::new();
     for action in serde_json::Deserializer::from_slice(entry).into_iter::<Value>() {
         let action = action.map_err(|e| Error::Bug(format!("the log of table scans: {e}")))?;
-        if action["txn"]["appId"].as_str().is_some_and(|id| id.starts_with(&own)) {
+        if action["txn"]["appId"].as_str().is_some_and(|id| id == own) {
             return Ok(Vec::new());
         }
         if action["add"]["dataChange"] == true {
@@ -169,10 +168,10 @@ mod tests {
             )
         };
         let added =
-            |app_id: &str, data_change| added_by_others(entry(app_id, data_change).as_bytes(), "run-a").unwrap();
+            |app_id: &str, data_change| added_by_others(entry(app_id, data_change).as_bytes(), "run-a/scans").unwrap();
         assert_eq!(added("run-b/scans", true), ["part-1.parquet"]);
         assert!(added("run-a/scans", true).is_empty(), "our own");
         assert!(added("run-b/scans", false).is_empty(), "compaction");
-        assert!(added_by_others(b"{\"add\"", "run-a").is_err());
+        assert!(added_by_others(b"{\"add\"", "run-a/scans").is_err());
     }
 }

@@ -35,6 +35,6 @@ impl Tables {
     pub async fn record_run(&mut self, row: &RunRow) -> Result<()> {
         let receipt = self.put_rows(Table::Runs, std::slice::from_ref(row), &row.run_id).await?;
         let epoch = i64::from(row.finished_at.is_some());
-        self.append(Table::Runs, &row.run_id, epoch, &mut vec![receipt], &mut 0).await.map(drop)
+        self.append(&row.run_id, epoch, receipt).await
     }
 }
