@@ -1,45 +1,38 @@
 //! A cohort and its tables in a container: the real program against Azurite, Microsoft's emulator of the blob service.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path as Key};
 use serde_json::Value;
+
+use super::server::{self, Server, scan, text};
 
 const CONTAINER: &str = "study";
 const ACCOUNT: &str = "devstoreaccount1";
 /// The emulator's own, which everybody knows.
 const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// A service that lives as long as this.
-struct Service {
-    process: Child,
-    address: String,
-}
+/// Azurite with one container.
+struct Azurite(Server);
 
-impl Service {
+impl Azurite {
     /// None where the emulator is not there.
     fn start() -> Option<Self> {
         let Some(azurite) = std::env::var_os("NEUROSIEVE_AZURITE").filter(|folder| !folder.is_empty()) else {
             println!("skipped: NEUROSIEVE_AZURITE is not set (make test sets it where node and npm are)");
             return None;
         };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/azure_server.mjs");
         let mut command = Command::new("node");
-        command.arg(script).arg(azurite).arg(CONTAINER).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut port = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        let port: u16 = port.trim().parse().unwrap();
-        Some(Self { process, address: format!("http://127.0.0.1:{port}") })
+        command.arg(server::script("azure_server.mjs")).arg(azurite).arg(CONTAINER);
+        Some(Self(Server::start(command)))
     }
 
     fn store(&self) -> impl ObjectStore {
         MicrosoftAzureBuilder::new()
             .with_container_name(CONTAINER)
-            .with_endpoint(format!("{}/{ACCOUNT}", self.address))
+            .with_endpoint(format!("{}/{ACCOUNT}", self.0.address))
             .with_allow_http(true)
             .with_account(ACCOUNT)
             .with_access_key(KEY)
@@ -53,10 +46,9 @@ impl Service {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
-        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let mut command = server::program(arguments);
         // The client must know that it is the emulator: that one cannot list from a name on, which Delta's log asks for.
-        command.env("AZURE_STORAGE_USE_EMULATOR", "true").env("AZURITE_BLOB_STORAGE_URL", &self.address);
+        command.env("AZURE_STORAGE_USE_EMULATOR", "true").env("AZURITE_BLOB_STORAGE_URL", &self.0.address);
         command.env("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT).env("AZURE_STORAGE_ACCOUNT_KEY", KEY);
         command
     }
@@ -70,22 +62,6 @@ impl Service {
         assert!(output.status.success(), "{}", text(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // The script ends the emulator when its standard input does.
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn scan(n: usize) -> String {
-    format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz")
 }
 
 /// Quick, and commits every scan.
@@ -106,7 +82,7 @@ const RUN: [&str; 11] = [
 /// Two runs at once commit to the same tables by conditional writes; what changes is taken up, the key stays out of sight.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_is_screened_by_two_runs_at_once_and_followed() {
-    let Some(service) = Service::start() else { return };
+    let Some(service) = Azurite::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let made =

@@ -1,9 +1,9 @@
 //! A cohort and its tables in a bucket: the real program against an S3 server that is not ours (moto).
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -13,48 +13,36 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
 use serde_json::Value;
 
 use super::screen::with_peak;
+use super::server::{self, Server, scan, text};
 
 const BUCKET: &str = "study";
 
-/// A server that lives as long as this.
-struct Server {
-    process: Child,
-    said: BufReader<ChildStdout>,
-    endpoint: String,
-}
+/// moto with one bucket.
+struct Moto(Server);
 
-impl Server {
+impl Moto {
     /// None where the Python of the tests is not there.
     fn start() -> Option<Self> {
-        let Some(python) = std::env::var_os("NEUROSIEVE_PYTHON") else {
-            println!("skipped: NEUROSIEVE_PYTHON is not set (make test sets it)");
-            return None;
-        };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/s3_server.py");
-        let mut command = Command::new(python);
-        command.arg(script).arg(BUCKET).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = command.spawn().unwrap();
-        let mut said = BufReader::new(process.stdout.take().unwrap());
-        let mut port = String::new();
-        said.read_line(&mut port).unwrap();
-        Some(Self { process, said, endpoint: format!("http://127.0.0.1:{}", port.trim()) })
+        let mut command = Command::new(server::python()?);
+        command.arg(server::script("s3_server.py")).arg(BUCKET);
+        Some(Self(Server::start(command)))
     }
 
     /// Runs the program and has it killed by SIGKILL at its first request that fits: `before` or `after` it is done, and
     /// in any case before the answer.
     fn killed_at(&mut self, arguments: &[&str], moment: &str, method: &str, pattern: &str) {
         let mut program = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        writeln!(self.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
+        writeln!(self.0.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
         let status = program.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: it ended by itself, {status}");
         let mut said = String::new();
-        self.said.read_line(&mut said).unwrap();
+        self.0.said.read_line(&mut said).unwrap();
         assert_eq!(said.trim(), "killed");
     }
 
     /// From now on requests that fit take so many seconds longer.
     fn slow(&mut self, seconds: f64, method: &str, pattern: &str) {
-        writeln!(self.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
+        writeln!(self.0.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
     }
 
     async fn put(&self, folder: &Path, from: &str, to: &str) {
@@ -66,7 +54,7 @@ impl Server {
         AmazonS3Builder::new()
             .with_bucket_name(BUCKET)
             .with_region("us-east-1")
-            .with_endpoint(&self.endpoint)
+            .with_endpoint(&self.0.address)
             .with_allow_http(true)
             .with_access_key_id("test")
             .with_secret_access_key("test")
@@ -75,8 +63,8 @@ impl Server {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
-        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).env("AWS_ENDPOINT_URL", &self.endpoint);
+        let mut command = server::program(arguments);
+        command.env("AWS_ENDPOINT_URL", &self.0.address);
         for (key, value) in
             [("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "sekret-of-tests")]
         {
@@ -96,21 +84,6 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn scan(n: usize) -> String {
-    format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz")
-}
-
 /// Quick, and commits every scan.
 const RUN: [&str; 11] = [
     "run",
@@ -128,7 +101,7 @@ const RUN: [&str; 11] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_is_screened_killed_screened_on_and_followed() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Moto::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort").display().to_string();
     let made = server.program(&["synth", &local, "--subjects", "6", "--lesions", "0", "--corrupt", "1"]);
@@ -184,7 +157,7 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
 /// Killed at each of the points between a scan's arrival and the answer to its last commit; run again, the tables are whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_nothing_is_lost_or_doubled() {
-    let Some(mut server) = Server::start() else { return };
+    let Some(mut server) = Moto::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let spacing = ["--spacing", "4", "--lesions", "0", "--corrupt", "1"];
@@ -234,7 +207,7 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
     const SCANS: usize = 6;
-    let Some(mut server) = Server::start() else { return };
+    let Some(mut server) = Moto::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let made = ["synth", local.to_str().unwrap(), "--subjects", "1", "--lesions", "0", "--spacing", "1"];
