@@ -58,9 +58,7 @@ impl Azurite {
     }
 
     fn rows(&self, sql: &str) -> Vec<Value> {
-        let output = self.program(&["sql", "--tables", "az://study/tables", "--format", "json", "-c", sql]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        server::rows(|arguments| self.command(arguments), "az://study/tables", sql)
     }
 }
 

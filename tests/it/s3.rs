@@ -78,9 +78,7 @@ impl Moto {
     }
 
     fn rows(&self, sql: &str) -> Vec<Value> {
-        let output = self.program(&["sql", "--tables", "s3://study/tables", "--format", "json", "-c", sql]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        server::rows(|arguments| self.command(arguments), "s3://study/tables", sql)
     }
 }
 

@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use serde_json::Value;
+
 /// A server that lives as long as this.
 pub struct Server {
     pub process: Child,
@@ -51,6 +53,13 @@ pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
+}
+
+/// What a query answers; `command` is the program with arguments, and with what lets it into the store.
+pub fn rows(command: impl Fn(&[&str]) -> Command, tables: &str, sql: &str) -> Vec<Value> {
+    let output = command(&["sql", "--tables", tables, "--format", "json", "-c", sql]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {
