@@ -3,7 +3,7 @@
 #
 # Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), node and npm.
 # Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(scripts/azurite.sh). Nothing, with a
-#         word on standard error, where node and npm are missing: the test that needs it is skipped then.
+#         word on standard error, where node and npm are missing or cannot install it: the test that needs it is skipped.
 set -euo pipefail
 
 version=3.35.0
@@ -27,8 +27,8 @@ if [[ ! -e $folder/ready ]]; then
     rm -rf "$folder"
     mkdir "$folder"
     npm install --prefix "$folder" --silent --no-audit --no-fund --no-save "azurite@$version" >&2 || {
-        echo "azurite: could not install it; check the network and npm's settings, then run this again" >&2
-        exit 1
+        echo "azurite: could not install it, Azure is not tested; check the network and npm's settings" >&2
+        exit 0
     }
     touch "$folder/ready"
 fi
