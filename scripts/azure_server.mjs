@@ -30,7 +30,8 @@ const main = `${azurite}/node_modules/azurite/dist/src/blob/main.js`;
 const options = ['--blobPort', '0', '--inMemoryPersistence', '--skipApiVersionCheck', '--disableTelemetry'];
 const server = spawn(process.execPath, [main, ...options], { stdio: ['ignore', 'pipe', 'inherit'] });
 server.on('exit', (code) => process.exit(code ?? 1));
-process.stdin.on('end', () => server.kill()).resume();
+process.on('exit', () => server.kill());
+process.stdin.on('end', () => process.exit()).resume();
 for await (const line of createInterface(server.stdout)) {
   const port = /listens on http:\/\/127\.0\.0\.1:(\d+)/.exec(line)?.[1];
   if (port) {

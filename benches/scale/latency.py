@@ -10,8 +10,6 @@ nothing; what remains are the requests before the first scan and after the last 
 with 1 where more remains than sixty of them.
 """
 
-REMAINING_REQUESTS = 60
-
 import argparse
 import json
 import subprocess
@@ -24,6 +22,7 @@ import boto3
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "study"
+REMAINING_REQUESTS = 60
 KEYS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 

@@ -409,4 +409,11 @@ mod tests {
         assert!(matches!(late, Err((Stage::Decode, Error::TimedOut { seconds: 60 }))), "{late:?}");
         assert!(in_time(None, nothing_left, &reached, async { Ok(()) }).await.is_ok(), "no limit");
     }
+
+    #[tokio::test]
+    async fn a_step_that_panics_is_an_error_of_its_scan() {
+        let failed = on_rayon(|| -> Result<()> { panic!("index {} of nothing", 7) }).await.unwrap_err();
+        assert!(failed.to_string().contains("index 7 of nothing"), "{failed}");
+        assert_eq!(on_rayon(|| Ok(7)).await.map(|(value, _)| value).unwrap(), 7, "the pool goes on");
+    }
 }

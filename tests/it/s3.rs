@@ -3,112 +3,82 @@
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use neurosieve::volume::{Grid, Volume, nifti};
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
-use serde_json::Value;
 
 use super::screen::with_peak;
 use super::server::{self, Server, scan, text};
 
 const BUCKET: &str = "study";
 
-/// moto with one bucket.
-struct Moto(Server);
+const TABLES: &str = "s3://study/tables";
+const RUN: [&str; 11] = server::run("s3://study/cohort", TABLES);
 
-impl Moto {
-    /// None where the Python of the tests is not there.
-    fn start() -> Option<Self> {
-        let mut command = Command::new(server::python()?);
-        command.arg(server::script("s3_server.py")).arg(BUCKET);
-        Some(Self(Server::start(command)))
-    }
-
-    /// Runs the program and has it killed by SIGKILL at its first request that fits: `before` or `after` it is done, and
-    /// in any case before the answer.
-    fn killed_at(&mut self, arguments: &[&str], moment: &str, method: &str, pattern: &str) {
-        let mut program = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        writeln!(self.0.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
-        let status = program.wait().unwrap();
-        assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: it ended by itself, {status}");
-        let mut said = String::new();
-        self.0.said.read_line(&mut said).unwrap();
-        assert_eq!(said.trim(), "killed");
-    }
-
-    /// From now on requests that fit take so many seconds longer.
-    fn slow(&mut self, seconds: f64, method: &str, pattern: &str) {
-        writeln!(self.0.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
-    }
-
-    async fn put(&self, folder: &Path, from: &str, to: &str) {
-        let bytes = std::fs::read(folder.join(from)).unwrap();
-        self.store().put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
-    }
-
-    fn store(&self) -> impl ObjectStore {
-        AmazonS3Builder::new()
-            .with_bucket_name(BUCKET)
-            .with_region("us-east-1")
-            .with_endpoint(&self.0.address)
-            .with_allow_http(true)
-            .with_access_key_id("test")
-            .with_secret_access_key("test")
-            .build()
-            .unwrap()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = server::program(arguments);
-        command.env("AWS_ENDPOINT_URL", &self.0.address);
-        for (key, value) in
-            [("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "sekret-of-tests")]
-        {
-            command.env(key, value);
-        }
-        command
-    }
-
-    fn program(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn rows(&self, sql: &str) -> Vec<Value> {
-        server::rows(|arguments| self.command(arguments), "s3://study/tables", sql)
-    }
+/// moto with one bucket; none where the Python of the tests is not there.
+fn moto() -> Option<Server> {
+    let mut command = Command::new(server::python()?);
+    command.arg(server::script("s3_server.py")).arg(BUCKET);
+    Some(Server::start(command, |address| {
+        vec![
+            ("AWS_ENDPOINT_URL", address.to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "sekret-of-tests".to_owned()),
+        ]
+    }))
 }
 
-/// Quick, and commits every scan.
-const RUN: [&str; 11] = [
-    "run",
-    "pipelines/demo.toml",
-    "--cohort",
-    "s3://study/cohort",
-    "--tables",
-    "s3://study/tables",
-    "--device",
-    "cpu",
-    "--set",
-    "score.method=threshold",
-    "--set=tables.commit_scans=1",
-];
+/// Runs the program and has it killed by SIGKILL at its first request that fits: `before` or `after` it is done, and in any
+/// case before the answer.
+fn killed_at(server: &mut Server, arguments: &[&str], moment: &str, method: &str, pattern: &str) {
+    let mut program = server.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    writeln!(server.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
+    let status = program.wait().unwrap();
+    assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: it ended by itself, {status}");
+    let mut said = String::new();
+    server.said.read_line(&mut said).unwrap();
+    assert_eq!(said.trim(), "killed");
+}
+
+/// From now on requests that fit take so many seconds longer.
+fn slow(server: &mut Server, seconds: f64, method: &str, pattern: &str) {
+    writeln!(server.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
+}
+
+async fn put(server: &Server, folder: &Path, from: &str, to: &str) {
+    let bytes = std::fs::read(folder.join(from)).unwrap();
+    store(server).put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
+}
+
+fn store(server: &Server) -> impl ObjectStore {
+    AmazonS3Builder::new()
+        .with_bucket_name(BUCKET)
+        .with_region("us-east-1")
+        .with_endpoint(&server.address)
+        .with_allow_http(true)
+        .with_access_key_id("test")
+        .with_secret_access_key("test")
+        .build()
+        .unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_is_screened_killed_screened_on_and_followed() {
-    let Some(server) = Moto::start() else { return };
+    let Some(server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort").display().to_string();
     let made = server.program(&["synth", &local, "--subjects", "6", "--lesions", "0", "--corrupt", "1"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
-    let store = server.store();
+    let store = store(&server);
     let put = |from: &str, to: &str| {
         let (from, to) = (from.to_owned(), to.to_owned());
         let (server, folder) = (&server, folder.path().join("cohort"));
-        async move { server.put(&folder, &from, &to).await }
+        async move { put(server, &folder, &from, &to).await }
     };
     put("dataset_description.json", "dataset_description.json").await;
     for n in 1..=6 {
@@ -129,7 +99,8 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     let rest = server.program(&RUN);
     // The damaged scan may have been a failure before the kill already.
     assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
-    let ended = server.rows("SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
+    let ended =
+        server.rows(TABLES, "SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
     let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
     assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("cohort/sub-synth00{n}_T1w")), "none lost, none doubled");
 
@@ -139,31 +110,35 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     put(&scan(3), &scan(6)).await;
     let more = server.program(&RUN);
     assert!(more.status.success() && text(&more.stdout).contains("2 scans done, 0 failed"), "{}", text(&more.stdout));
-    assert_eq!(server.rows("SELECT 1 FROM scans").len(), 6);
-    assert_eq!(server.rows("SELECT 1 FROM raw.scans WHERE scan_id = 'cohort/sub-synth001_T1w'").len(), 2, "history");
-    assert_eq!(server.rows("SELECT 1 FROM failures").len(), 0, "the damaged scan has a result now");
+    assert_eq!(server.rows(TABLES, "SELECT 1 FROM scans").len(), 6);
+    assert_eq!(
+        server.rows(TABLES, "SELECT 1 FROM raw.scans WHERE scan_id = 'cohort/sub-synth001_T1w'").len(),
+        2,
+        "history"
+    );
+    assert_eq!(server.rows(TABLES, "SELECT 1 FROM failures").len(), 0, "the damaged scan has a result now");
 
     // What goes wrong is told without a secret.
     let missing = server.program(&["cohort", "s3://no-such-bucket/cohort"]);
     let said = text(&missing.stderr);
     assert!(!missing.status.success() && said.contains("check the spelling of the bucket"), "{said}");
     assert!(!said.contains("sekret"), "{said}");
-    let leftovers = server.rows("SELECT config FROM runs");
+    let leftovers = server.rows(TABLES, "SELECT config FROM runs");
     assert!(!leftovers.is_empty() && !leftovers.iter().any(|row| row.to_string().contains("sekret")));
 }
 
 /// Killed at each of the points between a scan's arrival and the answer to its last commit; run again, the tables are whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_nothing_is_lost_or_doubled() {
-    let Some(mut server) = Moto::start() else { return };
+    let Some(mut server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let spacing = ["--spacing", "4", "--lesions", "0", "--corrupt", "1"];
     let made = server.program(&[&["synth", local.to_str().unwrap(), "--subjects", "4"], &spacing[..]].concat());
     assert!(made.status.success(), "{}", text(&made.stderr));
-    server.put(&local, "dataset_description.json", "dataset_description.json").await;
+    put(&server, &local, "dataset_description.json", "dataset_description.json").await;
     for n in 1..=4 {
-        server.put(&local, &scan(n), &scan(n)).await;
+        put(&server, &local, &scan(n), &scan(n)).await;
     }
     let first_commit = |table: &str| format!("/tables/{table}/_delta_log/0+1.json$");
     for (moment, method, pattern) in [
@@ -178,20 +153,22 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
         ("after", "PUT", first_commit("failures")),
         ("after", "PUT", "/tables/runs/_delta_log/0+2.json$".to_owned()), // the run's last word
     ] {
-        server.killed_at(&RUN, moment, method, &pattern);
+        killed_at(&mut server, &RUN, moment, method, &pattern);
         let rest = server.program(&RUN);
         assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
         assert!(text(&server.program(&RUN).stdout).contains("Nothing to do"), "{pattern}");
-        let ended = server.rows("SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
+        let ended =
+            server.rows(TABLES, "SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
         let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
         assert_eq!(ids, [1, 2, 3, 4].map(|n| format!("cohort/sub-synth00{n}_T1w")), "{moment} {method} {pattern}");
         let whole = server.rows(
+            TABLES,
             "SELECT s.scan_id, s.n_tokens, (SELECT count(*) FROM tokens t WHERE t.scan_id = s.scan_id) AS tokens, \
              (SELECT count(*) FROM masks m WHERE m.scan_id = s.scan_id) AS masks FROM scans s",
         );
         assert!(whole.len() == 3 && whole.iter().all(|s| s["n_tokens"] == s["tokens"] && s["masks"] == 1), "{whole:?}");
         // The next point begins with nothing.
-        let store = server.store();
+        let store = store(&server);
         let tables: Vec<_> =
             store.list(Some(&Key::from("tables"))).map(|found| found.unwrap().location).collect().await;
         for object in tables {
@@ -205,7 +182,7 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
     const SCANS: usize = 6;
-    let Some(mut server) = Moto::start() else { return };
+    let Some(mut server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let made = ["synth", local.to_str().unwrap(), "--subjects", "1", "--lesions", "0", "--spacing", "1"];
@@ -220,11 +197,11 @@ async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
     let large = Volume::new(large.grid, large.data.iter().map(|&v: &f32| (v / 8.) as i16).collect());
     let object = nifti::encode(&large, "");
     assert!(8 * object.len() < 4 * 256 * 256 * 256, "{} bytes are no surprise", object.len());
-    server.put(&local, "dataset_description.json", "dataset_description.json").await;
+    put(&server, &local, "dataset_description.json", "dataset_description.json").await;
     for n in 1..=SCANS {
-        server.store().put(&Key::from(format!("cohort/{}", scan(n))), object.clone().into()).await.unwrap();
+        store(&server).put(&Key::from(format!("cohort/{}", scan(n))), object.clone().into()).await.unwrap();
     }
-    server.slow(1., "PUT", "/tables/.*/(part|_delta_log)");
+    slow(&mut server, 1., "PUT", "/tables/.*/(part|_delta_log)");
 
     let cores = std::thread::available_parallelism().unwrap().get();
     // Room for two such scans at a time, whatever the number of cores.
@@ -236,5 +213,5 @@ async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
     println!("peak {peak_mib} MiB of {budget_mib}");
     assert!(status.success());
     assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
-    assert_eq!(server.rows("SELECT 1 FROM raw.scans").len(), SCANS);
+    assert_eq!(server.rows(TABLES, "SELECT 1 FROM raw.scans").len(), SCANS);
 }

@@ -467,3 +467,22 @@ async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
     assert_eq!(fourth.stopped(), Some(0));
     assert_eq!(rows(&tables, "SELECT 1 FROM scans").len(), 3);
 }
+
+#[test]
+fn the_log_is_json_with_a_span_for_each_scan_and_no_folder_of_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (cohort, tables) = (path("study"), path("tables"));
+    ok(&["synth", &cohort, "--subjects", "2", "--spacing", "4", "--lesions", "0", "--corrupt", "1"]);
+    let run = ["run", "pipelines/demo.toml", "--device", "cpu", "--set", "score.method=threshold"];
+    let mut command = super::server::program(&run);
+    command.args(["--cohort", &cohort, "--tables", &tables]).env("NEUROSIEVE_LOG", "neurosieve=debug");
+    let said = text(&command.output().unwrap().stderr);
+    let log: Vec<serde_json::Value> =
+        said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |scan: &str| log.iter().find(|entry| entry["span"]["scan_id"] == format!("study/{scan}_T1w"));
+    assert_eq!(of("sub-synth001").unwrap()["fields"]["message"], "done", "{said}");
+    let failed = of("sub-synth002").unwrap();
+    assert_eq!((&failed["level"], &failed["fields"]["stage"]), (&"WARN".into(), &"decode".into()), "{said}");
+    assert!(!said.contains(&path("")), "{said}");
+}

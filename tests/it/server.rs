@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -13,17 +13,39 @@ pub struct Server {
     pub said: BufReader<ChildStdout>,
     /// `http://127.0.0.1:PORT`.
     pub address: String,
+    /// Variables that let the program in.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Server {
-    pub fn start(mut command: Command) -> Self {
+    /// `environment` gets the address.
+    pub fn start(mut command: Command, environment: impl FnOnce(&str) -> Vec<(&'static str, String)>) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = command.spawn().unwrap();
         let mut said = BufReader::new(process.stdout.take().unwrap());
         let mut port = String::new();
         said.read_line(&mut port).unwrap();
         let port: u16 = port.trim().parse().unwrap();
-        Self { process, said, address: format!("http://127.0.0.1:{port}") }
+        let address = format!("http://127.0.0.1:{port}");
+        let environment = environment(&address);
+        Self { process, said, address, environment }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = program(arguments);
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command
+    }
+
+    pub fn program(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What a query of tables there answers.
+    pub fn rows(&self, tables: &str, sql: &str) -> Vec<Value> {
+        let output = self.program(&["sql", "--tables", tables, "--format", "json", "-c", sql]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 
@@ -55,13 +77,6 @@ pub fn program(arguments: &[&str]) -> Command {
     command
 }
 
-/// What a query answers; `command` is the program with arguments, and with what lets it into the store.
-pub fn rows(command: impl Fn(&[&str]) -> Command, tables: &str, sql: &str) -> Vec<Value> {
-    let output = command(&["sql", "--tables", tables, "--format", "json", "-c", sql]).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -69,4 +84,21 @@ pub fn text(bytes: &[u8]) -> String {
 /// Where the generator puts a subject's scan.
 pub fn scan(n: usize) -> String {
     format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz")
+}
+
+/// A run that is quick, and commits every scan.
+pub const fn run(cohort: &'static str, tables: &'static str) -> [&'static str; 11] {
+    [
+        "run",
+        "pipelines/demo.toml",
+        "--cohort",
+        cohort,
+        "--tables",
+        tables,
+        "--device",
+        "cpu",
+        "--set",
+        "score.method=threshold",
+        "--set=tables.commit_scans=1",
+    ]
 }

@@ -1,12 +1,8 @@
 //! A cohort on a web server that speaks WebDAV (WsgiDAV), which is read only.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use super::server::{self, Server, scan, text};
-
-fn program(arguments: &[&str]) -> Output {
-    server::program(arguments).output().unwrap()
-}
 
 #[test]
 fn a_cohort_is_read_from_the_web_and_tables_are_not_written_there() {
@@ -15,14 +11,14 @@ fn a_cohort_is_read_from_the_web_and_tables_are_not_written_there() {
     let Some(python) = server::python() else { return };
     let mut command = Command::new(python);
     command.arg(server::script("webdav_server.py")).arg(folder.path());
-    let server = Server::start(command);
+    let server = Server::start(command, |_| Vec::new());
     let made = ["synth", &at("study"), "--subjects", "3", "--spacing", "4", "--lesions", "0", "--corrupt", "1"];
-    assert!(program(&made).status.success());
+    assert!(server.program(&made).status.success());
     let (cohort, tables) = (format!("{}/study", server.address), at("tables"));
     let run = |tables: &str| {
         let mut arguments = vec!["run", "pipelines/demo.toml", "--device", "cpu", "--set", "score.method=threshold"];
         arguments.extend(["--cohort", &cohort, "--tables", tables]);
-        program(&arguments)
+        server.program(&arguments)
     };
 
     let first = run(&tables);
