@@ -159,13 +159,15 @@ fn said(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
     .collect()
 }
 
+/// The rest of the suite it does not pass: conditions on a GET are not looked at, and asked for a folder it fails.
 #[test]
 fn the_server_does_what_tables_ask_of_a_store() {
     // Each in a bucket of its own: they ask for an empty one.
-    let server = || Server::start(|_| None);
-    let (first, second) = (server(), server());
+    let [first, second, third, fourth] = [(); 4].map(|()| Server::start(|_| None));
     first.runtime.block_on(put_opts(&first.store(), true));
     second.runtime.block_on(stream_get(&second.store()));
+    third.runtime.block_on(list_with_delimiter(&third.store()));
+    fourth.runtime.block_on(rename_and_copy(&fourth.store()));
 }
 
 /// Quick, and commits every scan.
