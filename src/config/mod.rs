@@ -136,6 +136,9 @@ pub struct ScoreConfig {
     /// `mim`, `combined`: measure a voxel's score and intensity by those of healthy scans at the same place, where the
     /// bundle knows them.
     pub healthy_map: bool,
+    /// `mim`, `combined`: what a standard deviation of the intensity counts in a voxel's score, beside one of the networks'
+    /// score; 0: the networks' alone, by place.
+    pub intensity_weight: f64,
     /// `ar`: tokens with a negative log-likelihood above this (nats) are drawn anew; left out, the bundle's: what nine in
     /// ten healthy tokens lie below.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,6 +180,7 @@ impl Default for ScoreConfig {
             steps: 6,
             temperature: 0.7,
             healthy_map: true,
+            intensity_weight: 8.0,
             ar_limit_nats: None,
             ar_cached: true,
             tail: Tail::Dark,
@@ -294,6 +298,10 @@ pub struct TrainConfig {
     /// networks are trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networks_of: Option<String>,
+    /// With `networks_of`: those of its networks that are trained on from where they are, on this cohort: `inpainter`,
+    /// `detector`, `prior`; their sizes stay. Left out, none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<Network>,
     /// The last network to train: `tokenizer`, `inpainter`, `detector` or `prior`. Its figures are printed, and no
     /// bundle is written; left out, all are trained, and one is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -331,6 +339,7 @@ impl Default for TrainConfig {
             token_quantile: 0.97,
             healthy_map_scans: 96,
             networks_of: None,
+            further: Vec::new(),
             until: None,
             tokenizer: TokenizerStage {
                 network: TokenizerConfig::default(),
@@ -435,6 +444,18 @@ pub enum Network {
     Inpainter,
     Detector,
     Prior,
+}
+
+impl Network {
+    /// As in a pipeline file, and as its weights' file is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Inpainter => "inpainter",
+            Self::Detector => "detector",
+            Self::Prior => "prior",
+        }
+    }
 }
 
 /// The tokenizer's sizes and training.

@@ -19,12 +19,11 @@ const LEAST_SCORE_SD: f32 = 0.01;
 /// Standard deviation in millimetres of the smoothing of the intensity that is compared with that of healthy scans.
 const INTENSITY_SMOOTH_MM: f64 = 3.;
 
-/// What a standard deviation of the intensity counts, beside one of the score. Scores of healthy scans have a longer tail:
-/// one voxel in a thousand lies 9 deviations out, of the intensity 2.4.
-const INTENSITY_WEIGHT: f32 = 8.;
-
 /// The sum of both deviations that makes a score of one half.
 const HALF_DEVIATION: f32 = 40.;
+
+/// What a standard deviation of the intensity counts where it is asked alone: brings its scores to the range of the others.
+const INTENSITY_ALONE: f32 = 8.;
 
 /// The volume whose mean score is a scan's score, in millilitres.
 const SCAN_SCORE_ML: f64 = 2.;
@@ -67,8 +66,8 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
 }
 
 /// Score per voxel, 0..1, 0 outside the brain. With [`Settings::healthy`], a voxel's is d / (d + 40), d being how many
-/// standard deviations its score lies above that of healthy scans at its place, and eight times as many that its intensity
-/// lies from what is expected of a healthy brain like this one.
+/// standard deviations its score lies above that of healthy scans at its place, and `intensity_weight` times as many that its
+/// intensity lies from what is expected of a healthy brain like this one.
 ///
 /// [`Method::Mim`]: the token's probability, interpolated and smoothed, halved where the restoration agrees with the
 /// image ([`Evidence::Combined`]); either of the two alone, the residual brought together by a [`Pooling`]. [`Method::Ar`]:
@@ -115,11 +114,12 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
         };
     };
     let intensity = healthy.intensity.deviations(&smoothed_intensity(image), brain);
+    let weight = config.intensity_weight as f32;
     let deviation = |i: usize| {
         let oddness = healthy.score.deviation(score[i], LEAST_SCORE_SD, i, shape).max(0.);
         match config.evidence {
-            Evidence::Intensity => INTENSITY_WEIGHT * intensity[i].abs(),
-            _ => oddness + INTENSITY_WEIGHT * intensity[i].abs(),
+            Evidence::Intensity => INTENSITY_ALONE * intensity[i].abs(),
+            _ => oddness + weight * intensity[i].abs(),
         }
     };
     let measured = |i: usize| {

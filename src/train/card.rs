@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::calibrate;
-use crate::config::TrainConfig;
+use crate::config::{Network, TrainConfig};
 use crate::model::{Bundle, BundleInfo, Codebook};
 
 /// Markdown: what the model is, what it was trained on, how well it does, where it must not be used.
@@ -91,14 +91,24 @@ the tokenizer's decoder alone.
 }
 
 /// The card of a bundle whose networks are another one's.
-pub(super) fn adapted_card(info: &BundleInfo, networks: &Bundle) -> String {
+pub(super) fn adapted_card(info: &BundleInfo, networks: &Bundle, config: &TrainConfig) -> String {
+    let trained = |network: &Network| {
+        let (steps, batch) = match (network, &config.prior) {
+            (Network::Tokenizer, _) => (config.tokenizer.steps, config.tokenizer.batch),
+            (Network::Inpainter, _) => (config.inpainter.steps, config.inpainter.batch),
+            (Network::Prior, Some(prior)) => (prior.steps, prior.batch),
+            _ => (config.detector.steps, config.detector.batch),
+        };
+        format!("The {} was trained on, with {steps} updates of {batch} slices of these scans.\n", network.name())
+    };
+    let trained: String = config.further.iter().map(trained).collect();
     format!(
         "# Model card: {name} {version}
 
 Research software. Not a medical device: no output may be used for diagnosis or treatment.
 
 The networks are those of {label}: its model card says what they are, what they were trained on and where they must not be
-used. What healthy scans look like by place was learnt anew from {n_train} healthy scans, and the thresholds (token {token:.4},
+used. {trained}What healthy scans look like by place was learnt anew from {n_train} healthy scans, and the thresholds (token {token:.4},
 mask {mask:.4}; {quantile:.1} % of healthy brain voxels lie below) were fixed on {n_val} other ones, of which half have less
 than {median:.2} ml called anomalous. They hold for scans like these.
 

@@ -10,13 +10,15 @@
 //! Rows are kept in the work folder with the checkpoints: a training that is killed and continued has the curve of an
 //! undisturbed one, each step once.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
+use super::stage_file;
+use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
 /// Figures are taken every so many steps.
@@ -38,8 +40,8 @@ pub(super) struct Curve {
 
 impl Curve {
     /// What an earlier training of the stage left in the work folder; nothing where there was none.
-    pub fn open(work: &Path, stage: &str) -> Result<Self> {
-        let path = work.join(format!("{stage}.curve.json"));
+    pub fn open(config: &TrainConfig, stage: &str) -> Result<Self> {
+        let path = config.work.join(format!("{}.curve.json", stage_file(config, stage)));
         let rows = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::Config(format!("{}: {e}; delete it to start its curve anew", path.display())))?,
@@ -69,10 +71,10 @@ impl Curve {
 }
 
 /// Writes the curves of `stages` in the work folder as `training.parquet` of the bundle's folder.
-pub(super) fn write_parquet(work: &Path, stages: &[&str], folder: &Path) -> Result<()> {
+pub(super) fn write_parquet(config: &TrainConfig, stages: &[&str]) -> Result<()> {
     let mut rows: Vec<(&str, Row)> = Vec::new();
     for &stage in stages {
-        rows.extend(Curve::open(work, stage)?.rows.into_iter().map(|row| (stage, row)));
+        rows.extend(Curve::open(config, stage)?.rows.into_iter().map(|row| (stage, row)));
     }
     let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("the training's figures: {e}"));
     let columns: [(&str, ArrayRef); 4] = [
@@ -85,7 +87,7 @@ pub(super) fn write_parquet(work: &Path, stages: &[&str], folder: &Path) -> Resu
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).map_err(|e| bug(&e))?;
     writer.write(&batch).map_err(|e| bug(&e))?;
     let bytes = writer.into_inner().map_err(|e| bug(&e))?;
-    std::fs::write(folder.join("training.parquet"), bytes)
+    std::fs::write(config.out.join("training.parquet"), bytes)
         .map_err(|e| Error::io("cannot write training.parquet of the bundle", e))
 }
 
@@ -96,16 +98,17 @@ mod tests {
     #[test]
     fn a_continued_stage_has_every_step_once() {
         let work = tempfile::tempdir().expect("folder");
-        let mut curve = Curve::open(work.path(), "detector").expect("new");
+        let config = TrainConfig { work: work.path().to_owned(), ..TrainConfig::default() };
+        let mut curve = Curve::open(&config, "detector").expect("new");
         for step in [0, 10, 20] {
             curve.push(step, "bce", step as f64);
         }
         curve.save().expect("saved");
-        let mut again = Curve::open(work.path(), "detector").expect("kept");
+        let mut again = Curve::open(&config, "detector").expect("kept");
         again.rewind(15);
         again.push(20, "bce", 2.);
         let steps: Vec<i64> = again.rows.iter().map(|row| row.step).collect();
         assert_eq!(steps, [0, 10, 20]);
-        assert_eq!(Curve::open(work.path(), "tokenizer").expect("new").rows, []);
+        assert_eq!(Curve::open(&config, "tokenizer").expect("new").rows, []);
     }
 }

@@ -9,7 +9,8 @@
 //!   5. calibration healthy scores by place, thresholds fixed on healthy `val` scans
 //! ─► bundle folder
 //! ```
-//! With `train.networks_of`, the networks are those of another bundle and only the calibration is done.
+//! With `train.networks_of`, the networks are those of another bundle; those named in `train.further` are trained on, and the
+//! calibration is done anew.
 //!
 //! Every stage keeps a checkpoint in the work folder and continues from it; a finished stage is not
 //! trained again. Batches are drawn from (seed, stage, step), so a continued training sees what an
@@ -30,7 +31,6 @@ mod prior;
 mod tokenizer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
@@ -91,6 +91,11 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
         if !(0. ..=1.).contains(&share) {
             return Err(Error::Config(format!("train.anomalies.{key} is {share}: a share is between 0 and 1")));
         }
+    }
+    if config.networks_of.is_none() && !config.further.is_empty() {
+        return Err(Error::Config(
+            "train.further trains on networks of the bundle that train.networks_of names: name it".into(),
+        ));
     }
     let adapted = config.networks_of.as_deref().map(|name| fitting(pipeline, name)).transpose()?;
     std::fs::create_dir_all(config.work.join("prepared"))
@@ -186,7 +191,7 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     let card = card::model_card(&info, config);
     write_bundle(config, info, &stores, calibrated.healthy.as_ref(), &card)?;
     let stages: Vec<&str> = NETWORKS.into_iter().chain(config.prior.is_some().then_some(PRIOR)).collect();
-    curve::write_parquet(&config.work, &stages, &config.out)
+    curve::write_parquet(config, &stages)
 }
 
 /// The bundle `name`, whose networks are to be taken for this pipeline's preprocessing.
@@ -198,16 +203,42 @@ fn fitting(pipeline: &TrainPipeline, name: &str) -> Result<Bundle> {
             bundle.info.name
         )));
     }
+    let config = &pipeline.train;
+    if config.further.contains(&Network::Tokenizer) {
+        return Err(Error::Config(
+            "train.further: the tokenizer's codes are what the other networks know: it stays".into(),
+        ));
+    }
+    if config.further.contains(&Network::Prior) && (config.prior.is_none() || bundle.info.prior.is_none()) {
+        return Err(Error::Config(format!(
+            "train.further: a prior is trained on where [train.prior] says how long and the bundle, here `{}`, has one",
+            bundle.info.name
+        )));
+    }
     Ok(bundle)
 }
 
-/// Writes a bundle with the networks of another one, and with what the cohort's healthy scans say of places and thresholds.
+/// Writes a bundle with the networks of another one, some of them trained on, and with what the cohort's healthy scans say of
+/// places and thresholds.
 fn adapt(context: &Context<'_>, bundle: &Bundle) -> Result<()> {
     let config = &context.pipeline.train;
     let (networks, stores) = bundle.build(context.device)?;
+    let model::Networks { tokenizer, detector, inpainter, prior, .. } = &networks;
+    let further = |network| config.further.contains(&network);
+    let mut figures = Vec::new();
+    if further(Network::Inpainter) {
+        figures.extend(inpainter::train(context, &stores[2], tokenizer, inpainter)?);
+    }
+    if further(Network::Detector) {
+        figures.extend(detector::train(context, &stores[1], (tokenizer, inpainter), detector)?);
+    }
+    if let (true, Some(stage), Some(prior)) = (further(Network::Prior), &config.prior, prior) {
+        figures.extend(prior::train(context, stage, &stores[3], tokenizer, prior)?);
+    }
     let calibrated = calibrate::calibrate(context, &networks)?;
+    figures.extend(calibrated.figures);
     let mut metrics = bundle.info.metrics.clone();
-    metrics.extend(calibrated.figures.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    metrics.extend(figures.into_iter().map(|(name, value)| (name.to_owned(), value)));
     let info = BundleInfo {
         name: config.name.clone(),
         version: config.version.clone(),
@@ -216,8 +247,10 @@ fn adapt(context: &Context<'_>, bundle: &Bundle) -> Result<()> {
         metrics,
         ..bundle.info.clone()
     };
-    let card = card::adapted_card(&info, bundle);
-    write_bundle(config, info, &stores, calibrated.healthy.as_ref(), &card)
+    let card = card::adapted_card(&info, bundle, config);
+    write_bundle(config, info, &stores, calibrated.healthy.as_ref(), &card)?;
+    let stages: Vec<&str> = config.further.iter().map(|network| network.name()).collect();
+    if stages.is_empty() { Ok(()) } else { curve::write_parquet(config, &stages) }
 }
 
 fn write_bundle(
@@ -334,8 +367,8 @@ fn updates_beside<B: Send>(
     mut loss: impl FnMut(i64, B) -> (Tensor, Vec<(&'static str, Tensor)>),
 ) -> Result<()> {
     let (steps, peak) = schedule;
-    let work: &Path = &context.pipeline.train.work;
-    let checkpoint = work.join(format!("{name}.checkpoint.safetensors"));
+    let config = &context.pipeline.train;
+    let checkpoint = config.work.join(format!("{}.checkpoint.safetensors", stage_file(config, name)));
     let mut optimizer =
         AdamW::new(store, AdamWConfig { beta1: 0.9, beta2: 0.98, weight_decay: 0.05, clip: 1., ema: 0.998 });
     let mut state = optimizer.tensors();
@@ -344,7 +377,7 @@ fn updates_beside<B: Send>(
         adamw::load(&mut state, &checkpoint)?;
         eprintln!("{name}: continues after step {}", optimizer.step_count());
     }
-    let mut curve = Curve::open(work, name)?;
+    let mut curve = Curve::open(config, name)?;
     let first = optimizer.step_count();
     curve.rewind(first);
     let often = Duration::from_secs(context.pipeline.train.checkpoint_seconds);
@@ -386,6 +419,12 @@ fn updates_beside<B: Send>(
     })?;
     optimizer.use_average();
     Ok(())
+}
+
+/// What a network's files in the work folder begin with. One that is trained on begins with another bundle's weights, so what
+/// was kept of a training from the start is nothing to continue.
+fn stage_file(config: &TrainConfig, name: &str) -> String {
+    if config.networks_of.is_some() { format!("{name}-further") } else { name.to_owned() }
 }
 
 /// Linear warm-up over 2 % of the steps, then a cosine down to a fiftieth.

@@ -158,6 +158,26 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     assert_eq!((other["name"].as_str(), other["training"]["val_scans"].as_integer()), (Some("here"), Some(2)));
     assert_ne!(one["calibration"]["mask_threshold"], other["calibration"]["mask_threshold"]);
     assert!(String::from_utf8(file("b3", "MODEL_CARD.md")).unwrap().contains("The networks are those of tiny@"));
+
+    // The detector is trained on, beside what is kept of the training that made it; the others stay.
+    let mut further = training("train.work=w1", "train.out=b4");
+    further[1] = "adapt.toml";
+    further.extend(["--set", "train.further=[\"detector\"]", "--set", "train.detector.steps=11"]);
+    let run = program(&further, folder);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    for network in ["tokenizer", "inpainter", "prior"].map(|name| format!("{name}.safetensors")) {
+        assert!(file("b1", &network) == file("b4", &network), "{network} differs");
+    }
+    assert_ne!(file("b1", "detector.safetensors"), file("b4", "detector.safetensors"));
+    assert_eq!(steps(&folder.join("b4"), "detector"), [0, 10]);
+    assert!(String::from_utf8(file("b4", "MODEL_CARD.md")).unwrap().contains("The detector was trained on, with 11 updates"));
+    for (networks, told) in [("tokenizer", "codes are what the other networks know"), ("prior", "[train.prior]")] {
+        let only = format!("train.further=[\"{networks}\"]");
+        further[8] = &only;
+        let run = program(&further, folder);
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(!run.status.success() && said.contains(told), "{said}");
+    }
 }
 
 /// All methods, on the lesioned subject against the held-out healthy one.
