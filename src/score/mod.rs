@@ -153,6 +153,28 @@ pub fn batch_slices(configured: usize, device: tch::Device) -> usize {
     }
 }
 
+/// Numbers that no score can be made with.
+fn check(config: &ScoreConfig) -> Result<()> {
+    let wrong = |key: &str, value: f64, asked: &str| Err(Error::Config(format!("score.{key} is {value}: {asked}")));
+    let sizes = [
+        ("intensity_weight", config.intensity_weight),
+        ("smooth_mm", config.smooth_mm),
+        ("min_finding_ml", config.min_finding_ml),
+    ];
+    for (key, value) in sizes {
+        if !(value.is_finite() && value >= 0.) {
+            return wrong(key, value, "give a number of 0 or more");
+        }
+    }
+    if !(config.temperature.is_finite() && config.temperature > 0.) {
+        return wrong("temperature", config.temperature, "give a number above 0");
+    }
+    if config.steps < 1 {
+        return wrong("steps", config.steps as f64, "a drawn restoration takes one pass or more");
+    }
+    Ok(())
+}
+
 impl Settings {
     /// How slices pass through the networks on a device.
     pub fn batching(&self, device: tch::Device) -> Batching {
@@ -173,8 +195,9 @@ impl Settings {
     /// Pipeline settings completed by what the bundle learnt from healthy scans.
     ///
     /// # Errors
-    /// [`Error::Config`] where the bundle does not know what the method needs.
+    /// [`Error::Config`] where a number makes no sense or the bundle does not know what the method needs.
     pub fn new(config: &ScoreConfig, bundle: &Bundle) -> Result<Self> {
+        check(config)?;
         let calibration = &bundle.info.calibration;
         let measured = match (config.method, config.evidence) {
             (Method::Mim, Evidence::Combined) => config.healthy_map,
@@ -196,5 +219,25 @@ impl Settings {
             ar_limit_nats: config.ar_limit_nats.or(calibration.ar_limit_nats).unwrap_or(AR_LIMIT_NATS),
             healthy,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_make_no_sense_are_named() {
+        check(&ScoreConfig::default()).expect("the default");
+        let plain = ScoreConfig::default;
+        for (config, key) in [
+            (ScoreConfig { intensity_weight: -1., ..plain() }, "score.intensity_weight is -1"),
+            (ScoreConfig { smooth_mm: f64::NAN, ..plain() }, "score.smooth_mm is NaN"),
+            (ScoreConfig { min_finding_ml: f64::INFINITY, ..plain() }, "score.min_finding_ml is inf"),
+            (ScoreConfig { temperature: 0., ..plain() }, "score.temperature is 0"),
+            (ScoreConfig { steps: 0, ..plain() }, "score.steps is 0"),
+        ] {
+            assert!(check(&config).unwrap_err().to_string().contains(key), "{key}");
+        }
     }
 }

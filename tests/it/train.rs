@@ -170,7 +170,11 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     }
     assert_ne!(file("b1", "detector.safetensors"), file("b4", "detector.safetensors"));
     assert_eq!(steps(&folder.join("b4"), "detector"), [0, 10]);
-    assert!(String::from_utf8(file("b4", "MODEL_CARD.md")).unwrap().contains("The detector was trained on, with 11 updates"));
+    assert!(
+        String::from_utf8(file("b4", "MODEL_CARD.md"))
+            .unwrap()
+            .contains("The detector was trained on, with 11 updates")
+    );
     for (networks, told) in [("tokenizer", "codes are what the other networks know"), ("prior", "[train.prior]")] {
         let only = format!("train.further=[\"{networks}\"]");
         further[8] = &only;
