@@ -162,7 +162,8 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     // The detector is trained on, beside what is kept of the training that made it; the others stay.
     let mut further = training("train.work=w1", "train.out=b4");
     further[1] = "adapt.toml";
-    further.extend(["--set", "train.further=[\"detector\"]", "--set", "train.detector.steps=11"]);
+    let stage = "train.detector={network={width=16, heads=2, layers=1}, steps=11, batch=2, learning_rate=1e-3}";
+    further.extend(["--set", r#"train.further=["detector"]"#, "--set", stage]);
     let run = program(&further, folder);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     for network in ["tokenizer", "inpainter", "prior"].map(|name| format!("{name}.safetensors")) {
@@ -175,9 +176,11 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
             .unwrap()
             .contains("The detector was trained on, with 11 updates")
     );
-    for (networks, told) in [("tokenizer", "codes are what the other networks know"), ("prior", "[train.prior]")] {
-        let only = format!("train.further=[\"{networks}\"]");
-        further[8] = &only;
+    for (only, told) in [
+        (r#"train.further=["tokenizer"]"#, "codes are what the other networks know"),
+        (r#"train.further=["prior"]"#, "[train.prior]"),
+    ] {
+        further[9] = only;
         let run = program(&further, folder);
         let said = String::from_utf8_lossy(&run.stderr).into_owned();
         assert!(!run.status.success() && said.contains(told), "{said}");
