@@ -164,6 +164,7 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     further[1] = "adapt.toml";
     let stage = "train.detector={network={width=16, heads=2, layers=1}, steps=11, batch=2, learning_rate=1e-3}";
     further.extend(["--set", r#"train.further=["detector"]"#, "--set", stage]);
+    further.extend(["--set", "train.healthy_map_scans=0"]);
     let run = program(&further, folder);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     for network in ["tokenizer", "inpainter", "prior"].map(|name| format!("{name}.safetensors")) {
@@ -176,6 +177,10 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
             .unwrap()
             .contains("The detector was trained on, with 11 updates")
     );
+    // Without a healthy map it is whole, too.
+    assert!(!folder.join("b4/healthy.safetensors").exists());
+    let opened = program(&["twin", "--bundle", "b4", "--out", "b4.safetensors"], folder);
+    assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
     for (only, told) in [
         (r#"train.further=["tokenizer"]"#, "codes are what the other networks know"),
         (r#"train.further=["prior"]"#, "[train.prior]"),
