@@ -279,6 +279,7 @@ pub fn write(
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
     info.format = FORMAT;
+    info.weights.clear();
     let mut files: Vec<(&str, Vec<u8>)> = info
         .networks()
         .zip(stores)

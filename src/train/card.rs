@@ -94,7 +94,6 @@ the tokenizer's decoder alone.
 pub(super) fn adapted_card(info: &BundleInfo, networks: &Bundle, config: &TrainConfig) -> String {
     let trained = |network: &Network| {
         let (steps, batch) = match (network, &config.prior) {
-            (Network::Tokenizer, _) => (config.tokenizer.steps, config.tokenizer.batch),
             (Network::Inpainter, _) => (config.inpainter.steps, config.inpainter.batch),
             (Network::Prior, Some(prior)) => (prior.steps, prior.batch),
             _ => (config.detector.steps, config.detector.batch),

@@ -245,7 +245,6 @@ fn adapt(context: &Context<'_>, bundle: &Bundle) -> Result<()> {
         calibration: calibrated.calibration,
         training: context.training([&bundle.info.training.data[..], &config.data].concat()),
         metrics,
-        weights: Default::default(),
         ..bundle.info.clone()
     };
     let card = card::adapted_card(&info, bundle, config);
