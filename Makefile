@@ -4,10 +4,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build setup
+.PHONY: help demo test check build setup bench-gpu
 
 help: ## Show the commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 12
 
 demo: build ## Build, screen a small synthetic cohort and query the result
 	@scripts/demo.sh
@@ -32,6 +32,9 @@ check: setup ## Check format, lints, docs and dependencies
 
 build: setup ## Build the program, target/release/neurosieve
 	cargo build --release --locked
+
+bench-gpu: build ## Pack the folder that measures neurosieve on a machine with a GPU
+	benches/gpu/pack.sh
 
 setup: ## Fetch libtorch into the cache folder, once
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.95 or newer with rustup' >&2; exit 1; }

@@ -192,9 +192,9 @@ impl From<tch::TchError> for Error {
         let message = e.to_string();
         // The C++ stack trace that libtorch appends helps nobody who screens a cohort.
         let message = message.split("\nException raised from").next().unwrap_or_default().to_owned();
-        // A GPU's words, and the processor's.
-        let smaller =
-            ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|w| message.contains(w));
+        // The words of CUDA, of libtorch's allocator on the processor, and of oneDNN, which does not say why.
+        let words = ["out of memory", "can't allocate memory", "not enough memory", "could not create a primitive"];
+        let smaller = words.iter().any(|w| message.contains(w));
         Self::Device { message, smaller }
     }
 }

@@ -2,12 +2,13 @@
 """The networks of a bundle once more, in plain eager PyTorch: compares numbers, and times them.
 
     neurosieve twin --bundle models/t1w-2mm --out twin.safetensors
-    twin.py models/t1w-2mm twin.safetensors [--bench bench.json] [--threads 1]
+    twin.py models/t1w-2mm twin.safetensors [--bench bench.json] [--threads 1] [--device cpu] [--json FILE]
 
 Written from the papers and from the description in bundle.toml, not from the Rust code. Reads the bundle's weights
-(f16) and what `neurosieve twin` gave for made-up inputs; ends with exit code 1 where an output differs by more than 1e-4
-of its largest value, or a gradient by more than 1e-3 of its largest. --bench takes what
-`neurosieve bench device --bf16 --json bench.json` measured and times the same batches here, five ways:
+(f16; where the folder holds bundle.toml alone, the weights in the second file) and what `neurosieve twin` gave for
+made-up inputs. Ends with exit code 1 where an output differs by more than 1e-4 of its largest value, or a gradient by
+more than 1e-3 of its largest; both are compared on the processor. --bench takes what
+`neurosieve bench device --bf16 --json bench.json` measured and times the same batches on --device, five ways:
 
     f32           every token of the slice's grid, tokens of air hidden from the attention by a mask
     f32 packed    tokens of brain alone, sequences padded to the longest of the batch
@@ -20,6 +21,7 @@ import argparse
 import copy
 import json
 import math
+import struct
 import sys
 import time
 import tomllib
@@ -27,7 +29,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 OUTPUT_TOLERANCE = 1e-4
@@ -254,7 +255,25 @@ class Head(nn.Module):
         return plane.view(inside.shape)
 
 
-def networks(bundle):
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def load_file(path):
+    """The tensors of a safetensors file. Read here, so that a machine with PyTorch alone is enough."""
+    data = bytearray(path.read_bytes())
+    (length,) = struct.unpack_from("<Q", data)
+    start, tensors = 8 + length, {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            shape, (begin, end) = entry["shape"], entry["data_offsets"]
+            count = math.prod(shape)
+            values = torch.frombuffer(data, dtype=DTYPES[entry["dtype"]], count=count, offset=start + begin)
+            assert values.nbytes == end - begin, f"{path}: {name}"
+            tensors[name] = values.clone().view(shape)
+    return tensors
+
+
+def networks(bundle, given):
     info = tomllib.loads((bundle / "bundle.toml").read_text())
     sizes, tokens = info["tokenizer"], info["tokens"]
     levels = sizes.get("levels") or [sizes["vq"]["codes"]]
@@ -264,8 +283,12 @@ def networks(bundle):
         if kind in info:
             made[kind] = Head(kind, info[kind], levels, tokens, cell)
     for name, network in made.items():
-        weights = {key: value.float() for key, value in load_file(bundle / f"{name}.safetensors").items()}
-        network.load_state_dict(weights)
+        file, prefix = bundle / f"{name}.safetensors", f"{name}.weight."
+        if file.exists():
+            weights = load_file(file)
+        else:
+            weights = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+        network.load_state_dict({key: value.float() for key, value in weights.items()})
     return made, levels, cell
 
 
@@ -299,13 +322,21 @@ def compare(made, given):
     return wrong
 
 
+def wait():
+    """Until the GPU has finished its queue; nothing on a machine that computes on the processor."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def timed(action, rounds=15):
-    """Seconds of the fastest of a few runs: what else a machine does only slows them."""
+    """Seconds of the fastest of a few runs, because other work on the machine only slows a run down."""
     action()
+    wait()
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         action()
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -339,7 +370,9 @@ def actions(made, levels, cell, report, dtype):
     }
 
 
-def bench(made, levels, cell, report):
+def bench(made, levels, cell, report, device):
+    torch.set_default_device(device)
+    made = {name: network.to(device) for name, network in made.items()}
     half = {
         name: copy.deepcopy(network).to(torch.bfloat16, memory_format=torch.channels_last)
         for name, network in made.items()
@@ -360,6 +393,7 @@ def bench(made, levels, cell, report):
     print("large matrix products reach " + spelt(now) + " GFLOP/s now, " + spelt(then) + " when ours were timed")
     print("(comparable where these agree)\n")
     columns = ["f32", "f32 packed", "autocast", "bf16", "bf16 packed"]
+    figures = {"torch": torch.__version__, "batch": batch, "ceiling_gflops": now, "networks": {}}
     kinds = [kind["kind"] for kind in report["kinds"]]
     print("| network | " + " | ".join([*columns, *(f"ours {k}" for k in kinds), "f32 / ours f32"]), end=" |\n")
     print("|---" * (2 + len(columns) + len(kinds)) + "|")
@@ -368,19 +402,23 @@ def bench(made, levels, cell, report):
         for name, action in single.items():
             packs = name not in ("encode", "decode")
             f32, bf16 = ms(action), ms(double[name])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16):
                 cast = ms(action)
             packed = [ms(way[name], True) if packs else plain for way, plain in ((single, f32), (double, bf16))]
             row = [f32, packed[0], cast, bf16, packed[1], *(kind[name] for kind in ours)]
             sums = [a + b for a, b in zip(sums, row, strict=True)]
+            figures["networks"][name] = dict(zip([*columns, *(f"ours {k}" for k in kinds)], row, strict=True))
             print_row(name, row, len(columns))
         print_row("all four", sums, len(columns))
+        figures["networks"]["all four"] = dict(zip([*columns, *(f"ours {k}" for k in kinds)], sums, strict=True))
+    return figures
 
 
 def ceiling(dtype):
     """GFLOP/s of large matrix products, the measure of `neurosieve bench device`."""
-    a, b = torch.rand(2, 2048, 2048).to(dtype)
-    return 2 * 2048**3 / timed(lambda: a @ b) / 1e9
+    n = 8192 if torch.get_default_device().type == "cuda" else 2048
+    a, b = torch.rand(2, n, n).to(dtype)
+    return 2 * n**3 / timed(lambda: a @ b) / 1e9
 
 
 def spelt(values):
@@ -398,12 +436,17 @@ def main():
     parser.add_argument("given", type=Path)
     parser.add_argument("--bench", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    made, levels, cell = networks(args.bundle)
-    wrong = compare(made, load_file(args.given))
+    given = load_file(args.given)
+    made, levels, cell = networks(args.bundle, given)
+    wrong = compare(made, given)
     if args.bench:
-        bench(made, levels, cell, json.loads(args.bench.read_text()))
+        figures = bench(made, levels, cell, json.loads(args.bench.read_text()), args.device)
+        if args.json:
+            args.json.write_text(json.dumps({"agrees": not wrong, **figures}, indent=1) + "\n")
     sys.exit(1 if wrong else 0)
 
 

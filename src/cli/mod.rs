@@ -25,6 +25,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Domain, Error, Result};
+use crate::model::device;
 
 /// Screens whole MRI cohorts for anomalies: from NIfTI in object storage to SQL tables.
 ///
@@ -73,6 +74,7 @@ const GAVE_UP: u8 = 5;
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    device::silence_caught_panics();
     let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
@@ -106,7 +108,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => args.run().map(done),
         Command::Inspect(args) => args.run().await.map(done),
         Command::Eval(args) => args.run().await,
-        Command::Bench(args) => args.run().map(done),
+        Command::Bench(args) => args.run().await.map(done),
         Command::FitBorder(args) => args.run().await.map(done),
         Command::Twin(args) => args.run().map(done),
         Command::Doctor(args) => args.run().await.map(done),

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::budget::Budget;
-use super::progress::{Progress, Seen, Snapshot};
+use super::progress::{Place, Progress, Seen, Snapshot, bottleneck};
 use super::screen::ScreenExec;
 use super::screening::Screening;
 use super::waiting::Waiting;
@@ -81,6 +81,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Where the scans' time went, stage by stage.
     pub places: Vec<Seen>,
+    /// The stage that all others waited for; none where nothing was done.
+    pub bottleneck: Option<Place>,
     /// The physical plan with its metrics, as EXPLAIN ANALYZE shows it.
     #[serde(skip)]
     pub plan: String,
@@ -265,6 +267,7 @@ impl Run {
             quarantined,
             elapsed: started.elapsed(),
             places: counted.places.to_vec(),
+            bottleneck: bottleneck(&counted.places).map(|seen| seen.place),
             plan,
         };
         if pending == 0 {

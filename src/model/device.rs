@@ -19,10 +19,11 @@
 //! that it needs as well are not loaded again: the dynamic linker knows libraries by name, and those names are taken
 //! by the copies already in this process. So both parts must be of one version, which is checked.
 
+use std::cell::Cell;
 use std::env;
 use std::fmt;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -99,12 +100,30 @@ pub fn on_calling_thread() {
     tch::set_num_threads(1);
 }
 
+thread_local! {
+    /// Whether this thread is within [`caught`].
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the panics that [`caught`] turns into errors from being printed as well. To be called once, by the program.
+pub fn silence_caught_panics() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !CAUGHT.get() {
+            print(info);
+        }
+    }));
+}
+
 /// Runs `work`; a panic becomes a device error, since tch turns libtorch's exceptions into panics.
 ///
 /// # Errors
 /// What `work` says; [`Error::Device`] where it panics.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    let outer = CAUGHT.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    CAUGHT.set(outer);
+    outcome.unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
             .map(String::as_str)

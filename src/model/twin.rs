@@ -22,6 +22,7 @@ const BATCH: i64 = 4;
 /// | `inside` | `[B, h, w]` | tokens that hold brain |
 /// | `mask` | `[B, h, w]` | tokens hidden from the inpainter |
 /// | `<network>.out` | | as scans are scored: pixels, logits of pixels, logits of masked tokens, likelihoods in nats |
+/// | `<network>.weight.<weight>` | the weight's | the weight itself |
 /// | `<network>.grad.<weight>` | the weight's | gradient of the mean square of the output |
 ///
 /// # Errors
@@ -69,6 +70,7 @@ pub fn write(bundle: &Bundle, path: &Path) -> Result<()> {
     for (((network, out), inferred), store) in bundle.info.networks().zip(outputs).zip(inferred).zip(&stores) {
         out.square().mean(Kind::Float).backward();
         for (name, weight) in store.variables() {
+            file.push((format!("{network}.weight.{name}"), weight.detach()));
             // Learned codebooks have no gradient.
             let gradient = weight.grad();
             if gradient.defined() {

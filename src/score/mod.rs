@@ -23,6 +23,7 @@ pub use infer::{Inference, detect, infer, reconstruct, surprise};
 pub use map::{Assessment, assess, scan_score, score_map, smoothed_intensity, token_brain_fraction};
 pub use slices::{Batching, Scan};
 pub use worker::Worker;
+pub(crate) use worker::within_memory;
 
 use std::sync::Arc;
 

@@ -139,7 +139,7 @@ fn look_at<S: Copy, T>(scans: &[S], work: &dyn Fn(&[S]) -> Result<Vec<T>>) -> Ve
 
 /// Does `work` with half of the slices at once, and half of those, while the device lacks memory; gives up where not even
 /// one fits. Every scan begins with `batch` again: its numbers must not depend on those before it.
-fn within_memory<T>(batch: usize, work: impl Fn(usize) -> Result<T>) -> Result<T> {
+pub(crate) fn within_memory<T>(batch: usize, work: impl Fn(usize) -> Result<T>) -> Result<T> {
     let mut batch = batch.max(1);
     loop {
         match work(batch) {

@@ -6,6 +6,7 @@ mod cohort;
 mod fault;
 mod fault_store;
 mod geometry;
+mod gpu;
 mod inspect;
 mod kills;
 mod preprocess;
