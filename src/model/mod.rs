@@ -6,6 +6,7 @@
 
 mod bundle;
 mod codebook;
+mod config;
 mod detector;
 pub mod device;
 mod healthy;
@@ -24,6 +25,7 @@ pub use bundle::{
     Bundle, BundleInfo, Calibration, DataSource, NETWORKS, Networks, PRIOR, Training, write as write_bundle,
 };
 pub use codebook::{Codebook, Vectors};
+pub use config::ModelConfig;
 pub use detector::{CONTEXT, Detector};
 pub use healthy::{HealthyMap, HealthyMapBuilder};
 pub use inpainter::{Decoding, Inpainter, Masked};

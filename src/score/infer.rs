@@ -351,9 +351,9 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
-    use crate::config::ScoreConfig;
     use crate::model::{Preset, device};
     use crate::preprocess::model_grid;
+    use crate::score::config::ScoreConfig;
 
     /// An ellipsoid of noise; half axes in voxels.
     fn ball(seed: u64, half: [f64; 3]) -> (Volume<f32>, Volume<u8>) {

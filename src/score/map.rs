@@ -242,7 +242,7 @@ fn per_cell(shape: [usize; 3], slices: &[usize], tokens: [usize; 2], voxel: impl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ScoreConfig;
+    use crate::score::config::ScoreConfig;
     use crate::volume::{Affine, Grid};
 
     fn grid(shape: [usize; 3]) -> Grid {

@@ -12,104 +12,26 @@
 //! on the scan, the recipe and the type of device alone: where scans share a batch, its shape does not tell who is in it,
 //! and what is drawn is seeded by the scan's id and the slice.
 
+mod config;
 mod findings;
 mod infer;
 mod map;
+mod recipe;
 mod slices;
 mod worker;
 
+pub use config::{Evidence, Method, Pooling, Precision, ScoreConfig, Tail};
 pub use findings::{Finding, components, connected};
 pub use infer::{Inference, detect, infer, reconstruct, surprise};
 pub use map::{Assessment, assess, scan_score, score_map, smoothed_intensity, token_brain_fraction};
+pub use recipe::recipe_id;
 pub use slices::{Batching, Scan};
 pub use worker::Worker;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::config::ScoreConfig;
 use crate::error::{Error, Result};
 use crate::model::{Bundle, HealthyMap};
-
-/// How anomalies are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// Masked image modelling: the detector says which tokens are anomalous, the inpainter restores them.
-    Mim,
-    /// The autoregressive prior says which tokens are unlikely and restores them, one after the other.
-    Ar,
-    /// The intensity itself: no model at all, the floor that a model must beat.
-    Threshold,
-}
-
-impl Method {
-    /// How its residuals are brought together where nothing else is said.
-    pub fn pooling(self) -> Pooling {
-        match self {
-            Self::Mim | Self::Threshold => Pooling::Gaussian,
-            Self::Ar => Pooling::MinMean,
-        }
-    }
-}
-
-/// What a voxel's score is made of under [`Method::Mim`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Evidence {
-    /// The detector's probability.
-    Detector,
-    /// The difference between image and restoration.
-    Residual,
-    /// Both, measured by healthy scans at the same place where the bundle knows them, together with the intensity.
-    Combined,
-    /// How far the intensity lies from that of healthy scans at the same place, which the bundle must know: no network.
-    Intensity,
-}
-
-/// How residuals of neighbouring voxels are brought together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// A Gaussian of `smooth_mm`.
-    Gaussian,
-    /// The least over 3 x 3 x 3 voxels, then the mean over 7 x 7 x 3, as Naval Marimont and Tarroni do: what is thinner than
-    /// three voxels goes.
-    MinMean,
-}
-
-/// Which intensities are anomalous under [`Method::Threshold`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tail {
-    /// Low ones.
-    Dark,
-    /// High ones.
-    Bright,
-    /// Those far from the brain's median.
-    Both,
-}
-
-/// Kind of number that the networks compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits, on every device.
-    F32,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Precision {
-    /// libtorch's word for it.
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Self::F32 => tch::Kind::Float,
-            Self::Bf16 => tch::Kind::BFloat16,
-        }
-    }
-}
 
 /// Counted up when the same input would give other numbers.
 pub const VERSION: u32 = 7;

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inference, Method, Scan, Settings, batch_slices, infer};
-use crate::config::ScoreConfig;
+use super::{Inference, Method, Scan, ScoreConfig, Settings, batch_slices, infer};
 use crate::error::{Error, Result, Retry};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::Prepared;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::calibrate;
-use crate::config::{Network, TrainConfig};
+use super::config::{Network, TrainConfig};
 use crate::model::{Bundle, BundleInfo, Codebook};
 
 /// Markdown: what the model is, what it was trained on, how well it does, where it must not be used.

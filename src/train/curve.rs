@@ -17,8 +17,8 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray}
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
+use super::config::TrainConfig;
 use super::stage_file;
-use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
 /// Figures are taken every so many steps.

@@ -22,13 +22,18 @@ pub mod border;
 mod calibrate;
 mod card;
 mod codebook;
+mod config;
 mod curve;
 mod data;
 mod detector;
 mod discriminator;
 mod inpainter;
+mod load;
 mod prior;
 mod tokenizer;
+
+pub use config::{AnomalyConfig, Network, NetworkTraining, TokenizerTraining, TrainConfig, TrainPipeline};
+pub use load::load;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -39,7 +44,6 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::cohort::{self, Selection};
-use crate::config::{Network, TrainConfig, TrainPipeline};
 use crate::error::{Error, Result};
 use crate::model::{
     self, Bundle, BundleInfo, DataSource, Detector, HealthyMap, Inpainter, NETWORKS, PRIOR, Prior, Tokenizer, Training,

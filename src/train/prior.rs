@@ -5,16 +5,16 @@ use tch::Kind;
 use tch::Tensor;
 use tch::nn::VarStore;
 
+use super::config::NetworkTraining;
 use super::data::Slice;
 use super::{Context, data, draw_rng, updates};
-use crate::config::Stage;
 use crate::error::Result;
 use crate::model::{Prior, Tokenizer, TransformerConfig};
 
 /// Trains, then measures on held-out slices.
 pub(super) fn train(
     context: &Context<'_>,
-    stage: &Stage<TransformerConfig>,
+    stage: &NetworkTraining<TransformerConfig>,
     store: &VarStore,
     tokenizer: &Tokenizer,
     prior: &Prior,

@@ -186,10 +186,10 @@ fn reconstruct(context: &Context<'_>, tokenizer: &Tokenizer, from: &Slices) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{TrainConfig, TrainPipeline};
     use crate::model::{Codebook, TokenizerConfig, Vectors};
     use crate::preprocess;
     use crate::train::data::Brain;
+    use crate::train::{TrainConfig, TrainPipeline};
     use std::path::Path;
     use tch::Device;
 

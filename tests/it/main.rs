@@ -8,6 +8,7 @@ mod fault_store;
 mod geometry;
 mod inspect;
 mod kills;
+mod pipelines;
 mod preprocess;
 mod s3;
 mod screen;
