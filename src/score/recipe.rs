@@ -16,6 +16,9 @@ use crate::preprocess::{
     SkullStripConfig, StrippedConfig,
 };
 
+/// Version of the scoring algorithms. Increase it whenever the same input would give other numbers.
+pub const VERSION: u32 = 7;
+
 /// Sixteen hex digits over the settings of preprocessing and scoring, the bundle's digest and the versions of the
 /// algorithms. The same scan with the same recipe on the same type of device gives the same rows.
 pub fn recipe_id(preprocess: &PreprocessConfig, score: &ScoreConfig, bundle: &Bundle) -> String {
@@ -24,7 +27,7 @@ pub fn recipe_id(preprocess: &PreprocessConfig, score: &ScoreConfig, bundle: &Bu
         preprocess: preprocess.clone().into(),
         preprocess_version: preprocess::VERSION,
         score: score.clone().into(),
-        score_version: super::VERSION,
+        score_version: VERSION,
     };
     // By way of a JSON value, which sorts the keys: the order of fields is not part of the recipe.
     let text = serde_json::json!(recipe).to_string();
