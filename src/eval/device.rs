@@ -12,7 +12,9 @@ use serde::Serialize;
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::{Bundle, CONTEXT, Decoding, Masked, Networks, Preset, Resampling, Sizes, TransformerConfig, device};
+use crate::model::{
+    Bundle, CONTEXT, Decoding, Masked, Networks, Preset, Resampling, Sizes, TokenSlices, TransformerConfig, device,
+};
 
 /// Runs of one thing; the fastest counts, since what else a machine does only slows them.
 const ROUNDS: usize = 15;
@@ -304,7 +306,8 @@ impl<'a> Inputs<'a> {
             let noise = Tensor::rand([self.batch, longest, n_codes], (Kind::Float, *device));
             let restore = |cached| {
                 let resampling = Resampling { limit_nats: 5., cached };
-                drop(prior.restore(middle, inside, z_mm, |n| noise.narrow(1, 0, n), resampling, kind));
+                let slices = TokenSlices { codes: middle, inside, z_mm };
+                drop(prior.restore(slices, |n| noise.narrow(1, 0, n), resampling, kind));
             };
             // A pass over the whole slice for each of its tokens, of which the head is needed once.
             let once = |n: i64| prior_sizes.flop(n, 0) + head(prior_sizes, 1.);

@@ -10,7 +10,7 @@ use super::config::{Evidence, Method, Tail};
 use super::settings::Settings;
 use super::slices::{Batching, Encoded, Part, Scan, encode};
 use crate::error::{Error, Result};
-use crate::model::{Decoding, Masked, Networks, Prior, Resampling};
+use crate::model::{Decoding, Masked, Networks, Prior, Resampling, TokenSlices};
 use crate::volume::Volume;
 
 /// The networks' results for one scan: `S` slices that hold brain, each of `rows x columns` tokens.
@@ -73,7 +73,8 @@ pub fn surprise(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec
     let nll = encoded.batches(&encoded.real()).into_iter().flat_map(|rows| {
         let [codes, inside, z_mm] =
             [&encoded.codes, &encoded.inside, &encoded.z_mm].map(|tensor| tensor.index_select(0, &rows));
-        let nll = tch::no_grad(|| prior.nll(&codes, &inside, &z_mm, Kind::Float));
+        let slices = TokenSlices { codes: &codes, inside: &inside, z_mm: &z_mm };
+        let nll = tch::no_grad(|| prior.nll(slices, Kind::Float));
         to_vec::<f32>(&nll.masked_select(&inside))
     });
     Ok(nll.collect())
@@ -196,7 +197,8 @@ impl Restoring<'_> {
                 let per_slice = std::iter::repeat_n((tokens * vocabulary) as usize, slices.size()[0] as usize);
                 self.noise(slices, draw, per_slice).view([-1, tokens, vocabulary])
             };
-            let (new, nll) = prior.restore(&codes, &inside, &z_mm, noise, resampling, self.kind);
+            let tokens = TokenSlices { codes: &codes, inside: &inside, z_mm: &z_mm };
+            let (new, nll) = prior.restore(tokens, noise, resampling, self.kind);
             (self.decode(&new, &z_mm), nll)
         })?;
         restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);

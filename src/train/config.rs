@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cohort::CohortConfig;
 use crate::model::device::DeviceChoice;
-use crate::model::{DataSource, TokenizerConfig, TransformerConfig};
+use crate::model::{DataSource, Network, TokenizerConfig, TransformerConfig};
 use crate::preprocess::PreprocessConfig;
 use crate::score::ScoreConfig;
 
@@ -134,29 +134,6 @@ impl Default for TrainConfig {
             },
             prior: None,
             data: Vec::new(),
-        }
-    }
-}
-
-/// A network that is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "each says what it is")]
-pub enum Network {
-    Tokenizer,
-    Inpainter,
-    Detector,
-    Prior,
-}
-
-impl Network {
-    /// Its name in pipeline files and in the names of weight files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tokenizer => "tokenizer",
-            Self::Inpainter => "inpainter",
-            Self::Detector => "detector",
-            Self::Prior => "prior",
         }
     }
 }
