@@ -48,14 +48,7 @@ struct Batch {
 pub(super) fn train(context: &Context<'_>, networks: &Networks, store: &VarStore) -> Result<Figures> {
     let stage = &context.config().detector;
     let name = Network::Detector.name();
-    let updates = Updates {
-        context,
-        name,
-        store,
-        steps: stage.steps,
-        learning_rate: stage.learning_rate,
-        also_saved: Vec::new(),
-    };
+    let updates = Updates::new(context, name, store, stage.steps, stage.learning_rate);
     let draw = |step| context.draw(name, step, stage.batch, |rng| draw(context, &context.train, rng));
     updates.run(draw, |step, drawn| {
         let batch = batch(context, networks, &drawn, context.rng(name, step, SWAP_ITEM));

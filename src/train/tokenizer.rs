@@ -54,14 +54,7 @@ fn train_all(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer) -> 
     let mut adversary = (stage.adversarial > 0. || stage.feature > 0.)
         .then(|| Adversary::new(start::discriminator_seed(config), context.device));
     let also_saved = averages.iter().flat_map(Averages::tensors).chain(adversary.iter().flat_map(Adversary::tensors));
-    let updates = Updates {
-        context,
-        name,
-        store,
-        steps: stage.steps,
-        learning_rate: stage.learning_rate,
-        also_saved: also_saved.collect(),
-    };
+    let updates = Updates::new(context, name, store, stage.steps, stage.learning_rate).also_saving(also_saved);
     updates.run(draw_batch(context, name), |step, batch| {
         let Batch { image, target, z_mm } = Batch::new(context, batch);
         let (reconstruction, codes, latent) = tokenizer.forward(&image, &z_mm);
@@ -97,14 +90,7 @@ fn train_decoder(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer)
         let of_decoder = DECODER.iter().any(|part| name.starts_with(part));
         let _ = weight.set_requires_grad(of_decoder);
     }
-    let updates = Updates {
-        context,
-        name: "decoder",
-        store,
-        steps: stage.decoder_steps,
-        learning_rate: stage.learning_rate / 2.,
-        also_saved: Vec::new(),
-    };
+    let updates = Updates::new(context, "decoder", store, stage.decoder_steps, stage.learning_rate / 2.);
     updates.run(draw_batch(context, "decoder"), |_, batch| -> Loss {
         let Batch { image, target, z_mm } = Batch::new(context, batch);
         let (reconstruction, _, _) = tokenizer.forward(&image, &z_mm);

@@ -65,14 +65,7 @@ impl TokenTraining<'_> {
     ) -> Result<Vec<[f64; N]>> {
         let Self { context, network, stage, store } = self;
         let name = network.name();
-        let updates = Updates {
-            context,
-            name,
-            store,
-            steps: stage.steps,
-            learning_rate: stage.learning_rate,
-            also_saved: Vec::new(),
-        };
+        let updates = Updates::new(context, name, store, stage.steps, stage.learning_rate);
         let batch = |step| context.draw(name, step, stage.batch, |rng| draw(&context.train, rng));
         updates.run(batch, |_, batch| {
             let figures = figures(batch, context.kind);

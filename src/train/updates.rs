@@ -22,22 +22,35 @@ const REPORT_EVERY: Duration = Duration::from_secs(15);
 
 /// Updates of the weights in `store`.
 pub(super) struct Updates<'a> {
-    pub(super) context: &'a Context<'a>,
-    /// Name of the checkpoint, of the curve and in progress lines.
-    pub(super) name: &'a str,
-    pub(super) store: &'a VarStore,
-    /// Number of updates.
-    pub(super) steps: i64,
-    /// Peak learning rate.
-    pub(super) learning_rate: f64,
-    /// Tensors outside `store` that the loss changes; the checkpoint keeps them too.
-    pub(super) also_saved: Vec<(String, Tensor)>,
+    context: &'a Context<'a>,
+    name: &'a str,
+    store: &'a VarStore,
+    steps: i64,
+    learning_rate: f64,
+    also_saved: Vec<(String, Tensor)>,
 }
 
 /// The loss of a step, and figures by name for the curve and the progress line.
 pub(super) type Loss = (Tensor, Vec<(&'static str, Tensor)>);
 
-impl Updates<'_> {
+impl<'a> Updates<'a> {
+    /// `steps` updates of the weights in `store`, with the peak learning rate `learning_rate`. `name` is that of the
+    /// checkpoint and the curve, and appears in progress lines.
+    pub(super) fn new(
+        context: &'a Context<'a>,
+        name: &'a str,
+        store: &'a VarStore,
+        steps: i64,
+        learning_rate: f64,
+    ) -> Self {
+        Self { context, name, store, steps, learning_rate, also_saved: Vec::new() }
+    }
+
+    /// Keeps tensors in the checkpoint that the loss changes outside the store.
+    pub(super) fn also_saving(self, tensors: impl Iterator<Item = (String, Tensor)>) -> Self {
+        Self { also_saved: tensors.collect(), ..self }
+    }
+
     /// Runs the updates that follow the checkpoint, or all where there is none. `draw` gives the batch of a step and
     /// runs on another thread, ahead of time; `loss` gives the loss of a step's batch. The weights are the moving
     /// average at the end.
