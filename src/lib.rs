@@ -19,8 +19,7 @@
 //! The program in `main.rs` is a thin command line over this library:
 //!
 //! ```no_run
-//! use neurosieve::config::Pipeline;
-//! use neurosieve::flow::Run;
+//! use neurosieve::flow::{Pipeline, Run};
 //!
 //! # async fn screen() -> neurosieve::Result<()> {
 //! let mut pipeline = Pipeline::default();

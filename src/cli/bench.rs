@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use super::write_json;
-use crate::config::{self, CohortConfig, Pipeline};
+use crate::cohort::CohortConfig;
+use crate::config;
 use crate::error::Result;
 use crate::eval::device::{DeviceSettings, ModelChoice, VolumeSettings, measure, score_volumes};
+use crate::flow::Pipeline;
 use crate::model::Preset;
 use crate::model::device::DeviceChoice;
 

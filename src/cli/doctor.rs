@@ -251,7 +251,7 @@ mod tests {
     fn a_gpu_that_no_machine_has_is_missing() {
         let finding = chosen_device(DeviceChoice::Cuda(4096));
         assert_eq!(finding.verdict, Verdict::Missing);
-        assert!(finding.text.contains("cuda:4096 was asked for"), "{finding}");
+        assert!(finding.text.contains("cuda:4096 is not available"), "{finding}");
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{FAILED, write_json};
-use crate::config::{self, EvalPipeline};
+use crate::config;
 use crate::error::{Error, Result};
-use crate::eval::methods;
 use crate::eval::preprocess::{Settings, evaluate};
+use crate::eval::{EvalPipeline, methods};
 use crate::preprocess::PreprocessConfig;
 
 /// Measure on held-out scans how well the program works

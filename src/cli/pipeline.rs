@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{self, Pipeline};
+use crate::config;
 use crate::error::{Error, Result};
-use crate::flow::Monitor;
+use crate::flow::{Monitor, Pipeline};
 
 /// The options of a command that works through a pipeline file.
 #[derive(Debug, clap::Args)]

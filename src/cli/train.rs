@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::config::{self, TrainPipeline};
 use crate::error::Result;
 use crate::train;
 
@@ -30,7 +29,6 @@ impl TrainArgs {
     pub async fn run(self) -> Result<()> {
         let mut overrides = self.set;
         overrides.extend(self.cohort.map(|url| format!("cohort.url={}", toml::Value::String(url))));
-        let pipeline: TrainPipeline = config::load(Some(&self.pipeline), &overrides)?;
-        train::train(&pipeline).await
+        train::train(&train::load(Some(&self.pipeline), &overrides)?).await
     }
 }

@@ -15,6 +15,7 @@
 //! tree that the store cannot list whole.
 
 pub mod bids;
+mod config;
 mod fetch;
 pub mod manifest;
 mod pair;
@@ -31,6 +32,7 @@ use futures::TryStreamExt;
 use object_store::ObjectMeta;
 
 use self::bids::{Entities, Part};
+pub use self::config::CohortConfig;
 pub use self::fetch::{ScanBytes, read};
 pub use self::manifest::ScanEntry;
 use self::pair::Halves;

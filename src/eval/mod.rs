@@ -4,6 +4,9 @@
 //! with what was reached. [`methods`] takes a cohort with lesion masks and a healthy one and gives a [`methods::Report`]:
 //! methods of finding anomalies side by side. [`device`] tells what a device does with a bundle.
 
+mod config;
 pub mod device;
 pub mod methods;
 pub mod preprocess;
+
+pub use config::{EvalConfig, EvalPipeline, EvalRunConfig, EvalTablesConfig, MethodConfig};

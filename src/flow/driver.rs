@@ -26,17 +26,17 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::budget::Budget;
+use super::pipeline::Pipeline;
 use super::progress::{Place, Progress, Seen, Snapshot, bottleneck};
 use super::screen::ScreenExec;
 use super::screening::Screening;
 use super::waiting::Waiting;
 use super::write::{RollPolicy, WriteExec};
 use crate::cohort::{self, Listing, Location, ScanEntry, store};
-use crate::config::{Pipeline, recipe_id};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
-use crate::score::{Settings, Worker};
+use crate::score::{Settings, Worker, recipe_id};
 use crate::tables::{Committed, Receipt, RunRow, Tables};
 
 /// A run that knows what is to be done.

@@ -4,8 +4,11 @@
 //! standard leaf; [`Run`] builds the plan, drives it and commits. [`Schedule`] does so night after night.
 
 mod budget;
+mod config;
 mod driver;
+mod limits;
 mod monitor;
+mod pipeline;
 mod progress;
 pub(crate) mod rows;
 mod schedule;
@@ -15,8 +18,11 @@ mod waiting;
 mod write;
 
 pub use budget::{Budget, Grant, Memory};
+pub use config::{RunConfig, ScheduleConfig};
 pub use driver::{Outcome, Report, Run};
+pub use limits::{FailureLimit, Shard};
 pub use monitor::Monitor;
+pub use pipeline::Pipeline;
 pub use progress::{Place, Progress, Seen, Snapshot, bottleneck};
 pub use schedule::{Job, Outcome as ScheduleOutcome, Schedule};
 pub use screen::ScreenExec;

@@ -16,10 +16,11 @@ use croner::Cron;
 use tokio::sync::watch;
 
 use super::budget::Memory;
+use super::config::ScheduleConfig;
 use super::driver::{Report, Run};
 use super::monitor::Monitor;
+use super::pipeline::Pipeline;
 use crate::cohort::store;
-use crate::config::{Pipeline, ScheduleConfig};
 use crate::error::{Error, Result};
 use crate::tables::{Lease, Optimized, Table, Tables};
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 use super::budget::Budget;
+use super::limits::FailureLimit;
 use super::progress::Progress;
 use crate::cohort::Location;
-use crate::config::FailureLimit;
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
 

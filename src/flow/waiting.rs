@@ -6,8 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::TablesConfig;
-use crate::tables::Receipt;
+use crate::tables::{Receipt, TablesConfig};
 
 /// The receipts of whole rolls.
 #[derive(Debug)]

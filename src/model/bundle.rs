@@ -1,44 +1,39 @@
-//! A bundle: everything a trained model needs, in one folder.
+//! A bundle: a trained model as one folder, which is what `[model] bundle` names.
 //!
 //! ```text
-//! bundle.toml              architecture, the preprocessing it expects, calibration, training data
-//!                          and licences, metrics, SHA-256 of each weight file
+//! bundle.toml              architecture, the preprocessing it was trained with, calibration, training data
+//!                          and licences, metrics, SHA-256 of each .safetensors file
 //! tokenizer.safetensors    weights in f16
 //! detector.safetensors
 //! inpainter.safetensors
 //! prior.safetensors        only where `bundle.toml` has a `prior`
-//! healthy.safetensors      scores of healthy scans by place, where `bundle.toml` has its checksum
-//! MODEL_CARD.md            for humans
+//! healthy.safetensors      the healthy map, only where `bundle.toml` has its SHA-256
+//! MODEL_CARD.md            for human readers
 //! ```
-//! The built-in bundle is compiled into the program; `[model] bundle = "<folder>"` names another.
-//! Weights whose checksum differs from `bundle.toml` are refused.
+//! The SHA-256 of `bundle.toml` identifies the bundle ([`Bundle::digest`]). The built-in bundle is compiled into the
+//! program; `[model] bundle = "<folder>"` names another. A file whose checksum differs from `bundle.toml` is refused.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
-use super::{Detector, HealthyMap, Inpainter, Prior, Tokenizer, TokenizerConfig, TransformerConfig};
+use super::healthy::HealthyMap;
+use super::network::{Network, Stores};
+use super::sizes::{Networks, Sizes};
+use super::tokenizer::TokenizerConfig;
+use super::transformer::TransformerConfig;
+use super::weights;
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
 
 /// The layout of `bundle.toml` that this program reads and writes.
 const FORMAT: u32 = 4;
-
-/// Names of the networks that every bundle has; each has a weight file `<name>.safetensors`.
-pub const NETWORKS: [&str; 3] = ["tokenizer", "detector", "inpainter"];
-
-/// The network that a bundle may have besides.
-pub const PRIOR: &str = "prior";
-
-/// The healthy scores that a bundle may have besides.
-const HEALTHY: &str = "healthy";
 
 /// What `bundle.toml` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,28 +45,28 @@ pub struct BundleInfo {
     pub name: String,
     /// Version of the weights.
     pub version: String,
-    /// BIDS suffix the model was trained on, e.g. `T1w`.
+    /// BIDS suffix of the scans it was trained on, e.g. `T1w`.
     pub modality: String,
     /// Tokens of a slice: rows (along y) and columns (along x).
     pub tokens: [i64; 2],
-    /// Tokenizer sizes.
+    /// Sizes of the tokenizer.
     pub tokenizer: TokenizerConfig,
-    /// Detector sizes.
+    /// Sizes of the detector.
     pub detector: TransformerConfig,
-    /// Inpainter sizes.
+    /// Sizes of the inpainter.
     pub inpainter: TransformerConfig,
-    /// Prior sizes; without one, the method `ar` cannot be used.
+    /// Sizes of the prior; without one, the method `ar` cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prior: Option<TransformerConfig>,
-    /// The preprocessing the weights were trained behind.
+    /// The preprocessing of the training scans.
     pub preprocess: PreprocessConfig,
     /// Thresholds fixed on healthy scans.
     pub calibration: Calibration,
-    /// Where the training data came from.
+    /// Origin of the weights.
     pub training: Training,
     /// Held-out figures by name.
     pub metrics: BTreeMap<String, f64>,
-    /// SHA-256 of each file of weights or healthy scores, by its name.
+    /// SHA-256 of each .safetensors file, by its name without extension.
     pub weights: BTreeMap<String, String>,
 }
 
@@ -85,20 +80,20 @@ pub struct Calibration {
     pub mask_threshold: f64,
     /// Share of healthy brain voxels that lie below `mask_threshold`.
     pub healthy_quantile: f64,
-    /// Healthy scans the thresholds were fixed on.
+    /// Number of healthy scans that the thresholds were fixed on.
     pub scans: usize,
-    /// Tokens less likely than this (nats) are drawn anew by the method `ar`; only where there is a prior.
+    /// The method `ar` redraws tokens with a negative log-likelihood above this (nats); only where there is a prior.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ar_limit_nats: Option<f64>,
 }
 
-/// How the weights came to be.
+/// Origin of the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
-    /// Scans fitted on.
+    /// Number of scans that the weights were fitted on.
     pub train_scans: usize,
-    /// Scans held out for choosing and calibrating.
+    /// Number of scans held out for selection and calibration.
     pub val_scans: usize,
     /// Version of the program that trained.
     pub program: String,
@@ -121,55 +116,67 @@ pub struct DataSource {
     pub source: String,
 }
 
-/// A bundle in memory: description and weight files, checked against each other.
+impl BundleInfo {
+    /// Its networks, in the order of [`Network::ALL`].
+    pub fn networks(&self) -> impl Iterator<Item = Network> + use<> {
+        let has_prior = self.prior.is_some();
+        Network::ALL.into_iter().filter(move |&network| has_prior || network != Network::Prior)
+    }
+}
+
+/// A bundle in memory: the description and the files, each checked against its SHA-256.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     /// What `bundle.toml` holds.
     pub info: BundleInfo,
-    /// SHA-256 over `bundle.toml` (which holds the weights' sums), hex.
+    /// SHA-256 of `bundle.toml`, which holds the checksums of the other files; hex.
     pub digest: String,
-    /// In the order of [`BundleInfo::networks`].
-    weights: Vec<Cow<'static, [u8]>>,
-    /// Scores of healthy scans by place.
+    /// Weight files of its networks.
+    weights: BTreeMap<Network, Bytes>,
+    /// The healthy map.
     pub healthy: Option<Arc<HealthyMap>>,
 }
 
-impl BundleInfo {
-    /// Names of its networks.
-    pub fn networks(&self) -> impl Iterator<Item = &'static str> + use<> {
-        NETWORKS.into_iter().chain(self.prior.is_some().then_some(PRIOR))
-    }
+/// Content of a file: compiled into the program, or read.
+type Bytes = Cow<'static, [u8]>;
+
+/// A .safetensors file of a bundle.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Part {
+    Weights(Network),
+    HealthyMap,
 }
 
-/// The three networks on a device, ready for inference.
-#[derive(Debug)]
-pub struct Networks {
-    /// Image to tokens and back.
-    pub tokenizer: Tokenizer,
-    /// Which tokens are anomalous.
-    pub detector: Detector,
-    /// What a healthy slice would hold instead.
-    pub inpainter: Inpainter,
-    /// The autoregressive rival, where the bundle has one.
-    pub prior: Option<Prior>,
-    /// Where the weights lie.
-    pub device: Device,
+impl Part {
+    /// The file's name without extension, as in [`BundleInfo::weights`].
+    fn name(self) -> &'static str {
+        match self {
+            Self::Weights(network) => network.name(),
+            Self::HealthyMap => "healthy",
+        }
+    }
 }
 
 impl Bundle {
     /// The bundle compiled into the program.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the program was built with files that do not belong together.
     pub fn built_in() -> Result<Self> {
-        Self::from_parts(include_str!("../../models/t1w-2mm/bundle.toml"), |network| match network {
-            "tokenizer" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/tokenizer.safetensors"))),
-            "detector" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/detector.safetensors"))),
-            "inpainter" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/inpainter.safetensors"))),
-            "prior" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/prior.safetensors"))),
-            "healthy" => Ok(Cow::Borrowed(include_bytes!("../../models/t1w-2mm/healthy.safetensors"))),
-            absent => Err(Error::Bug(format!("the built-in bundle has no {absent}"))),
+        Self::from_parts(include_str!("../../models/t1w-2mm/bundle.toml"), |part| {
+            Ok(Cow::Borrowed(match part {
+                Part::Weights(Network::Tokenizer) => {
+                    include_bytes!("../../models/t1w-2mm/tokenizer.safetensors").as_slice()
+                }
+                Part::Weights(Network::Detector) => include_bytes!("../../models/t1w-2mm/detector.safetensors"),
+                Part::Weights(Network::Inpainter) => include_bytes!("../../models/t1w-2mm/inpainter.safetensors"),
+                Part::Weights(Network::Prior) => include_bytes!("../../models/t1w-2mm/prior.safetensors"),
+                Part::HealthyMap => include_bytes!("../../models/t1w-2mm/healthy.safetensors"),
+            }))
         })
     }
 
-    /// `built-in`, or a folder.
+    /// The bundle that `name` names: `built-in`, or a folder.
     ///
     /// # Errors
     /// [`Error::Model`] where a file is missing, damaged or of another layout.
@@ -187,46 +194,67 @@ impl Bundle {
             })
         };
         let toml = String::from_utf8(read("bundle.toml")?)
-            .map_err(|_| Error::Model(format!("bundle.toml of bundle `{name}` is not text")))?;
-        Self::from_parts(&toml, |network| read(&format!("{network}.safetensors")).map(Cow::Owned))
+            .map_err(|_| Error::Model(format!("bundle.toml of bundle `{name}` is not UTF-8 text")))?;
+        Self::from_parts(&toml, |part| read(&format!("{}.safetensors", part.name())).map(Cow::Owned))
     }
 
-    /// `weights` gives the bytes of a file of weights or healthy scores.
-    fn from_parts(toml: &str, weights: impl Fn(&'static str) -> Result<Cow<'static, [u8]>>) -> Result<Self> {
+    /// Reads the description and checks the files, which `read` gives, against it.
+    fn from_parts(toml: &str, read: impl Fn(Part) -> Result<Bytes>) -> Result<Self> {
         let info: BundleInfo =
             toml::from_str(toml).map_err(|e| Error::Model(format!("bundle.toml cannot be read: {}", e.message())))?;
         if info.format != FORMAT {
             return Err(Error::Model(format!(
-                "bundle `{}` has layout {}, this program reads layout {FORMAT}; train it again or use a program of its time",
+                "bundle `{}` has layout {}, but this program reads layout {FORMAT}; train the bundle again, or use the \
+                 program version that wrote it",
                 info.name, info.format
             )));
         }
-        let checked = |name: &'static str| {
-            let bytes = weights(name)?;
-            let found = sha256(&bytes);
+        let checked = |part: Part| {
+            let bytes = read(part)?;
+            let (name, found) = (part.name(), sha256(&bytes));
             if info.weights.get(name) == Some(&found) {
                 return Ok(bytes);
             }
             Err(Error::Model(format!(
-                "{name}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, bundle.toml says {}; copy the bundle again",
+                "{name}.safetensors of bundle `{}` is damaged: its SHA-256 is {found}, but bundle.toml has {}; copy the \
+                 bundle again",
                 info.name,
-                info.weights.get(name).map_or("nothing", String::as_str)
+                info.weights.get(name).map_or("none", String::as_str)
             )))
         };
-        let weights: Vec<Cow<'static, [u8]>> = info.networks().map(checked).collect::<Result<_>>()?;
-        let healthy = match info.weights.contains_key(HEALTHY) {
+        let weights = info
+            .networks()
+            .map(|network| Ok((network, checked(Part::Weights(network))?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let healthy = match info.weights.contains_key(Part::HealthyMap.name()) {
             false => None,
-            true => Some(HealthyMap::from_bytes(&checked(HEALTHY)?)?),
+            true => Some(HealthyMap::from_bytes(&checked(Part::HealthyMap)?)?),
         };
-        if healthy.as_ref().is_some_and(|map| !map.fits(preprocess::model_grid().shape)) {
-            return Err(Error::Model(format!("healthy.safetensors of bundle `{}` is for another grid", info.name)));
+        let grid = preprocess::model_grid().shape;
+        if healthy.as_ref().is_some_and(|map| !map.fits(grid)) {
+            return Err(Error::Model(format!(
+                "healthy.safetensors of bundle `{}` was made on another grid than the {grid:?} voxels of this program; \
+                 use the program version that wrote it",
+                info.name
+            )));
         }
         Ok(Self { info, digest: sha256(toml.as_bytes()), weights, healthy: healthy.map(Arc::new) })
     }
 
-    /// `name` and `version` as one word for tables and logs.
+    /// `name@version`, for tables and logs.
     pub fn label(&self) -> String {
         format!("{}@{}", self.info.name, self.info.version)
+    }
+
+    /// Sizes of its networks.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            tokens: self.info.tokens,
+            tokenizer: self.info.tokenizer.clone(),
+            detector: self.info.detector.clone(),
+            inpainter: self.info.inpainter.clone(),
+            prior: self.info.prior.clone(),
+        }
     }
 
     /// Builds the networks on `device` with weights in f32, ready for inference.
@@ -235,41 +263,47 @@ impl Bundle {
     /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
     pub fn networks(&self, device: Device) -> Result<Networks> {
         let (networks, mut stores) = self.build(device)?;
-        stores.iter_mut().for_each(VarStore::freeze);
+        stores.iter_mut().for_each(|(_, store)| VarStore::freeze(store));
         Ok(networks)
     }
 
-    /// The networks and the stores of their weights, in the order of [`BundleInfo::networks`].
+    /// As [`Bundle::networks`], with weights in `kind`, so that no pass casts them; the tokenizer's encoder stays in
+    /// f32.
     ///
     /// # Errors
     /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
-    pub fn build(&self, device: Device) -> Result<(Networks, Vec<VarStore>)> {
-        let info = &self.info;
-        let vocabulary = info.tokenizer.vocabulary();
-        let mut stores: Vec<VarStore> = info.networks().map(|_| VarStore::new(device)).collect();
-        let root = |index: usize| stores[index].root();
-        let networks = Networks {
-            tokenizer: Tokenizer::new(root(0), &info.tokenizer),
-            detector: Detector::new(root(1), &info.detector, vocabulary.clone(), info.tokens, info.tokenizer.cell()),
-            inpainter: Inpainter::new(root(2), &info.inpainter, vocabulary.clone(), info.tokens),
-            prior: info.prior.as_ref().map(|sizes| Prior::new(root(3), sizes, vocabulary, info.tokens)),
-            device,
-        };
+    pub fn networks_in(&self, device: Device, kind: Kind) -> Result<Networks> {
+        let (networks, mut stores) = self.build(device)?;
+        stores.iter_mut().for_each(|(_, store)| weights::freeze(store, kind));
+        Ok(networks)
+    }
+
+    /// Builds the networks on `device` with weights in f32, and gives the stores of these weights for training.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the weights do not fit the architecture in `bundle.toml`.
+    pub fn build(&self, device: Device) -> Result<(Networks, Stores)> {
+        let (networks, mut stores) = self.sizes().build(device, |_| {});
         // The networks share their tensors with the stores, so filling a store fills its network.
-        for ((store, network), bytes) in stores.iter_mut().zip(info.networks()).zip(&self.weights) {
-            load_weights(store, network, bytes)?;
+        for (network, store) in stores.iter_mut() {
+            let bytes = self.weights.get(&network).ok_or_else(|| {
+                Error::Bug(format!("bundle `{}` was opened without the weights of its {network}", self.info.name))
+            })?;
+            weights::load(store, network, bytes)?;
         }
         Ok((networks, stores))
     }
 }
 
-/// Writes a bundle folder; the weights' sums in `info` are filled in.
+/// Writes a bundle folder; fills in the layout version and the checksums of `info`.
 ///
-/// `stores`: the weights in the order of [`BundleInfo::networks`].
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written, [`Error::Device`] where the weights cannot be read from the
+/// device.
 pub fn write(
     folder: &Path,
     mut info: BundleInfo,
-    stores: &[VarStore],
+    stores: &Stores,
     healthy: Option<&HealthyMap>,
     card: &str,
 ) -> Result<()> {
@@ -280,66 +314,25 @@ pub fn write(
     std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
     info.format = FORMAT;
     info.weights.clear();
-    let mut files: Vec<(&str, Vec<u8>)> = info
-        .networks()
-        .zip(stores)
-        .map(|(network, store)| Ok((network, weights_f16(store)?)))
-        .collect::<Result<_>>()?;
+    let mut files = stores
+        .iter()
+        .map(|(network, store)| Ok((Part::Weights(network), weights::to_bytes(store)?)))
+        .collect::<Result<Vec<_>>>()?;
     if let Some(map) = healthy {
-        files.push((HEALTHY, map.to_bytes()?));
+        files.push((Part::HealthyMap, map.to_bytes()?));
     }
-    for (name, bytes) in files {
-        info.weights.insert(name.to_owned(), sha256(&bytes));
-        save(format!("{name}.safetensors"), &bytes)?;
+    for (part, bytes) in files {
+        info.weights.insert(part.name().to_owned(), sha256(&bytes));
+        save(format!("{}.safetensors", part.name()), &bytes)?;
     }
     let toml = toml::to_string_pretty(&info).map_err(|e| Error::Bug(format!("bundle.toml: {e}")))?;
     save("MODEL_CARD.md".into(), card.as_bytes())?;
     save("bundle.toml".into(), toml.as_bytes())
 }
 
+/// SHA-256 in hex.
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// All weights of a store as a safetensors file in f16.
-fn weights_f16(store: &VarStore) -> Result<Vec<u8>> {
-    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = store
-        .variables()
-        .into_iter()
-        .map(|(name, tensor)| {
-            let shape = tensor.size().iter().map(|&d| d as usize).collect();
-            let half: Vec<half::f16> =
-                Vec::try_from(tensor.detach().to_device(Device::Cpu).to_kind(Kind::Half).view(-1))?;
-            Ok((name, (shape, half.iter().flat_map(|v| v.to_le_bytes()).collect())))
-        })
-        .collect::<Result<_>>()?;
-    let views = tensors
-        .iter()
-        .map(|(name, (shape, data))| Ok((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), data)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
-    views
-        .and_then(|views| safetensors::serialize(views, &None))
-        .map_err(|e| Error::Bug(format!("weights cannot be serialized: {e}")))
-}
-
-/// Fills a store from a safetensors file; every variable must be there with its shape.
-fn load_weights(store: &mut VarStore, network: &str, bytes: &[u8]) -> Result<()> {
-    let misfit = |what: String| Error::Model(format!("{network}.safetensors does not fit bundle.toml: {what}"));
-    let file = SafeTensors::deserialize(bytes).map_err(|e| misfit(e.to_string()))?;
-    for (name, mut variable) in store.variables() {
-        let view = file.tensor(&name).map_err(|_| misfit(format!("`{name}` is missing")))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
-        if shape != variable.size() || view.dtype() != Dtype::F16 {
-            return Err(misfit(format!(
-                "`{name}` is {:?} {shape:?}, expected F16 {:?}",
-                view.dtype(),
-                variable.size()
-            )));
-        }
-        let weights = Tensor::f_from_data_size(view.data(), &shape, Kind::Half)?;
-        tch::no_grad(|| variable.f_copy_(&weights))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -350,7 +343,7 @@ mod tests {
     fn the_built_in_bundle_loads_and_fits() {
         let bundle = Bundle::built_in().unwrap();
         let networks = bundle.networks(Device::Cpu).unwrap();
-        let size: usize = bundle.weights.iter().map(|w| w.len()).sum();
+        let size: usize = bundle.weights.values().map(|w| w.len()).sum();
         assert!(size <= 20_000_000, "weights take {size} bytes");
         assert_eq!(networks.tokenizer.config().codes(), bundle.info.tokenizer.codes());
     }
@@ -359,14 +352,18 @@ mod tests {
     fn damaged_weights_are_refused() {
         let bundle = Bundle::built_in().unwrap();
         let toml = toml::to_string_pretty(&bundle.info).unwrap();
-        let mut weights = bundle.weights.clone();
         let healthy = bundle.healthy.as_ref().map(|map| map.to_bytes().unwrap()).unwrap_or_default();
-        weights[1].to_mut()[1000] ^= 1;
-        let given = |network: &str| {
-            let index = bundle.info.networks().position(|name| name == network);
-            Ok(index.map_or_else(|| Cow::Owned(healthy.clone()), |index| weights[index].clone()))
+        let read = |part| {
+            let mut bytes = match part {
+                Part::Weights(network) => bundle.weights[&network].clone(),
+                Part::HealthyMap => Cow::Owned(healthy.clone()),
+            };
+            if part == Part::Weights(Network::Detector) {
+                bytes.to_mut()[1000] ^= 1;
+            }
+            Ok(bytes)
         };
-        let error = Bundle::from_parts(&toml, given).unwrap_err();
+        let error = Bundle::from_parts(&toml, read).unwrap_err();
         assert!(error.to_string().contains("detector.safetensors") && error.to_string().contains("damaged"), "{error}");
     }
 }

@@ -1,12 +1,12 @@
-//! The tokenizer's codebook: what its latents are rounded to.
+//! The tokenizer's codebook: it rounds latents to codes.
 //!
 //! ```text
-//! latent [B, D, h, w] ── quantize ──► what the decoder sees [B, D, h, w], codes [B, h, w]
-//! codes ── table ──► [codes, D]
+//! latent [B, D, h, w] ── quantize ──► quantized latent [B, D, h, w], codes [B, h, w]
+//!                         table   ──► quantized latent of every code [codes, D]
 //! ```
 //! Finite scalar quantization ([`Fsq`]; Mentzer et al., arXiv 2309.15505) rounds each of D numbers to one of a few
-//! levels, so that no codebook can collapse. Vector quantization ([`Vq`]; van den Oord et al., arXiv 1711.00937) takes
-//! the nearest of a list of learned vectors.
+//! levels, so that the codebook cannot collapse. Vector quantization ([`Vq`]; van den Oord et al., arXiv 1711.00937)
+//! takes the nearest of a list of learned vectors.
 
 use serde::{Deserialize, Serialize};
 use tch::nn::{Init, Path};
@@ -17,7 +17,7 @@ use super::vocabulary::Vocabulary;
 /// Kind and sizes of a codebook.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Codebook {
-    /// Finite scalar quantization: levels of each dimension; their product is the number of codes.
+    /// Finite scalar quantization: number of levels of each dimension; their product is the number of codes.
     Fsq(Vec<i64>),
     /// Learned vectors.
     Vq(Vectors),
@@ -42,7 +42,7 @@ impl Codebook {
         }
     }
 
-    /// The codes and their digits. Learned vectors have no order: such a code is one digit.
+    /// The codes and their digits. Learned vectors have no order, so their codes have a single digit.
     pub(super) fn vocabulary(&self) -> Vocabulary {
         match self {
             Self::Fsq(levels) => Vocabulary::new(levels),
@@ -51,7 +51,7 @@ impl Codebook {
     }
 }
 
-/// A codebook at work.
+/// The quantizer of a [`Codebook`].
 #[derive(Debug)]
 pub(super) enum Quantizer {
     Fsq(Fsq),
@@ -59,7 +59,7 @@ pub(super) enum Quantizer {
 }
 
 impl Quantizer {
-    /// Learned vectors lie under `p`.
+    /// Learned vectors become a variable under `p`.
     pub(super) fn new(p: Path, codebook: &Codebook) -> Self {
         match codebook {
             Codebook::Fsq(levels) => Self::Fsq(Fsq { levels: levels.clone(), vocabulary: codebook.vocabulary() }),
@@ -67,7 +67,7 @@ impl Quantizer {
         }
     }
 
-    /// Latent `[B, D, h, w]`, f32, to what the decoder sees of it, of the same shape, and to codes `[B, h, w]`, i64.
+    /// Latent `[B, D, h, w]`, f32, to the quantized latent `[B, D, h, w]`, f32, and to codes `[B, h, w]`, i64.
     /// Gradients pass straight through the rounding.
     pub(super) fn quantize(&self, latent: &Tensor) -> (Tensor, Tensor) {
         match self {
@@ -85,7 +85,7 @@ impl Quantizer {
         }
     }
 
-    /// What the decoder sees of each code, `[codes, D]`, f32.
+    /// Quantized latent of each code, `[codes, D]`, f32.
     pub(super) fn table(&self, device: Device) -> Tensor {
         match self {
             Self::Fsq(fsq) => {
@@ -115,8 +115,8 @@ impl Fsq {
         self.levels(device).floor_divide_scalar(2.)
     }
 
-    /// FSQ's bounding and rounding (paper, section 3.1): integers centred on zero, one axis of
-    /// `levels[d]` values each; the gradient is that of the bounding alone.
+    /// FSQ's bounding and rounding (paper, section 3.1): integers centred on zero, `levels[d]` values for dimension
+    /// `d`; the gradient is that of the bounding alone.
     fn round(&self, latent: &Tensor) -> Tensor {
         let levels = self.levels(latent.device());
         let half = (&levels - 1.) * (1. + 1e-3) / 2.;
@@ -126,7 +126,7 @@ impl Fsq {
         &bounded + (bounded.round() - &bounded).detach()
     }
 
-    /// Levels to about -1..1, what the decoder sees.
+    /// Levels scaled to about -1..1, which is the quantized latent.
     fn normalize(&self, levels: &Tensor) -> Tensor {
         levels / self.middle(levels.device())
     }
@@ -141,12 +141,12 @@ impl Fsq {
     }
 }
 
-/// Latents whose distances from all vectors are computed at once on the processor: those of a whole batch would leave its
-/// caches, and take four times as long.
+/// Latents whose distances from all vectors are computed at once on the processor. The distances of a whole batch do
+/// not fit its caches and take four times as long.
 const ROWS: i64 = 256;
 
-/// Vector quantization. The vectors are no weights to descend on: the training moves them to the means of the latents
-/// that are nearest to them.
+/// Vector quantization. The vectors are not trained by gradient descent: training moves each to the mean of the latents
+/// that are nearest to it.
 #[derive(Debug)]
 pub(super) struct Vq {
     /// `[codes, D]`.
@@ -172,7 +172,7 @@ impl Vq {
         let turned = self.vectors.tr() * -2.;
         let places = latent.permute([0, 2, 3, 1]);
         let rows = places.reshape([-1, latent.size()[1]]);
-        // `min` finds the place in less than half of the time that `argmin` takes on the processor.
+        // On the processor, `min` takes less than half the time of `argmin`.
         let nearest = |rows: &Tensor| squares.addmm(rows, &turned).min_dim(-1, false).1;
         let codes = match latent.device() {
             Device::Cpu => Tensor::cat(&rows.split(ROWS, 0).iter().map(nearest).collect::<Vec<_>>(), 0),

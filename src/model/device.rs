@@ -1,23 +1,23 @@
-//! Where libtorch computes: the processor, or one GPU.
+//! The device that libtorch computes on: the processor, or one GPU.
 //!
-//! Takes a [`DeviceChoice`] from a pipeline file or the command line, gives a [`tch::Device`]. Refuses a GPU that is
-//! not there; `auto` then takes the processor.
+//! [`resolve`] turns a [`DeviceChoice`] from a pipeline file or the command line into a [`tch::Device`]. It refuses a
+//! GPU that cannot be used; with `auto` it then takes the processor.
 //!
 //! # One program for both
 //!
-//! The program is linked with libtorch's processor part alone, so it starts anywhere. The CUDA part is one more
-//! library, `libtorch_cuda.so`, which registers itself with libtorch as it is loaded. [`cuda`] loads it at run time
-//! from the place that the variable `NEUROSIEVE_LIBTORCH_CUDA` names (the file, or the folder that holds it), else from
-//! the folder that `libtorch_cpu.so` of this process was loaded from.
+//! The program is linked with libtorch's processor part alone, so it starts on every machine. The CUDA part is one more
+//! library, `libtorch_cuda.so`, which registers itself with libtorch when it is loaded. [`cuda`] loads it at run time
+//! from the path in the variable `NEUROSIEVE_LIBTORCH_CUDA` (the file, or its folder), or else from the folder that
+//! this process loaded `libtorch_cpu.so` from.
 //!
-//! A Python environment with the same PyTorch version serves:
+//! A Python environment with the same PyTorch version provides it:
 //! ```sh
 //! pip install torch==2.11.0
 //! export NEUROSIEVE_LIBTORCH_CUDA=$(python3 -c 'import torch; print(torch.__path__[0] + "/lib")')
 //! ```
-//! There `libtorch_cuda.so` finds cuDNN, cuBLAS and the rest by its own run path. The `libtorch_cpu.so` and `libc10.so`
-//! that it needs as well are not loaded again: the dynamic linker knows libraries by name, and those names are taken
-//! by the copies already in this process. So both parts must be of one version, which is checked.
+//! There `libtorch_cuda.so` finds cuDNN, cuBLAS and the other CUDA libraries by its run path. It also needs
+//! `libtorch_cpu.so` and `libc10.so`; the dynamic linker identifies libraries by name, so it uses the copies already in
+//! this process. Both parts must therefore be of the same version, which is checked.
 
 use std::cell::Cell;
 use std::env;
@@ -39,16 +39,16 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
 const CUDA_VARIABLE: &str = "NEUROSIEVE_LIBTORCH_CUDA";
 
-/// What the user asked for. As text: `auto`, `cpu`, `cuda` (the first GPU) or `cuda:1`.
+/// The device that the user wants. As text: `auto`, `cpu`, `cuda` (the first GPU) or `cuda:1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first GPU where one can be used, else the processor.
+    /// The first GPU if one can be used, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// The GPU of this number, counted from 0 among those that `CUDA_VISIBLE_DEVICES` leaves visible.
+    /// The GPU with this number, counted from 0 among those that `CUDA_VISIBLE_DEVICES` leaves visible.
     Cuda(usize),
 }
 
@@ -64,7 +64,7 @@ impl FromStr for DeviceChoice {
         };
         number.map(Self::Cuda).ok_or_else(|| {
             Error::Config(format!(
-                "'{text}' is no device: write auto, cpu, cuda (the first GPU) or cuda:1 (the second, and so on)"
+                "unknown device '{text}'; write auto, cpu, cuda (the first GPU) or cuda:1 (the second, and so on)"
             ))
         })
     }
@@ -94,8 +94,8 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Makes libtorch compute on this thread alone; to be called on every thread that uses it. Products that are cut up among
-/// threads add up in another order: a scan's last digits must not depend on how many cores a machine has.
+/// Makes libtorch compute on the calling thread alone; call this on every thread that uses libtorch. Several threads
+/// would sum matrix products in another order, and a scan's last digits must not depend on the number of cores.
 pub fn on_calling_thread() {
     tch::set_num_threads(1);
 }
@@ -115,10 +115,10 @@ pub fn silence_caught_panics() {
     }));
 }
 
-/// Runs `work`; a panic becomes a device error, since tch turns libtorch's exceptions into panics.
+/// Runs `work` and turns a panic into a device error, since tch turns libtorch's exceptions into panics.
 ///
 /// # Errors
-/// What `work` says; [`Error::Device`] where it panics.
+/// The error of `work`; [`Error::Device`] where it panics.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let outer = CAUGHT.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(work));
@@ -133,16 +133,16 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// The device to compute on. Call this before anything else of libtorch: it looks for its CUDA part once, and a part
-/// that arrives later is not seen.
+/// The device to compute on. Call this before any other use of libtorch: libtorch looks for its CUDA part once, at its
+/// first use.
 ///
 /// # Errors
-/// [`Error::Device`] where a GPU was asked for by number and cannot be used; the message says what is missing.
+/// [`Error::Device`] where `choice` names a GPU that cannot be used; the message says what is missing.
 pub fn resolve(choice: DeviceChoice) -> Result<tch::Device> {
     choose(choice, cuda)
 }
 
-/// [`resolve`], with the state of CUDA given by `cuda`; not called for the processor, which needs none of it.
+/// [`resolve`] with the state of CUDA from `cuda`, which is not called for the processor.
 fn choose<'a>(choice: DeviceChoice, cuda: impl FnOnce() -> &'a Cuda) -> Result<tch::Device> {
     let missing = |message: String| Err(Error::Device { message, smaller: false });
     match choice {
@@ -150,46 +150,46 @@ fn choose<'a>(choice: DeviceChoice, cuda: impl FnOnce() -> &'a Cuda) -> Result<t
         DeviceChoice::Auto => match cuda() {
             Cuda::Ready { .. } => Ok(tch::Device::Cuda(0)),
             absent => {
-                // Not the text of `absent`, which may name folders of this machine.
-                tracing::debug!(reason = absent.word(), "no GPU can be used; computing on the processor");
+                // The text of `absent` may name folders of this machine, which a log must not.
+                tracing::debug!(reason = absent.word(), "no usable GPU; computing on the processor");
                 Ok(tch::Device::Cpu)
             }
         },
         DeviceChoice::Cuda(number) => match cuda() {
             Cuda::Ready { gpus, .. } if number < *gpus => Ok(tch::Device::Cuda(number)),
             Cuda::Ready { gpus, .. } => missing(format!(
-                "{choice} was asked for, but the last GPU here is cuda:{}; see nvidia-smi and CUDA_VISIBLE_DEVICES",
+                "{choice} is not available: the last GPU here is cuda:{}; see nvidia-smi and CUDA_VISIBLE_DEVICES",
                 gpus - 1
             )),
-            absent => missing(format!("{choice} was asked for, but {absent}")),
+            absent => missing(format!("{choice} is not available: {absent}")),
         },
     }
 }
 
-/// What CUDA can do for this process. Its text tells a user what is missing and what to do; paths in it are for the
-/// user's terminal, not for logs.
+/// Whether this process can use CUDA. The text tells a user what is missing and what to do; it holds paths, so it is
+/// for the user's terminal and not for logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cuda {
     /// GPUs `cuda:0` to `cuda:{gpus - 1}` can be used.
     Ready {
         /// The library that was loaded.
         library: PathBuf,
-        /// How many, at least 1.
+        /// Number of GPUs, at least 1.
         gpus: usize,
     },
-    /// There is no `libtorch_cuda.so` where it is looked for.
+    /// There is no `libtorch_cuda.so` at its path.
     NoLibrary {
         /// The file that does not exist.
         looked_for: PathBuf,
     },
-    /// The library is there and cannot be used: another version, or one of its own libraries is missing.
+    /// The library exists but cannot be used: it has another version, or one of its own libraries is missing.
     Unusable {
         /// The library.
         library: PathBuf,
-        /// The dynamic linker's words, or the version found.
+        /// The dynamic linker's message, or the version found.
         reason: String,
     },
-    /// The library was loaded and finds no GPU.
+    /// The library was loaded but finds no GPU.
     NoGpu {
         /// The library that was loaded.
         library: PathBuf,
@@ -197,7 +197,7 @@ pub enum Cuda {
 }
 
 impl Cuda {
-    /// A short stable word for logs.
+    /// A short stable identifier for logs.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Ready { .. } => "ready",
@@ -214,7 +214,7 @@ impl fmt::Display for Cuda {
             Self::Ready { library, gpus } => write!(f, "{gpus} GPU(s) through {}", library.display()),
             Self::NoLibrary { looked_for } => write!(
                 f,
-                "there is no {}. Set {CUDA_VARIABLE} to the lib folder of PyTorch {LIBTORCH_VERSION} with CUDA",
+                "{} does not exist. Set {CUDA_VARIABLE} to the lib folder of PyTorch {LIBTORCH_VERSION} with CUDA",
                 looked_for.display()
             ),
             Self::Unusable { library, reason } => write!(
@@ -223,7 +223,7 @@ impl fmt::Display for Cuda {
                 library.display()
             ),
             Self::NoGpu { .. } if !Path::new("/proc/driver/nvidia/version").exists() => {
-                f.write_str("there is no NVIDIA driver here: install it, or start the container with its GPUs")
+                f.write_str("no NVIDIA driver was found: install it, or start the container with GPUs")
             }
             Self::NoGpu { .. } => {
                 f.write_str("the NVIDIA driver shows no usable GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES")
@@ -232,7 +232,7 @@ impl fmt::Display for Cuda {
     }
 }
 
-/// Loads libtorch's CUDA part at the first call and tells what it can do; later calls give the same answer.
+/// Loads libtorch's CUDA part at the first call and says whether it can be used; later calls give the same answer.
 pub fn cuda() -> &'static Cuda {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     CUDA.get_or_init(|| {
@@ -241,9 +241,9 @@ pub fn cuda() -> &'static Cuda {
     })
 }
 
-/// The folder that this process loaded `libtorch_cpu.so` from; `None` where the system does not tell.
+/// The folder that this process loaded `libtorch_cpu.so` from; `None` where the system does not list it.
 pub fn libtorch_folder() -> Option<PathBuf> {
-    // Columns: address, permissions, offset, device, inode, path. The path is the only one with a slash.
+    // Columns: address, permissions, offset, device, inode, path. Only the path has a slash.
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines()
         .filter_map(|line| Some(Path::new(&line[line.find('/')?..])))
@@ -252,7 +252,7 @@ pub fn libtorch_folder() -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
-/// The version that the libtorch or PyTorch around a `lib` folder states of itself, such as `2.11.0+cu130`.
+/// The version of the libtorch or PyTorch around a `lib` folder, such as `2.11.0+cu130`, from its version file.
 pub fn libtorch_version(lib: &Path) -> Option<String> {
     let home = lib.parent()?;
     if let Ok(version) = fs::read_to_string(home.join("build-version")) {
@@ -263,7 +263,7 @@ pub fn libtorch_version(lib: &Path) -> Option<String> {
     Some(version.trim_matches(['\'', '"']).to_owned())
 }
 
-/// Where the CUDA part should be. A place that was asked for is the only one.
+/// Path of the CUDA part. `asked` is the user's choice and excludes the other folder.
 fn cuda_library(asked: Option<PathBuf>, libtorch_folder: Option<PathBuf>) -> PathBuf {
     match asked {
         Some(file) if file.extension().is_some_and(|extension| extension == "so") => file,
@@ -278,7 +278,7 @@ fn load(library: PathBuf) -> Cuda {
     }
     let version = library.parent().and_then(libtorch_version);
     if let Some(version) = version.filter(|v| v.split('+').next() != Some(LIBTORCH_VERSION)) {
-        return Cuda::Unusable { library, reason: format!("it is of version {version}") };
+        return Cuda::Unusable { library, reason: format!("it has version {version}") };
     }
     if let Err(e) = load_for_good(&library) {
         return Cuda::Unusable { library, reason: e.to_string() };
@@ -289,14 +289,14 @@ fn load(library: PathBuf) -> Cuda {
     }
 }
 
-/// Loads a library and never unloads it: libtorch keeps pointers into it. All its symbols are resolved now, so that a
-/// part that does not fit is refused here and not in the middle of a run; they are visible to the linear algebra
-/// library that libtorch loads later by itself.
-#[allow(unsafe_code, reason = "the one seam where libtorch's CUDA part is loaded at run time")]
+/// Loads a library and never unloads it, because libtorch keeps pointers into it. All its symbols are resolved now, so
+/// that a library that does not fit is refused here and not in the middle of a run. The symbols are global, for the
+/// linear algebra library that libtorch loads later.
+#[allow(unsafe_code, reason = "the one place where libtorch's CUDA part is loaded at run time")]
 fn load_for_good(library: &Path) -> Result<(), libloading::Error> {
-    // SAFETY: loading runs the library's initialisers, which register its kernels with the libtorch that is already in
-    // this process. They are written for that, and the version check before keeps out a library written for another
-    // libtorch. The handle is given up, so no finaliser ever runs.
+    // SAFETY: loading runs the library's initialisers, which register its kernels with the libtorch in this process.
+    // They are written for that, and the version check above excludes a library for another libtorch. The handle is
+    // leaked, so no finaliser ever runs.
     let handle = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) }?;
     let _ = handle.into_raw();
     Ok(())
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_choice_is_told_the_right_ones() {
+    fn an_error_about_a_choice_lists_the_valid_ones() {
         for text in ["gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", ""] {
             let message = text.parse::<DeviceChoice>().unwrap_err().to_string();
             assert!(message.contains(&format!("'{text}'")) && message.contains("auto, cpu, cuda"), "{message}");
@@ -343,14 +343,14 @@ mod tests {
         let ready = Cuda::Ready { library: "l".into(), gpus: 2 };
         assert_eq!(choose(DeviceChoice::Cuda(1), || &ready).unwrap(), tch::Device::Cuda(1));
         let message = choose(DeviceChoice::Cuda(2), || &ready).unwrap_err().to_string();
-        assert!(message.contains("cuda:2 was asked for, but the last GPU here is cuda:1"), "{message}");
+        assert!(message.contains("cuda:2 is not available: the last GPU here is cuda:1"), "{message}");
         let absent = Cuda::NoLibrary { looked_for: "here/libtorch_cuda.so".into() };
         let message = choose(DeviceChoice::Cuda(0), || &absent).unwrap_err().to_string();
         assert!(message.contains(CUDA_VARIABLE) && message.contains("here/libtorch_cuda.so"), "{message}");
     }
 
     #[test]
-    fn the_variable_outranks_the_folder_of_libtorch() {
+    fn the_variable_takes_precedence_over_the_folder_of_libtorch() {
         let place = |asked: Option<&str>| cuda_library(asked.map(PathBuf::from), Some("/lib".into()));
         assert_eq!(place(None), Path::new("/lib/libtorch_cuda.so"));
         assert_eq!(place(Some("/py/lib")), Path::new("/py/lib/libtorch_cuda.so"));
@@ -371,11 +371,11 @@ mod tests {
         fs::write(lib.join(CUDA_LIBRARY), "never opened").unwrap();
         fs::write(home.path().join("version.py"), "__all__ = []\n__version__ = '2.4.1+cu121'\n").unwrap();
         let found = load(lib.join(CUDA_LIBRARY));
-        assert!(found.to_string().contains("cannot be used: it is of version 2.4.1+cu121"), "{found}");
+        assert!(found.to_string().contains("cannot be used: it has version 2.4.1+cu121"), "{found}");
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_refused_with_the_linkers_words() {
+    fn a_file_that_is_not_a_library_is_refused_with_the_linkers_message() {
         let lib = tempfile::tempdir().unwrap();
         fs::write(lib.path().join(CUDA_LIBRARY), "not a library").unwrap();
         let found = load(lib.path().join(CUDA_LIBRARY));

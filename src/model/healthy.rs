@@ -1,50 +1,55 @@
-//! What healthy scans look like at each place in MNI space: mean and spread of the anomaly score, and a linear model of the
-//! intensity.
+//! The healthy map: what healthy scans look like at each place in MNI space.
 //!
-//! Some places look odd in every brain: the rim, the ventricles' walls, where gyri differ most. A score is worth what it
-//! is above that of healthy scans at the same place ([`Places`]). Intensities differ together: a brain with wide ventricles
-//! has wide sulci too, and is no less healthy. [`Intensities`] therefore knows the principal components of healthy
-//! intensities, and measures a brain by what is expected of it, given the rest of it. Both are kept on blocks of 2 x 2 x 2
-//! voxels of the model's grid. [`HealthyMapBuilder`] takes healthy scans, one after the other.
+//! It has two parts, both on blocks of 2 x 2 x 2 voxels of the model's grid:
+//! - [`Places`]: mean and standard deviation of the anomaly score. Some places score high in every brain: the rim, the
+//!   walls of the ventricles, and regions where gyri vary most. A score is therefore measured relative to healthy scans
+//!   at its place.
+//! - [`Intensities`]: a linear model of the intensity. Intensities vary together: a healthy brain with wide ventricles
+//!   has wide sulci too. The model holds the principal components of healthy intensities, and measures each place
+//!   relative to the intensity that the rest of the brain predicts for it.
+//!
+//! [`HealthyMapBuilder`] fits the map to healthy scans, one scan at a time.
 
 use half::f16;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
 
+use super::weights::{Half, serialize};
 use crate::error::{Error, Result};
 use crate::volume::Volume;
 
 /// Voxels of a block along each axis.
 const BLOCK: usize = 2;
 
-/// Places seen in fewer scans than this are judged by the whole brain's figures.
+/// Places with brain in fewer scans than this get the mean and standard deviation of the whole brain.
 const MIN_SCANS: f64 = 8.;
 
-/// Principal components of the intensity; a quarter of the scans where those are fewer than four times as many.
+/// Number of principal components of the intensity; at most a quarter of the number of scans.
 const COMPONENTS: usize = 16;
 
 /// The intensity is modelled where at least this share of the scans has brain.
 const MIN_SHARE: f64 = 0.2;
 
-/// Added to the standard deviation of the intensity at a place (0 to 1): where healthy scans hardly differ, noise does.
+/// Added to the standard deviation of the intensity (0..1) at a place. Without it, noise would count as a deviation
+/// where healthy scans hardly differ.
 const LEAST_SD: f64 = 0.03;
 
-/// Added to the standard deviation, in those of the place, of what the components leave over.
+/// Added to the standard deviation of the residual of the components, in standard deviations of the place.
 const LEAST_RESIDUAL_SD: f64 = 0.3;
 
-/// Deviations count no more than this in the components: no single place may say what the brain is like.
+/// Deviations are clipped to this in the components, so that no single place determines a brain's weights.
 const MOST_DEVIATION: f64 = 3.;
 
-/// Healthy scores and intensities by place.
+/// Scores and intensities of healthy scans by place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HealthyMap {
-    /// Of the anomaly score.
+    /// Statistics of the anomaly score.
     pub score: Places,
-    /// Of the smoothed intensity.
+    /// Model of the smoothed intensity.
     pub intensity: Intensities,
 }
 
-/// Mean and standard deviation of one thing by place.
+/// Mean and standard deviation of a score by place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Places {
     /// Blocks along x, y, z.
@@ -53,7 +58,8 @@ pub struct Places {
     sd: Vec<f32>,
 }
 
-/// A linear model of healthy intensities: `mean + sd * (weights of a brain . components)`, and what that leaves over.
+/// A linear model of healthy intensities: `mean + sd * (weights of a brain . components)`, and the spread of its
+/// residual.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Intensities {
     /// Blocks along x, y, z.
@@ -62,32 +68,33 @@ pub struct Intensities {
     mean: Vec<f32>,
     /// By block, 0..1; infinite where the intensity is not modelled.
     sd: Vec<f32>,
-    /// By component and block; orthogonal, of a mean square of one over the blocks that are modelled.
+    /// By component and block; orthogonal, with a mean square of one over the modelled blocks.
     components: Vec<Vec<f32>>,
-    /// Standard deviation of what the components leave over, in `sd`, by block.
+    /// Standard deviation of the residual of the components by block, in units of `sd`.
     residual_sd: Vec<f32>,
 }
 
-/// What is known of healthy scans so far.
+/// Fits a [`HealthyMap`] to scans that are added one by one.
 #[derive(Debug)]
 pub struct HealthyMapBuilder {
     shape: [usize; 3],
-    /// Voxels, sum and sum of squares of each block's scores.
+    /// Number, sum and sum of squares of each block's scores.
     score: Vec<[f64; 3]>,
-    /// Each scan's intensity by block, and in how many scans a block is brain.
+    /// Mean intensity by scan and block.
     intensity: Vec<Vec<f32>>,
+    /// Number of scans in which each block is brain.
     brain: Vec<u32>,
 }
 
 impl HealthyMapBuilder {
-    /// For maps of so many voxels along x, y, z.
+    /// For scans of `voxels` along x, y, z.
     pub fn new(voxels: [usize; 3]) -> Self {
         let shape = voxels.map(|n| n.div_ceil(BLOCK));
         let blocks = shape.iter().product();
         Self { shape, score: vec![[0.; 3]; blocks], intensity: Vec::new(), brain: vec![0; blocks] }
     }
 
-    /// One healthy scan's anomaly score; only voxels of its brain count.
+    /// Adds the anomaly scores of one healthy scan; only voxels of its brain count.
     pub fn add_score(&mut self, score: &Volume<f32>, brain: &Volume<u8>) {
         for i in (0..brain.data.len()).filter(|&i| brain.data[i] > 0) {
             let value = f64::from(score.data[i]);
@@ -96,14 +103,14 @@ impl HealthyMapBuilder {
         }
     }
 
-    /// One healthy scan's smoothed intensity.
+    /// Adds the smoothed intensities of one healthy scan.
     pub fn add_intensity(&mut self, intensity: &Volume<f32>, brain: &Volume<u8>) {
         let (means, inside) = blocks(intensity, brain, self.shape);
         self.intensity.push(means);
         self.brain.iter_mut().zip(inside).for_each(|(n, inside)| *n += u32::from(inside));
     }
 
-    /// The map of what was added.
+    /// The map of the scans added so far.
     ///
     /// # Errors
     /// [`Error::Device`] where libtorch fails.
@@ -114,7 +121,7 @@ impl HealthyMapBuilder {
 }
 
 impl Places {
-    /// From each block's voxels, sum and sum of squares.
+    /// From the number, sum and sum of squares of each block's scores.
     fn of(sums: &[[f64; 3]], shape: [usize; 3]) -> Self {
         let figures = |[n, sum, squares]: [f64; 3]| {
             let mean = sum / n.max(1.);
@@ -127,8 +134,8 @@ impl Places {
         Self { shape, mean, sd }
     }
 
-    /// How many standard deviations `value` lies above the mean of healthy scans at a voxel of a grid of `voxels`, with
-    /// `least_sd` added to the standard deviation.
+    /// Distance of `value` from the mean of healthy scans at a voxel of a grid of `voxels`, in standard deviations, to
+    /// each of which `least_sd` is added.
     pub fn deviation(&self, value: f32, least_sd: f32, voxel: usize, voxels: [usize; 3]) -> f32 {
         let block = block(voxel, voxels, self.shape);
         (value - self.mean[block]) / (self.sd[block] + least_sd)
@@ -136,7 +143,7 @@ impl Places {
 }
 
 impl Intensities {
-    /// `scans`: intensities by block, of each scan; `brain`: in how many of them a block is brain.
+    /// `scans`: intensities by scan and block; `brain`: number of scans in which each block is brain.
     fn fit(scans: &[Vec<f32>], brain: &[u32], shape: [usize; 3]) -> Result<Self> {
         let least = (MIN_SHARE * scans.len() as f64).max(1.);
         let known: Vec<usize> = (0..brain.len()).filter(|&block| f64::from(brain[block]) >= least).collect();
@@ -159,7 +166,8 @@ impl Intensities {
 
         let n = scans.len() as i64;
         let components = principal(&weighed, COMPONENTS.min(scans.len() / 4));
-        // What is left over of scans that the components were not fitted to: each half by the other's.
+        // Residuals of scans that the components were not fitted to: those of each half under the other half's
+        // components.
         let halves = [0, 1].map(|first| Tensor::arange_start_step(first, n, 2, (Kind::Int64, tch::Device::Cpu)));
         let residuals: Vec<Tensor> = [(0, 1), (1, 0)]
             .iter()
@@ -187,24 +195,24 @@ impl Intensities {
         Ok(out)
     }
 
-    /// How many standard deviations each voxel's smoothed intensity lies from what is expected of a healthy brain that is
-    /// like this one elsewhere; 0 outside the brain and where the intensity is not modelled.
+    /// Deviation of each voxel's smoothed intensity from the one that the rest of the brain predicts, in standard
+    /// deviations of healthy brains; 0 outside the brain and where the intensity is not modelled.
     pub fn deviations(&self, intensity: &Volume<f32>, brain: &Volume<u8>) -> Vec<f32> {
         let (values, inside) = blocks(intensity, brain, self.shape);
         let known: Vec<usize> = (0..values.len()).filter(|&b| self.sd[b].is_finite()).collect();
         let deviations: Vec<f32> =
             known.iter().map(|&b| if inside[b] { (values[b] - self.mean[b]) / self.sd[b] } else { 0. }).collect();
         let limit = MOST_DEVIATION as f32;
-        let usual: Vec<f32> = deviations.iter().map(|d| d.clamp(-limit, limit)).collect();
-        let first = self.expected(&known, &usual);
-        // Places that deviate say nothing of the rest: what was expected of them stands for them the second time.
-        let kept: Vec<f32> = (0..known.len())
+        let clipped: Vec<f32> = deviations.iter().map(|d| d.clamp(-limit, limit)).collect();
+        let first = self.expected(&known, &clipped);
+        // A lesion must not distort the prediction: the second pass replaces outliers by their first prediction.
+        let cleaned: Vec<f32> = (0..known.len())
             .map(|i| {
-                let odd = ((deviations[i] - first[i]) / self.residual_sd[known[i]]).abs() > limit;
-                if odd || !inside[known[i]] { first[i] } else { deviations[i] }
+                let outlier = ((deviations[i] - first[i]) / self.residual_sd[known[i]]).abs() > limit;
+                if outlier || !inside[known[i]] { first[i] } else { deviations[i] }
             })
             .collect();
-        let second = self.expected(&known, &kept);
+        let second = self.expected(&known, &cleaned);
         let mut out = vec![0f32; values.len()];
         for (i, &b) in known.iter().enumerate().filter(|&(_, &b)| inside[b]) {
             out[b] = (deviations[i] - second[i]) / self.residual_sd[b];
@@ -212,7 +220,7 @@ impl Intensities {
         (0..brain.data.len()).map(|voxel| out[block(voxel, brain.grid.shape, self.shape)]).collect()
     }
 
-    /// The part of deviations at the blocks `known` that the components account for.
+    /// Projection of the deviations at the blocks `known` onto the components.
     fn expected(&self, known: &[usize], deviations: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; known.len()];
         for component in &self.components {
@@ -224,15 +232,15 @@ impl Intensities {
     }
 }
 
-/// The first principal components `[components, M]` of rows `[N, M]`, each of a mean square of one; fewer where the rows
-/// hold no more.
+/// The first principal components `[components, M]` of rows `[N, M]`, each with a mean square of one; fewer where the
+/// rank of the rows is lower.
 fn principal(rows: &Tensor, components: usize) -> Tensor {
-    /// Directions of less than this share of the largest one's variance are rounding.
+    /// Directions with less than this share of the largest variance are rounding errors.
     const LEAST: f64 = 1e-9;
     if components == 0 || rows.size()[0] == 0 {
         return rows.narrow(0, 0, 0);
     }
-    // By the products of the rows: there are far fewer of them than columns.
+    // From the Gram matrix of the rows, of which there are far fewer than columns.
     let (values, vectors) = rows.matmul(&rows.tr()).linalg_eigh("L");
     let n = rows.size()[0];
     let largest = values.max();
@@ -242,7 +250,7 @@ fn principal(rows: &Tensor, components: usize) -> Tensor {
     weights.tr().matmul(rows) * (rows.size()[1] as f64).sqrt()
 }
 
-/// Mean of each block's voxels, and whether at least half of them are brain.
+/// Mean over each block's voxels, and whether at least half of them are brain.
 fn blocks(values: &Volume<f32>, brain: &Volume<u8>, shape: [usize; 3]) -> (Vec<f32>, Vec<bool>) {
     let mut sums = vec![[0f32; 3]; shape.iter().product()];
     for (i, (&value, &inside)) in values.data.iter().zip(&brain.data).enumerate() {
@@ -253,38 +261,45 @@ fn blocks(values: &Volume<f32>, brain: &Volume<u8>, shape: [usize; 3]) -> (Vec<f
 }
 
 impl HealthyMap {
-    /// As a safetensors file of f16, `[z, y, x]` each: `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd`,
-    /// `intensity.residual_sd`, and `intensity.components`, `[components, z, y, x]`.
+    /// The bytes of a safetensors file in f16 with `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd` and
+    /// `intensity.residual_sd`, `[z, y, x]` each, and `intensity.components`, `[components, z, y, x]`.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] where the tensors do not form a safetensors file.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         let shape: Vec<usize> = self.score.shape.iter().rev().copied().collect();
-        let halves = |values: &[f32]| values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>();
+        let half = |shape: &[usize], values: &[f32]| Half {
+            shape: shape.to_vec(),
+            data: values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        };
         let (score, intensity) = (&self.score, &self.intensity);
         let stack = [vec![intensity.components.len()], shape.clone()].concat();
         let tensors = [
-            ("score.mean", &shape, halves(&score.mean)),
-            ("score.sd", &shape, halves(&score.sd)),
-            ("intensity.mean", &shape, halves(&intensity.mean)),
-            ("intensity.sd", &shape, halves(&intensity.sd)),
-            ("intensity.residual_sd", &shape, halves(&intensity.residual_sd)),
-            ("intensity.components", &stack, halves(&intensity.components.concat())),
+            ("score.mean", half(&shape, &score.mean)),
+            ("score.sd", half(&shape, &score.sd)),
+            ("intensity.mean", half(&shape, &intensity.mean)),
+            ("intensity.sd", half(&shape, &intensity.sd)),
+            ("intensity.residual_sd", half(&shape, &intensity.residual_sd)),
+            ("intensity.components", half(&stack, &intensity.components.concat())),
         ];
-        let views = tensors
-            .iter()
-            .map(|(name, shape, data)| Ok((*name, TensorView::new(Dtype::F16, shape.to_vec(), data)?)))
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
-        views
-            .and_then(|views| safetensors::serialize(views, &None))
-            .map_err(|e| Error::Bug(format!("the healthy map cannot be serialized: {e}")))
+        serialize(tensors.iter().map(|(name, tensor)| (*name, tensor)))
     }
 
-    /// What [`HealthyMap::to_bytes`] gave.
+    /// Reads the bytes that [`HealthyMap::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where a tensor is missing or of another shape.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let misfit = |e: &dyn std::fmt::Display| Error::Model(format!("healthy.safetensors cannot be read: {e}"));
         let file = SafeTensors::deserialize(bytes).map_err(|e| misfit(&e))?;
         let read = |name: &str, axes: usize| -> Result<(Vec<usize>, Vec<f32>)> {
             let view = file.tensor(name).map_err(|e| misfit(&e))?;
             if view.dtype() != Dtype::F16 || view.shape().len() != axes {
-                return Err(misfit(&format!("`{name}` is not {axes} axes of F16")));
+                return Err(misfit(&format!(
+                    "`{name}` is {:?} {:?}, expected F16 with {axes} axes",
+                    view.dtype(),
+                    view.shape()
+                )));
             }
             let half = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
             Ok((view.shape().to_vec(), half.collect()))
@@ -312,13 +327,13 @@ impl HealthyMap {
         })
     }
 
-    /// Whether it is for maps of so many voxels.
+    /// Whether it is for scans of `voxels` along x, y, z.
     pub(super) fn fits(&self, voxels: [usize; 3]) -> bool {
         self.score.shape == voxels.map(|n| n.div_ceil(BLOCK))
     }
 }
 
-/// The block that a voxel is in.
+/// The block that contains a voxel.
 fn block(voxel: usize, [nx, ny, _]: [usize; 3], shape: [usize; 3]) -> usize {
     let [x, y, z] = [voxel % nx, voxel / nx % ny, voxel / (nx * ny)].map(|v| v / BLOCK);
     x + shape[0] * (y + shape[1] * z)
@@ -339,7 +354,7 @@ mod tests {
         let mut builder = HealthyMapBuilder::new(shape);
         let mut brain = Volume::new(grid(shape), vec![1u8; 120]);
         brain.data[0] = 0;
-        // Scan k scores k at every voxel, and 100 where there is no brain: mean of 0..=9 is 4.5, variance 8.25.
+        // Scan k scores k inside the brain and 100 outside: the mean of 0..=9 is 4.5, the variance 8.25.
         for scan in 0..10 {
             let mut score = Volume::new(grid(shape), vec![scan as f32; 120]);
             score.data[0] = 100.;
@@ -348,14 +363,14 @@ mod tests {
         let map = builder.finish().unwrap();
         let sd = 8.25f32.sqrt();
         for voxel in [1, 119] {
-            assert!((map.score.deviation(4.5 + sd, 0., voxel, shape) - 1.).abs() < 1e-5, "air does not count");
+            assert!((map.score.deviation(4.5 + sd, 0., voxel, shape) - 1.).abs() < 1e-5, "air has no influence");
         }
         let again = HealthyMap::from_bytes(&map.to_bytes().unwrap()).unwrap();
         assert!(again.fits(shape) && !again.fits([6, 7, 4]));
         assert!((again.score.deviation(4.5 + sd, 0., 119, shape) - 1.).abs() < 2e-3, "f16");
     }
 
-    /// Brains whose first half is brighter the darker the second is, by up to 0.2, with noise of up to 0.01.
+    /// A brain whose halves differ in opposite directions from 0.5, by up to 0.2, with noise of up to 0.01.
     fn scan(seed: usize, shape: [usize; 3]) -> Volume<f32> {
         let unit = |n: usize| (n * 7919 % 1000) as f32 / 1000. - 0.5;
         let tilt = 0.4 * unit(seed + 1);
@@ -364,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_together_in_healthy_brains_is_expected_and_a_lesion_is_not() {
+    fn covariation_of_healthy_brains_is_predicted_and_a_lesion_deviates() {
         let shape = [10, 4, 8];
         let mut builder = HealthyMapBuilder::new(shape);
         let mut brain = Volume::new(grid(shape), vec![1u8; 320]);
@@ -378,7 +393,7 @@ mod tests {
         let strongest = |values: &[f32]| values.iter().fold(0f32, |most, v| most.max(v.abs()));
         let healthy = scan(100, shape);
         assert!(strongest(&far(&healthy)) < 0.5, "{}", strongest(&far(&healthy)));
-        // A block of the dark half as bright as the other half: each alone is usual, not both in one brain.
+        // A block in the dark half as bright as the bright half: each intensity is usual, but not both in one brain.
         let mut ill = scan(60, shape);
         let (bright, dark) = (ill.data[0].max(ill.data[319]), if ill.data[0] > ill.data[319] { 4 } else { 0 });
         let lesion: Vec<usize> =
@@ -401,7 +416,7 @@ mod tests {
             let cosine = f64::try_from((found.get(k) * vectors.select(1, column)).sum(Kind::Double)).unwrap() / 2.;
             assert!((cosine.abs() - 1.).abs() < 1e-9, "component {k}: {cosine}, {values}");
         }
-        // Rows that hold one direction have one component.
+        // Rows of rank one have one component.
         assert_eq!(principal(&rows.narrow(0, 0, 1).repeat([5, 1]), 3).size(), [1, 4]);
     }
 }

@@ -1,7 +1,7 @@
-//! Layers whose weights are kept in f32 and follow the kind of what they are given.
+//! Layers that cast their weights to the kind of their input.
 //!
-//! Feed them bf16 and they compute in bf16 (products; norms reduce in f32 inside libtorch), feed
-//! them f32 and they compute in f32. Gradients always reach the f32 weights.
+//! Given bf16 they compute in bf16 (libtorch's norms reduce in f32), given f32 they compute in f32. In training the
+//! weights are f32, and gradients reach them in f32.
 
 use tch::nn::{Init, Path};
 use tch::{Device, Kind, Tensor};
@@ -17,7 +17,7 @@ pub(super) struct Conv {
 
 impl Conv {
     pub(super) fn new(p: Path, from: i64, to: i64, kernel: i64, stride: i64) -> Self {
-        // He et al. 2015, the scale that keeps the variance through a ReLU-like layer.
+        // He et al. 2015 (arXiv 1502.01852): the scale that keeps the variance through a ReLU-like layer.
         let std = (2.0 / (from * kernel * kernel) as f64).sqrt();
         Self {
             weight: p.var("weight", &[to, from, kernel, kernel], Init::Randn { mean: 0., stdev: std }),
@@ -40,7 +40,7 @@ impl Conv {
     }
 }
 
-/// Affine map of the last axis.
+/// Affine map of the last axis, `[.., from]` to `[.., to]`.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
@@ -48,7 +48,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// `std`: of the initial weights.
+    /// `std`: standard deviation of the initial weights.
     pub(super) fn new(p: Path, from: i64, to: i64, std: f64) -> Self {
         Self {
             weight: p.var("weight", &[to, from], Init::Randn { mean: 0., stdev: std }),
@@ -56,12 +56,12 @@ impl Linear {
         }
     }
 
-    /// `[to, from]`, in the kind that it is kept in.
+    /// `[to, from]`, not cast.
     pub(super) fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// `[to]`.
+    /// `[to]`, not cast.
     pub(super) fn bias(&self) -> &Tensor {
         &self.bias
     }
@@ -72,18 +72,18 @@ impl Linear {
     }
 }
 
-/// Lays `[B, C, H, W]` out with the channels last, as convolutions on processors and tensor cores take it without
-/// rearranging; values and shape stay.
+/// `[B, C, H, W]` with the channels last in memory, the layout in which convolutions on processors and tensor cores are
+/// fastest. Values and shape stay.
 pub(super) fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// SiLU, in place where no gradient needs what it was given.
+/// SiLU, in place unless a gradient needs the input.
 pub(super) fn silu(mut x: Tensor) -> Tensor {
     if x.requires_grad() { x.silu() } else { x.silu_() }
 }
 
-/// `x + change`, in the memory of `change`.
+/// `x + change`, computed in place of `change`.
 pub(super) fn plus(x: &Tensor, mut change: Tensor) -> Tensor {
     change += x;
     change
@@ -91,9 +91,9 @@ pub(super) fn plus(x: &Tensor, mut change: Tensor) -> Tensor {
 
 /// GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415).
 ///
-/// libtorch's takes as long on the processor as the linear map before it. There, without gradients, f32 goes by
-/// `x * sigmoid(2 u)`, which equals `x / 2 * (1 + tanh(u))`; bf16 by the erf form, which differs from the tanh form by
-/// 0.0005 at most, a fraction of what bf16 rounds off.
+/// On the processor, libtorch's version takes as long as the linear map before it. There, without gradients, f32 is
+/// computed as `x * sigmoid(2 u)`, which equals `x / 2 * (1 + tanh(u))`, and bf16 by the erf form, which differs from
+/// the tanh form by at most 0.0005, less than the rounding of bf16.
 pub(super) fn gelu(x: Tensor) -> Tensor {
     /// 2 u = x (LINEAR + CUBIC x²).
     const LINEAR: f64 = 2. * 0.797_884_560_802_865_4;
@@ -112,10 +112,10 @@ pub(super) fn gelu(x: Tensor) -> Tensor {
     gate
 }
 
-/// Frequencies of the slice-height code; the longest wave spans the head, the shortest ~1 cm.
+/// Number of frequencies of the slice-height encoding. The longest wave is 400 mm, the shortest 12.5 mm.
 const HEIGHT_WAVES: i64 = 6;
 
-/// A slice's MNI height, `[B]` millimetres, to features `[B, width]`: sines and cosines mapped by a linear layer.
+/// Slice heights `[B]` (MNI z, mm) to features `[B, width]`: sines and cosines mapped by a linear layer.
 #[derive(Debug)]
 pub(super) struct Height {
     linear: Linear,
@@ -133,10 +133,10 @@ impl Height {
     }
 }
 
-/// Pixels of a map from which on libtorch computes group norms with channels last another way, on the processor.
+/// Maps with fewer pixels than this take libtorch's slow group norm in bf16 with channels last, on the processor.
 const SMALL_MAP: i64 = 1024;
 
-/// Group norm over `[B, C, H, W]` with groups of eight channels (Wu and He 2018).
+/// Group norm over `[B, C, H, W]` with groups of eight channels (Wu and He, arXiv 1803.08494).
 #[derive(Debug)]
 pub(super) struct GroupNorm {
     weight: Tensor,
@@ -160,14 +160,14 @@ impl GroupNorm {
         };
         let small = x.size()[2..].iter().product::<i64>() < SMALL_MAP;
         if small && x.kind() == Kind::BFloat16 && x.device() == Device::Cpu {
-            // libtorch 2.11 takes several times as long for these in bf16 as in f32.
+            // libtorch 2.11 is several times slower for these in bf16 than in f32.
             return norm(&x.to_kind(Kind::Float)).to_kind(Kind::BFloat16);
         }
         norm(x)
     }
 }
 
-/// Layer norm over the last axis.
+/// Layer norm over the last axis (Ba et al., arXiv 1607.06450).
 #[derive(Debug)]
 pub(super) struct LayerNorm {
     weight: Tensor,

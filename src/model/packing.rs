@@ -1,30 +1,34 @@
-//! The tokens of each slice that hold brain, as sequences.
+//! Packs the tokens that hold brain into sequences: planes `[B, h, w]` to `[B, N]`, and back.
 //!
-//! Half of a slice's tokens are air: they say nothing, and the transformers leave them out. Slices of a batch have
-//! different numbers of tokens, so the shorter sequences end in padding, which nothing looks at.
+//! Half of a slice's tokens are air. They carry no information, so the transformers leave them out. The slices of a
+//! batch have different numbers of tokens; shorter sequences end in padding, to which no token attends.
 
 use tch::{Kind, Tensor};
 
-/// Which tokens of the slices of a batch form its sequences, in raster order.
+/// Which tokens of each slice of a batch form its sequence, in raster order.
 #[derive(Debug)]
 pub struct Packing {
-    /// Place in raster order, `[B, N]`, i64. N is the largest number of tokens of a slice.
+    /// Places in raster order, `[B, N]`, i64. N is the largest number of tokens of a slice.
     pub(super) places: Tensor,
-    /// False where a sequence has ended, `[B, N]`.
+    /// False at padding, `[B, N]`.
     pub(super) real: Tensor,
-    /// What is added to an attention's products, `[B, 1, 1, N]`; `None` where no sequence is padded.
+    /// Added to the attention logits: minus infinity at padding, else 0. `[B, 1, 1, N]`; `None` where no sequence is
+    /// padded.
     pub(super) bias: Option<Tensor>,
-    /// Tokens of each slice.
+    /// Number of tokens of each slice.
     counts: Vec<i64>,
+    /// `[B, h, w]`.
     shape: [i64; 3],
 }
 
-/// Neighbouring slices of a batch, and what their sequences are without the padding that longer ones call for.
+/// Consecutive slices of a batch, whose sequences are padded to the longest among them alone.
 #[derive(Debug)]
 pub(super) struct Part {
+    /// Number of the first slice.
     pub(super) first: i64,
+    /// Number of slices.
     pub(super) slices: i64,
-    /// Tokens of the longest.
+    /// Number of tokens of the longest sequence.
     pub(super) longest: i64,
     /// As [`Packing::bias`].
     pub(super) bias: Option<Tensor>,
@@ -38,12 +42,12 @@ impl Packing {
         let sums = flat.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
         let counts = Vec::<i64>::try_from(&sums).expect("one number per slice");
         let longest = counts.iter().copied().max().unwrap_or(0).max(1);
-        // A stable sort brings the tokens to the front and keeps their order.
+        // A stable sort moves the tokens to the front and keeps their order.
         let order = flat.to_kind(Kind::Uint8).argsort_stable(true, 1, true);
         let places = order.narrow(1, 0, longest).contiguous();
         let real = flat.gather(1, &places, false);
         let bias = counts.iter().any(|&n| n < longest).then(|| {
-            // A slice without tokens attends to its padding: a softmax over nothing has no value.
+            // A slice without tokens attends to its padding: a softmax over no token is not a number.
             let empty = sums.eq(0).unsqueeze(1);
             let hidden = real.logical_not().logical_and(&empty.logical_not());
             let zero = Tensor::zeros(real.size(), (Kind::Float, real.device()));
@@ -52,7 +56,7 @@ impl Packing {
         Self { places, real, bias, counts, shape: [batch, rows, columns] }
     }
 
-    /// The batch in parts of at most `slices`.
+    /// The batch in parts of at most `slices` slices.
     pub(super) fn parts(&self, slices: i64) -> impl Iterator<Item = Part> {
         self.counts.chunks(slices as usize).zip((0..).step_by(slices as usize)).map(|(counts, first)| {
             let longest = counts.iter().copied().max().unwrap_or(0).max(1);
@@ -86,7 +90,7 @@ impl Packing {
         let real = self.real.unsqueeze(-1);
         let places = self.places.unsqueeze(-1).expand_as(values);
         let planes = Tensor::full([batch, rows * columns, features], elsewhere, (values.kind(), values.device()));
-        // The places of padding are those of air.
+        // Padding has the places of air.
         let values = values.masked_fill(&real.logical_not(), elsewhere);
         planes.scatter(1, &places, &values).view([batch, rows, columns, features])
     }

@@ -4,9 +4,9 @@
 //! image [B, 1, H, W] ── encoder ──► [B, D, h, w] ── quantize ──► codes [B, h, w]
 //! codes [B, h, w] ── dequantize ──► [B, D, h, w] ── decoder ──► image [B, 1, H, W]
 //! ```
-//! h and w are H and W halved once per entry of `channels`. Intensities are in 0..1, codes in `0..codes()`; encoder and
-//! decoder are told the slice's MNI height `[B]` (mm). The generator follows VQ-GAN (Esser et al., arXiv 2012.09841);
-//! between its halves stands a [`Codebook`].
+//! h and w are H and W halved once per entry of `channels`. Intensities are in 0..1, codes in `0..codes()`. Encoder and
+//! decoder also take the slice's MNI height `[B]` (mm). The architecture follows VQ-GAN (Esser et al., arXiv
+//! 2012.09841), with a [`Codebook`] between encoder and decoder.
 
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -21,7 +21,7 @@ use super::vocabulary::Vocabulary;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Keys", into = "Keys")]
 pub struct TokenizerConfig {
-    /// What latents are rounded to.
+    /// The codes.
     pub codebook: Codebook,
     /// Channels at half resolution, at quarter resolution, and so on; each entry halves the image once.
     pub channels: Vec<i64>,
@@ -35,7 +35,7 @@ impl Default for TokenizerConfig {
     }
 }
 
-/// [`TokenizerConfig`] as it is written.
+/// [`TokenizerConfig`] as TOML keys.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -56,13 +56,13 @@ impl TryFrom<Keys> for TokenizerConfig {
             (Some(levels), None) if !levels.is_empty() && levels.iter().all(|&n| n > 1) => Codebook::Fsq(levels),
             (None, Some(sizes)) if sizes.codes > 1 && sizes.width > 0 => Codebook::Vq(sizes),
             _ => {
-                return Err("a tokenizer has either `levels`, two or more for each dimension of finite scalar \
-                            quantization, or `vq = { codes = .., width = .. }`"
+                return Err("a tokenizer needs either `levels` (finite scalar quantization: 2 or more for each \
+                            dimension) or `vq = { codes = .., width = .. }` (2 or more codes)"
                     .into());
             }
         };
         if channels.is_empty() {
-            return Err("a tokenizer's `channels` are those after each halving, one at least".into());
+            return Err("a tokenizer needs one or more `channels`, one entry for each halving of the image".into());
         }
         Ok(Self { codebook, channels, blocks })
     }
@@ -96,7 +96,7 @@ impl TokenizerConfig {
     }
 }
 
-/// Two 3 x 3 convolutions around a shortcut.
+/// Two 3 x 3 convolutions and a residual connection, `[B, C, H, W]` to `[B, C, H, W]`.
 #[derive(Debug)]
 struct ResBlock {
     norm1: GroupNorm,
@@ -121,7 +121,7 @@ impl ResBlock {
     }
 }
 
-/// One resolution of the encoder or the decoder: a change of resolution and the blocks below it.
+/// One resolution of the encoder or the decoder: a change of resolution, and blocks at the coarser one.
 #[derive(Debug)]
 struct Level {
     resample: Conv,
@@ -134,10 +134,10 @@ impl Level {
     }
 }
 
-/// Channels of the full-resolution map that the image is made from.
+/// Channels of the last full-resolution map, which the last convolution turns into the image.
 const LAST: i64 = 16;
 
-/// The networks and the quantizer between them.
+/// Encoder, quantizer and decoder.
 #[derive(Debug)]
 pub struct Tokenizer {
     config: TokenizerConfig,
@@ -202,34 +202,35 @@ impl Tokenizer {
         self.decode_embedded(&self.embed(codes), z_mm, kind)
     }
 
-    /// What the decoder sees of codes `[B, h, w]`: `[B, h, w, D]`, f32.
+    /// Codes `[B, h, w]` to the decoder's input `[B, h, w, D]`, f32.
     pub fn embed(&self, codes: &Tensor) -> Tensor {
         let table = self.table(codes.device());
         let shape = [codes.size(), vec![table.size()[1]]].concat();
         table.index_select(0, &codes.reshape([-1])).view(shape.as_slice())
     }
 
-    /// What the decoder sees of each code, `[codes, D]`, f32. A mean of rows, weighted by the codes' probabilities, can
+    /// The decoder's input for each code, `[codes, D]`, f32. A mean of rows, weighted by the codes' probabilities, can
     /// be decoded too.
     pub fn table(&self, device: Device) -> Tensor {
         self.quantizer.table(device)
     }
 
-    /// What [`Tokenizer::embed`] gives, or means of it, `[B, h, w, D]`, to image `[B, 1, H, W]` in 0..1, f32, computed
-    /// in `kind`.
+    /// The decoder's input `[B, h, w, D]` (see [`Tokenizer::embed`]) to image `[B, 1, H, W]` in 0..1, f32, computed in
+    /// `kind`.
     pub fn decode_embedded(&self, embedded: &Tensor, z_mm: &Tensor, kind: Kind) -> Tensor {
         self.generate(&embedded.permute([0, 3, 1, 2]).to_kind(kind), z_mm).to_kind(Kind::Float).clamp(0., 1.)
     }
 
-    /// Image to its reconstruction, not clipped to 0..1, its codes, and the latent that these stand for,
-    /// `[B, D, h, w]`, f32; gradients pass straight through the rounding.
+    /// Image `[B, 1, H, W]` to its reconstruction `[B, 1, H, W]`, not clipped to 0..1, its codes `[B, h, w]`, and its
+    /// latent before quantization `[B, D, h, w]`, f32. Gradients pass straight through the rounding.
     pub fn forward(&self, image: &Tensor, z_mm: &Tensor) -> (Tensor, Tensor, Tensor) {
         let latent = self.latent(image, z_mm);
-        let (seen, codes) = self.quantizer.quantize(&latent);
-        (self.generate(&seen.to_kind(image.kind()), z_mm), codes, latent)
+        let (quantized, codes) = self.quantizer.quantize(&latent);
+        (self.generate(&quantized.to_kind(image.kind()), z_mm), codes, latent)
     }
 
-    /// The vectors of a learned codebook, `[codes, D]`, f32, for its training to move.
+    /// The vectors of a learned codebook, `[codes, D]`, f32, which its training moves; `None` for finite scalar
+    /// quantization.
     pub fn vectors(&self) -> Option<&Tensor> {
         match &self.quantizer {
             Quantizer::Fsq(_) => None,
@@ -237,12 +238,12 @@ impl Tokenizer {
         }
     }
 
-    /// Floating point operations of encoding and of decoding one slice of these tokens.
+    /// Floating point operations of encoding and of decoding one slice of `rows` x `columns` tokens.
     pub fn flop(&self, [rows, columns]: [i64; 2]) -> [f64; 2] {
         let channels = &self.config.channels;
         let dims = self.config.codebook.width();
         let last = channels.len() - 1;
-        // Pixels of the map that a convolution writes; level -1 is the image.
+        // Pixels of a convolution's output; level -1 has the resolution of the image.
         let pixels = |level: i64| (rows * columns) << (2 * (last as i64 - level));
         let conv = |level: i64, kernel: i64, from: i64, to: i64| pixels(level) * kernel * kernel * from * to;
         let (mut encode, mut decode) = (0, 0);
@@ -265,22 +266,23 @@ impl Tokenizer {
 
     /// Encoder: image to the unbounded latent `[B, D, h, w]`, f32.
     fn latent(&self, image: &Tensor, z_mm: &Tensor) -> Tensor {
-        // A single channel is first and last at once: said to be last, all maps that follow have theirs last, and the first
-        // convolution takes a sixth of the time.
+        // One channel can be labelled channels-last without a copy. All maps that follow are then channels-last too,
+        // and the first convolution takes a sixth of the time.
         let mut h = (image * 2. - 1.).squeeze_dim(1).unsqueeze(-1).permute([0, 3, 1, 2]);
         for (i, level) in self.down.iter().enumerate() {
             h = level.resample.forward(&h);
             if i + 1 == self.down.len() {
-                h = place(&self.encoder_height.forward(z_mm, image.kind())) + h;
+                h = at_every_pixel(&self.encoder_height.forward(z_mm, image.kind())) + h;
             }
             h = silu(level.run(&h));
         }
         self.to_code.forward(&h).to_kind(Kind::Float)
     }
 
-    /// Decoder: what the quantizer gives, `[B, D, h, w]`, to the image.
+    /// Decoder: quantized latent `[B, D, h, w]` to the image `[B, 1, H, W]`, not clipped.
     fn generate(&self, z: &Tensor, z_mm: &Tensor) -> Tensor {
-        let mut h = self.from_code.forward(&channels_last(z)) + place(&self.decoder_height.forward(z_mm, z.kind()));
+        let mut h =
+            self.from_code.forward(&channels_last(z)) + at_every_pixel(&self.decoder_height.forward(z_mm, z.kind()));
         for level in &self.up {
             h = level.resample.forward(&silu(level.run(&h))).pixel_shuffle(2);
         }
@@ -288,8 +290,8 @@ impl Tokenizer {
     }
 }
 
-/// Features of a slice `[B, C]` for all its places, `[B, C, 1, 1]`.
-fn place(features: &Tensor) -> Tensor {
+/// Features of slices `[B, C]`, to be added at every pixel: `[B, C, 1, 1]`.
+fn at_every_pixel(features: &Tensor) -> Tensor {
     features.unsqueeze(-1).unsqueeze(-1)
 }
 

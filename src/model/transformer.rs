@@ -1,9 +1,12 @@
-//! The trunk that detector, inpainter and prior are built on: a pre-norm transformer over one slice's tokens.
+//! The trunk of detector, inpainter and prior: a pre-norm transformer over the tokens of one slice.
 //!
-//! Takes the codes of each token that holds brain `[B, N, slices]`, where those tokens lie ([`Packing`]) and each slice's
-//! height `[B]` (MNI z in millimetres), gives features `[B, N, width]`. Every token sees every other, or, in the prior,
-//! those before it (Vaswani et al., arXiv 1706.03762; pre-norm as in GPT-2). A token's place enters as a learned row and
-//! column embedding, the slice's height as sines and cosines mapped by a linear layer.
+//! ```text
+//! codes [B, N, slices], places [B, N] (in Packing), z_mm [B] ──► features [B, N, width]
+//! ```
+//! Input: the codes of each token that holds brain, in one slice or several; the places of these tokens; the slice's
+//! MNI height in mm. Every token attends to every other or, in the prior, to those before it (Vaswani et al., arXiv
+//! 1706.03762; pre-norm as in GPT-2). A token's place enters as a learned row and column embedding, the slice's height
+//! as sines and cosines mapped by a linear layer.
 
 use serde::{Deserialize, Serialize};
 use tch::nn::Path;
@@ -19,14 +22,14 @@ use super::vocabulary::{CodeEmbedding, CodeTable, Vocabulary};
 pub struct TransformerConfig {
     /// Features per token.
     pub width: i64,
-    /// Attention heads; divides `width`.
+    /// Attention heads; must divide `width`.
     pub heads: i64,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: i64,
 }
 
 impl TransformerConfig {
-    /// Floating point operations of one slice of `tokens` tokens with a head of `to` outputs.
+    /// Floating point operations for one slice of `tokens` tokens, with a head of `to` outputs per token.
     pub fn flop(&self, tokens: i64, to: i64) -> f64 {
         let per_token = 12 * self.width * self.width * self.layers + self.width * to;
         let attention = 2 * tokens * self.width * self.layers;
@@ -34,6 +37,7 @@ impl TransformerConfig {
     }
 }
 
+/// Attention and a two-layer perceptron, each with a residual connection: `[B, N, width]` to `[B, N, width]`.
 #[derive(Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -48,7 +52,7 @@ struct Block {
 impl Block {
     fn new(p: Path, config: &TransformerConfig) -> Self {
         let width = config.width;
-        // GPT-2: residual branches start smaller with depth.
+        // GPT-2: the deeper the network, the smaller the initial weights of residual branches.
         let residual = 0.02 / (2. * config.layers as f64).sqrt();
         Self {
             norm1: LayerNorm::new(&p / "norm1", width),
@@ -61,21 +65,22 @@ impl Block {
         }
     }
 
-    /// `x`: `[B, N, width]`; `bias`: added to the attention's products; `causal`: each token sees itself and those before
-    /// it alone.
+    /// `x`: `[B, N, width]`; `bias`: added to the attention logits, `[B, 1, 1, N]`; `causal`: each token attends to
+    /// itself and those before it alone.
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, causal: bool) -> Tensor {
         let [q, k, v] = self.queries_keys_values(x);
         self.rest(x, &Tensor::scaled_dot_product_attention(&q, &k, &v, bias, 0., causal, None, false))
     }
 
-    /// Token number `place` `[B, 1, width]`, after those whose keys and values are in `seen`, which gets its own.
-    fn step(&self, x: &Tensor, seen: &mut [Tensor; 2], place: i64) -> Tensor {
+    /// Features `[B, 1, width]` of token number `place`, which attends to itself and to the tokens whose keys and
+    /// values are in `cached`. Adds its own key and value to them.
+    fn step(&self, x: &Tensor, cached: &mut [Tensor; 2], place: i64) -> Tensor {
         let [q, k, v] = self.queries_keys_values(x);
         let [k, v] = [(0, k), (1, v)].map(|(which, new)| {
-            let store = &mut seen[which];
+            let store = &mut cached[which];
             if store.size()[2] == place {
-                // Twice the room: a token then costs its own copy, not one of all before it.
-                *store = store.constant_pad_nd([0, 0, 0, place.max(LEAST_ROOM)]);
+                // Doubling the capacity makes the copies of earlier tokens rare.
+                *store = store.constant_pad_nd([0, 0, 0, place.max(MIN_CAPACITY)]);
             }
             store.narrow(2, place, 1).copy_(&new);
             store.narrow(2, 0, place + 1)
@@ -83,7 +88,7 @@ impl Block {
         self.rest(x, &Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0., false, None, false))
     }
 
-    /// Each `[B, heads, N, width / heads]`.
+    /// Queries, keys and values of `[B, N, width]`, each `[B, heads, N, width / heads]`.
     fn queries_keys_values(&self, x: &Tensor) -> [Tensor; 3] {
         let (batch, tokens, width) = x.size3().expect("features are [B, N, width]");
         let all = self.qkv.forward(&self.norm1.forward(x)).view([batch, tokens, 3, self.heads, width / self.heads]);
@@ -91,17 +96,17 @@ impl Block {
         [0, 1, 2].map(|which| all.get(which))
     }
 
-    /// All that follows the attention, whose result is `mixed`, `[B, heads, N, width / heads]`.
+    /// The block after its attention, whose result is `mixed`, `[B, heads, N, width / heads]`.
     fn rest(&self, x: &Tensor, mixed: &Tensor) -> Tensor {
         let x = plus(x, self.out.forward(&mixed.transpose(1, 2).reshape(x.size())));
         plus(&x, self.down.forward(&gelu(self.up.forward(&self.norm2.forward(&x)))))
     }
 }
 
-/// Tokens that a cache has room for from the first one on.
-const LEAST_ROOM: i64 = 64;
+/// Tokens that a cache has capacity for from the first one on.
+const MIN_CAPACITY: i64 = 64;
 
-/// Keys and values of the tokens that a causal trunk has seen, per block `[B, heads, room, width / heads]`.
+/// Keys and values of the tokens that a causal trunk has processed, per block `[B, heads, capacity, width / heads]`.
 #[derive(Debug)]
 pub(super) struct Cache {
     blocks: Vec<[Tensor; 2]>,
@@ -120,7 +125,7 @@ pub(super) struct Trunk {
 }
 
 impl Trunk {
-    /// `slices`: codes of a token; `tokens`: rows and columns of a slice.
+    /// `slices`: codes per token; `tokens`: rows and columns of a slice.
     pub(super) fn new(
         p: Path,
         config: &TransformerConfig,
@@ -138,47 +143,49 @@ impl Trunk {
         }
     }
 
-    /// Codes look alike at first where their vectors (`[codes, D]`) do.
+    /// Draws new initial embeddings under which codes with similar codebook vectors (`[codes, D]`) are similar.
     pub(super) fn resemble(&self, vectors: &Tensor) {
         self.code.resemble(vectors);
     }
 
-    /// What a token's codes become; for [`Trunk::step`].
+    /// The embedding of every code; for [`Trunk::step`].
     pub(super) fn codes(&self) -> CodeTable {
         self.code.table()
     }
 
-    /// Every token sees every other. Codes are `[B, N, slices]`; computes in `kind`.
+    /// Every token attends to every other. Codes `[B, N, slices]` to features `[B, N, width]`, computed in `kind`.
     pub(super) fn forward(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, kind: Kind) -> Tensor {
         let features = self.code.table().embed(codes, kind);
         self.run(&self.place(&features, &packing.places, z_mm), packing, false)
     }
 
-    /// Every token sees itself and those before it in raster order; padding comes last, so none sees it.
+    /// As [`Trunk::forward`], but every token attends to itself and those before it in raster order. Padding comes
+    /// last, so no token attends to it.
     pub(super) fn forward_causal(&self, codes: &Tensor, packing: &Packing, z_mm: &Tensor, kind: Kind) -> Tensor {
         let features = self.code.table().embed(codes, kind);
         self.run(&self.place(&features, &packing.places, z_mm), packing, true)
     }
 
-    /// Keys and values of no token yet.
+    /// An empty cache for `batch` slices.
     pub(super) fn cache(&self, batch: i64, kind: Kind, device: Device) -> Cache {
         let width = self.row.table(kind).size()[1];
-        let none = |block: &Block| Tensor::zeros([batch, block.heads, 0, width / block.heads], (kind, device));
-        Cache { blocks: self.blocks.iter().map(|block| [none(block), none(block)]).collect(), tokens: 0 }
+        let empty = |block: &Block| Tensor::zeros([batch, block.heads, 0, width / block.heads], (kind, device));
+        Cache { blocks: self.blocks.iter().map(|block| [empty(block), empty(block)]).collect(), tokens: 0 }
     }
 
-    /// Features `[B, width]` of one more token at `places` (`[B]`, in raster order), after those in `cache`; `features` is
-    /// what [`Trunk::codes`] makes of it, `[B, width]`.
+    /// Output features `[B, width]` of one more token, at `places` (`[B]`, in raster order), given the tokens in
+    /// `cache`; `features` `[B, width]` are its embedding from [`Trunk::codes`].
     pub(super) fn step(&self, features: &Tensor, places: &Tensor, z_mm: &Tensor, cache: &mut Cache) -> Tensor {
         let mut x = self.place(&features.unsqueeze(1), &places.unsqueeze(1), z_mm);
-        for (block, seen) in self.blocks.iter().zip(&mut cache.blocks) {
-            x = block.step(&x, seen, cache.tokens);
+        for (block, cached) in self.blocks.iter().zip(&mut cache.blocks) {
+            x = block.step(&x, cached, cache.tokens);
         }
         cache.tokens += 1;
         self.norm.forward(&x).squeeze_dim(1)
     }
 
-    /// Adds each token's place and the slice's height to its features `[B, N, width]`. `places` is `[B, N]`.
+    /// Adds the embeddings of each token's place and of the slice's height to its features `[B, N, width]`. `places` is
+    /// `[B, N]`.
     fn place(&self, features: &Tensor, places: &Tensor, z_mm: &Tensor) -> Tensor {
         let kind = features.kind();
         let table = self.row.table(kind).unsqueeze(1) + self.column.table(kind).unsqueeze(0);
@@ -186,8 +193,8 @@ impl Trunk {
         features + at + self.height.forward(z_mm, kind).unsqueeze(1)
     }
 
-    /// All blocks. Without gradients the processor takes as many slices at a time as it has threads: their features stay
-    /// in its caches, and hardly any padding is computed. Features of padding have no meaning.
+    /// All blocks. Without gradients the processor takes as many slices at a time as libtorch has threads: their
+    /// features stay in its caches, and little padding is computed. Features of padding have no meaning.
     fn run(&self, x: &Tensor, packing: &Packing, causal: bool) -> Tensor {
         let blocks = |x: Tensor, bias: Option<&Tensor>| {
             let bias = bias.filter(|_| !causal).map(|bias| bias.to_kind(x.kind()));
@@ -213,13 +220,14 @@ mod tests {
     use super::*;
     use tch::nn::VarStore;
 
-    /// Largest difference from what training computes, of the largest feature, over the tokens that hold brain.
+    /// Largest difference between inference and training, relative to the largest feature, over the tokens that hold
+    /// brain.
     fn difference(kind: Kind, causal: bool) -> f64 {
         tch::manual_seed(5);
         let store = VarStore::new(Device::Cpu);
         let config = TransformerConfig { width: 32, heads: 2, layers: 2 };
         let trunk = Trunk::new(store.root(), &config, Vocabulary::new(&[7]), 1, [6, 5]);
-        // Large enough for all that is not linear to matter.
+        // Large weights, so that the nonlinearities matter.
         tch::no_grad(|| store.variables().into_values().for_each(|mut weight| drop(weight.g_mul_scalar_(5.))));
         let inside = Tensor::rand([5, 6, 5], (Kind::Float, Device::Cpu)).lt(0.6);
         let _ = inside.get(3).fill_(0);

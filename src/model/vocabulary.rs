@@ -1,10 +1,11 @@
-//! The tokenizer's codes as numbers of one or several digits, and as what the transformers see of them.
+//! The tokenizer's codes as mixed-radix numbers, and their embedding in the transformers: codes `[.., slices]` to
+//! features `[.., width]`.
 //!
 //! A code of finite scalar quantization (arXiv 2309.15505) is a mixed-radix number: digit `d` is the level of dimension
-//! `d`, the first digit counts least. The transformers see a code as its digits, one-hot: two codes that differ by one
-//! level look alike to them from the first update on, which a table with a row per code would have to learn from data
-//! that a few hundred brains do not hold. A code of a learned codebook has one digit, itself; a training begins with
-//! codes that look alike where their vectors do ([`CodeEmbedding::resemble`]).
+//! `d`, and the first digit is the least significant. The transformers embed the one-hot digits of a code, so two codes
+//! that differ in one level share most of their embedding from the first update on. A table with a row per code would
+//! have to learn that from more data than a few hundred brains. A code of a learned codebook has one digit, itself;
+//! there, [`CodeEmbedding::resemble`] makes embeddings start as similar as the codebook vectors are.
 
 use tch::nn::Path;
 use tch::{Device, Kind, Tensor};
@@ -18,7 +19,7 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Codes of as many digits as `levels` has numbers.
+    /// Codes with one digit per entry of `levels`, each of which is the number of values of that digit.
     pub fn new(levels: &[i64]) -> Self {
         Self { levels: levels.to_vec() }
     }
@@ -28,22 +29,22 @@ impl Vocabulary {
         self.levels.iter().product()
     }
 
-    /// The code that stands for "masked": one beyond the last.
+    /// The code that stands for "masked": one above the last code.
     pub fn mask_code(&self) -> i64 {
         self.codes()
     }
 
-    /// Length of a one-hot row: a place for each level of each digit, and one for "masked".
+    /// Length of a one-hot row: one entry for each level of each digit, and one for "masked".
     fn width(&self) -> i64 {
         self.levels.iter().sum::<i64>() + 1
     }
 
-    /// What a step of each digit counts for, `[D]`.
+    /// Place value of each digit, `[D]`.
     pub(super) fn basis(&self) -> Vec<i64> {
         (0..self.levels.len()).map(|digit| self.levels[..digit].iter().product()).collect()
     }
 
-    /// Codes of any shape to digits, a new last axis of length D; i64.
+    /// Codes `[..]` to their digits `[.., D]`, i64.
     pub fn digits(&self, codes: &Tensor) -> Tensor {
         let row = |values: &[i64]| Tensor::from_slice(values).to_device(codes.device());
         codes.unsqueeze(-1).floor_divide(&row(&self.basis())).remainder_tensor(&row(&self.levels))
@@ -53,7 +54,7 @@ impl Vocabulary {
     fn one_hot(&self, device: Device) -> Tensor {
         let codes = Tensor::arange(self.codes() + 1, (Kind::Int64, device));
         let masked = codes.eq(self.mask_code()).unsqueeze(-1);
-        // Each place of a row belongs to one digit and stands for one of its levels.
+        // Each entry of a row stands for one level of one digit.
         let places =
             self.levels.iter().enumerate().flat_map(|(digit, &n)| (0..n).map(move |level| (digit as i64, level)));
         let (owner, level): (Vec<i64>, Vec<i64>) = places.unzip();
@@ -64,7 +65,7 @@ impl Vocabulary {
     }
 }
 
-/// A token's codes, its own and those of the slices around it, to features: a linear map of their one-hot digits.
+/// A linear map from the one-hot digits of a token's codes, its own and those of the slices around it, to features.
 #[derive(Debug)]
 pub(super) struct CodeEmbedding {
     linear: Linear,
@@ -72,7 +73,7 @@ pub(super) struct CodeEmbedding {
     slices: i64,
 }
 
-/// What [`CodeEmbedding`] makes of every code.
+/// The features that [`CodeEmbedding`] gives every code.
 #[derive(Debug)]
 pub(super) struct CodeTable {
     /// `[slices * (codes + 1), features]`.
@@ -82,12 +83,12 @@ pub(super) struct CodeTable {
 }
 
 impl CodeEmbedding {
-    /// `slices`: codes of a token.
+    /// `slices`: codes per token.
     pub(super) fn new(p: Path, vocabulary: Vocabulary, slices: i64, features: i64) -> Self {
         Self { linear: Linear::new(p, vocabulary.width() * slices, features, 0.02), vocabulary, slices }
     }
 
-    /// Codes whose `vectors` (`[codes, D]`) are alike get features that are alike, instead of any.
+    /// Draws new initial weights under which codes with similar codebook vectors (`[codes, D]`) have similar features.
     pub(super) fn resemble(&self, vectors: &Tensor) {
         let (codes, width) = (self.vocabulary.codes(), self.vocabulary.width());
         let weight = self.linear.weight().detach();
@@ -96,12 +97,12 @@ impl CodeEmbedding {
         }
     }
 
-    /// A row per code, made once and picked from: there are far fewer codes than tokens.
+    /// The features of all codes. Computed once per pass and indexed by token, since codes are fewer than tokens.
     pub(super) fn table(&self) -> CodeTable {
         let weight = self.linear.weight();
         let maps = weight.unflatten(1, [self.slices, self.vocabulary.width()]).permute([1, 2, 0]);
         let rows = match self.vocabulary.levels.len() {
-            // All codes, one-hot, are the identity.
+            // The one-hot rows of all codes form the identity matrix.
             1 => maps.contiguous(),
             _ => self.vocabulary.one_hot(weight.device()).to_kind(weight.kind()).matmul(&maps),
         };
@@ -110,25 +111,22 @@ impl CodeEmbedding {
 }
 
 impl CodeTable {
-    /// Codes `[.., slices]`, masked ones among them, to features `[.., features]` in `kind`.
+    /// Codes `[.., slices]`, which may be masked, to features `[.., features]` in `kind`.
     pub(super) fn embed(&self, codes: &Tensor, kind: Kind) -> Tensor {
         let step = self.rows.size()[0] / self.slices;
         let first = Tensor::arange(self.slices, (Kind::Int64, codes.device())) * step;
         let rows = self.rows.index_select(0, &(codes + first).reshape([-1]));
         let shape: Vec<i64> = codes.size().into_iter().chain([-1]).collect();
-        // In the weights' own kind until here: gradients of a code's many tokens add up in f32.
+        // Cast last, so that the gradients of a code's many tokens are summed in f32.
         (rows.view(shape.as_slice()).sum_dim_intlist(-2i64, false, None) + &self.bias).to_kind(kind)
     }
 }
 
-/// Standard deviation at first of the weights that give a code its logit.
-pub(super) const HEAD_SD: f64 = 0.02;
-
-/// Standard deviation of features at first, that of the sum of four digits.
+/// Initial standard deviation of embeddings: that of a sum of four digits.
 const EMBEDDING_SD: f64 = 0.04;
 
-/// Makes the rows of a weight, `[codes, features]`, random ones of standard deviation `sd` that are alike where the codes'
-/// vectors `[codes, D]` are.
+/// Overwrites a weight `[codes, features]` with a random linear map of the codebook vectors `[codes, D]`, of standard
+/// deviation `sd`: codes with similar vectors get similar rows.
 pub(super) fn resemble(rows: &Tensor, vectors: &Tensor, sd: f64) {
     let centred = vectors - vectors.mean_dim(0i64, true, Kind::Float);
     let scaled = &centred / (centred.std_dim(0i64, false, true) + 1e-6);
@@ -144,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_hot_once_per_digit_and_a_masked_one_in_its_own_place() {
+    fn a_code_is_one_hot_per_digit_and_a_masked_one_has_its_own_entry() {
         let vocabulary = Vocabulary::new(&[3, 2, 4]);
         assert_eq!((vocabulary.codes(), vocabulary.width()), (24, 10));
         // 23 = 2 + 3 * 1 + 6 * 3; 7 = 1 + 3 * 0 + 6 * 1; 24 is masked.
@@ -173,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_whose_vectors_are_alike_begin_alike() {
+    fn codes_with_similar_vectors_start_with_similar_features() {
         tch::manual_seed(1);
         let store = VarStore::new(Device::Cpu);
         let embedding = CodeEmbedding::new(store.root(), Vocabulary::new(&[50]), 3, 64);

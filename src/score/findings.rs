@@ -11,7 +11,7 @@ pub struct Finding {
     pub volume_ml: f64,
     /// Centroid, MNI millimetres.
     pub centroid_mm: [f64; 3],
-    /// Least and greatest voxel centres along each axis, MNI millimetres.
+    /// Lowest and highest voxel centre along each axis, MNI millimetres.
     pub bbox_mm: [[f64; 3]; 2],
     /// Highest score inside.
     pub max_score: f32,
@@ -19,8 +19,8 @@ pub struct Finding {
     pub mean_score: f32,
 }
 
-/// The connected components (26 neighbours) of a mask: numbers of voxels, ascending; components in the order of their
-/// first voxels.
+/// The connected components (26 neighbours) of a mask, each as ascending voxel numbers, in the order of their first
+/// voxels.
 pub fn connected(mask: &Volume<u8>) -> Vec<Vec<u32>> {
     let [nx, ny, nz] = mask.grid.shape;
     let voxels: Vec<u32> = (0..mask.data.len() as u32).filter(|&i| mask.data[i as usize] > 0).collect();
@@ -30,7 +30,7 @@ pub fn connected(mask: &Volume<u8>) -> Vec<Vec<u32>> {
     let mut sets = UnionFind::<u32>::new(voxels.len());
     for (k, &i) in voxels.iter().enumerate() {
         let [x, y, z] = coordinates(i);
-        // The 13 neighbours that come before this voxel in memory; the others see it from there.
+        // The 13 neighbours before this voxel in memory; the other 13 are joined when their turn comes.
         for (dx, dy, dz) in [
             (-1, 0, 0),
             (-1, -1, 0),
@@ -64,20 +64,19 @@ pub fn connected(mask: &Volume<u8>) -> Vec<Vec<u32>> {
     members
 }
 
-/// Where a voxel lies on the grid.
+/// Coordinates of a voxel number on the grid.
 fn coordinates(mask: &Volume<u8>, voxel: u32) -> [usize; 3] {
     let [nx, ny, _] = mask.grid.shape;
     let i = voxel as usize;
     [i % nx, i / nx % ny, i / (nx * ny)]
 }
 
-/// Labels a mask's components; those smaller than `min_ml` are dropped from the mask. Returns the
-/// remaining mask and its components, largest first.
+/// Drops components smaller than `min_ml` from a mask. Gives the remaining mask and its components, largest first.
 pub fn components(mask: &Volume<u8>, score: &Volume<f32>, min_ml: f64) -> (Volume<u8>, Vec<Finding>) {
     let voxel_ml = mask.grid.voxel_ml();
     let mut members = connected(mask);
     members.retain(|m| m.len() as f64 * voxel_ml >= min_ml);
-    // Equal sizes keep the order of their first voxel, so that the list repeats.
+    // Components of equal size are in the order of their first voxels, so the order is deterministic.
     members.sort_by(|a, b| b.len().cmp(&a.len()).then(a[0].cmp(&b[0])));
 
     let mut kept = Volume { grid: mask.grid, data: vec![0u8; mask.data.len()] };

@@ -1,18 +1,19 @@
-//! The networks' part: tokens, their anomaly probabilities, and the healthy restoration.
+//! Inference on the device: tokens, their anomaly probabilities, and the healthy restoration.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::map::mean_in_brain;
+use super::cells::mean_in_brain;
+use super::config::{Evidence, Method, Tail};
+use super::settings::Settings;
 use super::slices::{Batching, Encoded, Part, Scan, encode};
-use super::{Evidence, Method, Settings, Tail};
 use crate::error::{Error, Result};
-use crate::model::{Decoding, Masked, Networks, Prior, Resampling};
+use crate::model::{Decoding, Masked, Networks, Prior, Resampling, TokenSlices};
 use crate::volume::Volume;
 
-/// What the networks say of one scan. `S` slices were looked at, each of `rows x columns` tokens.
+/// The networks' results for one scan: `S` slices that hold brain, each of `rows x columns` tokens.
 #[derive(Debug, Clone)]
 pub struct Inference {
     /// Slice numbers on the model's grid, ascending; `S` of them.
@@ -21,14 +22,14 @@ pub struct Inference {
     pub tokens: [usize; 2],
     /// Codes, `S * rows * columns`.
     pub codes: Vec<i16>,
-    /// Probability of being anomalous, like `codes`.
+    /// Probability that a token is anomalous, like `codes`.
     pub p_anomalous: Vec<f32>,
-    /// Probability of being anomalous, `S * ny * nx` pixels; a token's is the mean over its pixels. Empty where the method
-    /// has no detector.
+    /// Probability that a pixel is anomalous, `S * ny * nx`; a token's is the mean over its pixels. Empty for a method
+    /// without a detector.
     pub p_pixel: Vec<f32>,
-    /// Negative log-likelihood in nats of in-painted tokens' codes, NaN elsewhere; like `codes`.
+    /// Negative log-likelihood (nats) of the codes of in-painted tokens, NaN elsewhere; like `codes`.
     pub nll: Vec<f32>,
-    /// Tokens that were in-painted.
+    /// Number of in-painted tokens.
     pub n_inpainted: usize,
     /// Mean of the restorations, intensities in 0..1, `S * ny * nx` pixels.
     pub restored: Vec<f32>,
@@ -37,7 +38,7 @@ pub struct Inference {
 }
 
 impl Encoded<'_> {
-    /// The detector's probabilities of tokens, `[R, rows, columns]`, and of pixels, `[R, ny, nx]`.
+    /// The detector's probabilities for tokens `[R, rows, columns]` and for pixels `[R, ny, nx]`.
     fn detect(&self, networks: &Networks, kind: Kind) -> (Tensor, Tensor) {
         tch::no_grad(|| {
             let mut logits = self.pixels.squeeze_dim(1).zeros_like();
@@ -52,27 +53,28 @@ impl Encoded<'_> {
     }
 }
 
-/// `p_anomalous` of a scan's tokens inside the brain, `batch` slices at once, without restoring anything.
+/// `p_anomalous` of a scan's tokens inside the brain, without a restoration; `batch`: slices per batch.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
+/// [`Error::Input`] where no slice holds brain.
 pub fn detect(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec<f32>> {
     let encoded = encode(networks, &[scan], Batching::alone(batch))?;
     let (p, _) = encoded.detect(networks, Kind::Float);
     Ok(to_vec(&p.masked_select(&encoded.inside)))
 }
 
-/// Negative log-likelihoods (nats), under the prior, of a scan's tokens inside the brain.
+/// Negative log-likelihoods (nats) under the prior of a scan's tokens inside the brain; `batch`: slices per batch.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no brain, [`Error::Config`] where the bundle has no prior.
+/// [`Error::Input`] where no slice holds brain, [`Error::Config`] where the bundle has no prior.
 pub fn surprise(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec<f32>> {
     let encoded = encode(networks, &[scan], Batching::alone(batch))?;
     let prior = prior(networks)?;
     let nll = encoded.batches(&encoded.real()).into_iter().flat_map(|rows| {
         let [codes, inside, z_mm] =
             [&encoded.codes, &encoded.inside, &encoded.z_mm].map(|tensor| tensor.index_select(0, &rows));
-        let nll = tch::no_grad(|| prior.nll(&codes, &inside, &z_mm, Kind::Float));
+        let slices = TokenSlices { codes: &codes, inside: &inside, z_mm: &z_mm };
+        let nll = tch::no_grad(|| prior.nll(slices, Kind::Float));
         to_vec::<f32>(&nll.masked_select(&inside))
     });
     Ok(nll.collect())
@@ -82,17 +84,18 @@ pub fn surprise(networks: &Networks, scan: Scan<'_>, batch: usize) -> Result<Vec
 fn prior(networks: &Networks) -> Result<&Prior> {
     networks.prior.as_ref().ok_or_else(|| {
         Error::Config(
-            "the bundle has no prior, which score.method = \"ar\" needs: train one with a [train.prior] section".into(),
+            "score.method = \"ar\" needs a bundle with a prior, and this one has none: train one with a [train.prior] section"
+                .into(),
         )
     })
 }
 
-/// The image as its tokens have it: decoded, nothing restored; 0 in slices without brain.
+/// The image that the decoder makes of a scan's tokens, without a restoration; 0 in slices without brain.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no brain, [`Error::Device`] where libtorch fails.
+/// [`Error::Input`] where no slice holds brain.
 pub fn reconstruct(networks: &Networks, scan: Scan<'_>) -> Result<Volume<f32>> {
-    /// Slices that pass through the decoder at once.
+    /// Slices per batch.
     const BATCH: usize = 16;
     let encoded = encode(networks, &[scan], Batching::alone(BATCH))?;
     let plane = scan.image.grid.shape[0] * scan.image.grid.shape[1];
@@ -107,12 +110,14 @@ pub fn reconstruct(networks: &Networks, scan: Scan<'_>) -> Result<Volume<f32>> {
     Ok(out)
 }
 
-/// Runs the method of the settings over scans, whose slices share batches; draws are seeded by a scan's id, the slice and
-/// the settings' seed. A scan's numbers do not depend on the others. Gives an inference for each, in their order.
+/// Runs the settings' method on scans, and gives an inference for each, in their order. Their slices may share batches,
+/// but the numbers of a scan do not depend on the other scans. Draws are seeded by the scan's id, the slice and
+/// `score.seed`.
 ///
 /// # Errors
-/// [`Error::Input`] where one has no brain, [`Error::Config`] where the bundle lacks what the method needs,
-/// [`Error::Device`] where libtorch fails.
+/// [`Error::Input`] where a scan has no slice with brain, [`Error::Config`] where the method needs a prior and the
+/// bundle has none, [`Error::Device`] where libtorch reports an error. Most of libtorch's errors are panics; see
+/// [`device::caught`](crate::model::device::caught).
 pub fn infer(networks: &Networks, scans: &[Scan<'_>], settings: &Settings) -> Result<Vec<Inference>> {
     let config = &settings.config;
     let kind = config.precision.kind();
@@ -126,7 +131,7 @@ pub fn infer(networks: &Networks, scans: &[Scan<'_>], settings: &Settings) -> Re
     }
 }
 
-/// Everything that restoring scans needs.
+/// A restoration of scans: networks, slices and settings.
 struct Restoring<'a> {
     networks: &'a Networks,
     encoded: &'a Encoded<'a>,
@@ -134,22 +139,25 @@ struct Restoring<'a> {
     kind: Kind,
 }
 
-/// Restorations of all slices.
+/// The restoration of all slices.
 struct Restored {
+    /// Negative log-likelihood of tokens (nats), NaN where not computed, `[R, rows, columns]`.
     nll: Tensor,
-    /// Each `[R, ny, nx]`.
+    /// Weighted mean of the draws, `[R, ny, nx]`.
     image: Tensor,
+    /// Weighted mean of |image - draw|, `[R, ny, nx]`.
     residual: Tensor,
 }
 
 impl Restoring<'_> {
+    /// [`Method::Mim`]: restores the tokens that the detector finds anomalous.
     fn mim(&self) -> Result<Vec<Inference>> {
         let (config, encoded) = (&self.settings.config, self.encoded);
         let (p, p_pixel) = encoded.detect(self.networks, self.kind);
         let anomalous = p.gt(f64::from(self.settings.token_threshold)).logical_and(&encoded.inside);
         let decoding = Decoding { steps: config.steps.max(1), temperature: config.temperature.max(1e-3) };
         let vocabulary = self.networks.tokenizer.config().codes() as usize;
-        // Only slices with something to restore pass through the inpainter.
+        // The inpainter runs on slices with anomalous tokens alone.
         let restored = self.restore(&anomalous.flatten(1, 2).any_dim(1, false), None, |rows, draw| {
             let pick = |tensor: &Tensor| tensor.index_select(0, rows);
             let [codes, inside, mask, z_mm] = [&encoded.codes, &encoded.brain, &anomalous, &encoded.z_mm].map(pick);
@@ -172,15 +180,16 @@ impl Restoring<'_> {
         Ok(self.inferences(&p, Some(&p_pixel), &anomalous, &restored))
     }
 
-    /// As Naval Marimont and Tarroni (arXiv 2012.06765) do, with a transformer for their PixelSNAIL. `p_anomalous` is the
-    /// logistic function of how far a token's negative log-likelihood lies above the limit, in nats.
+    /// [`Method::Ar`]: the method of Naval Marimont and Tarroni (arXiv 2012.06765), with a transformer in place of
+    /// their PixelSNAIL. `p_anomalous` is the logistic function of the difference between a token's negative
+    /// log-likelihood and the limit, in nats.
     fn ar(&self) -> Result<Vec<Inference>> {
         let (config, encoded) = (&self.settings.config, self.encoded);
         let prior = prior(self.networks)?;
         let vocabulary = self.networks.tokenizer.config().codes();
         let resampling = Resampling { limit_nats: self.settings.ar_limit_nats, cached: config.ar_cached };
         let all = encoded.inside.flatten(1, 2).any_dim(1, false);
-        // Restorations close to the input count more.
+        // Restorations that are closer to the image have more weight.
         let mut restored = self.restore(&all, Some(3.0), |slices, draw| {
             let pick = |tensor: &Tensor| tensor.index_select(0, slices);
             let [codes, inside, z_mm] = [&encoded.codes, &encoded.inside, &encoded.z_mm].map(pick);
@@ -188,7 +197,8 @@ impl Restoring<'_> {
                 let per_slice = std::iter::repeat_n((tokens * vocabulary) as usize, slices.size()[0] as usize);
                 self.noise(slices, draw, per_slice).view([-1, tokens, vocabulary])
             };
-            let (new, nll) = prior.restore(&codes, &inside, &z_mm, noise, resampling, self.kind);
+            let tokens = TokenSlices { codes: &codes, inside: &inside, z_mm: &z_mm };
+            let (new, nll) = prior.restore(tokens, noise, resampling, self.kind);
             (self.decode(&new, &z_mm), nll)
         })?;
         restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);
@@ -197,9 +207,10 @@ impl Restoring<'_> {
         Ok(self.inferences(&p, None, &unlikely, &restored))
     }
 
-    /// Draws restorations of the slices that are `open` (`[R]`, bool). `restore` gets the numbers of some of them and the
-    /// number of the draw, and gives their images `[n, ny, nx]` and the likelihoods. A restoration's weight is the softmax of `sharpness`
-    /// over its mean distance from the image; all weigh the same without.
+    /// Restores the slices that are `open` (`[R]`, bool), `score.restorations` times. `restore` gets the rows of some
+    /// of them and the number of the draw, and gives their images `[n, ny, nx]` and likelihoods `[n, rows, columns]`.
+    /// With `sharpness`, the weights of a slice's draws are the softmax of `sharpness` divided by their mean distance
+    /// from the image; without, all draws have the same weight.
     fn restore(
         &self,
         open: &Tensor,
@@ -216,7 +227,7 @@ impl Restoring<'_> {
                 residual: pixels.zeros_like(),
                 image: pixels.zeros_like(),
             };
-            // Where nothing is restored, what the tokens say stands.
+            // Slices without anything to restore are decoded unchanged.
             let closed: Vec<i64> = encoded.real().into_iter().filter(|row| !open.contains(row)).collect();
             for rows in encoded.batches(&closed) {
                 let pick = |tensor: &Tensor| tensor.index_select(0, &rows);
@@ -231,10 +242,10 @@ impl Restoring<'_> {
                 let images = Tensor::stack(&draws.iter().map(|(image, _)| image).collect::<Vec<_>>(), 0);
                 let residuals = (&images - &here).abs();
                 // [draws, slices, 1, 1]
-                let far = residuals.mean_dim([2i64, 3].as_slice(), true, Kind::Float);
+                let distance = residuals.mean_dim([2i64, 3].as_slice(), true, Kind::Float);
                 let weights = match sharpness {
-                    Some(sharpness) => (far.clamp_min(1e-6).reciprocal() * sharpness).softmax(0, Kind::Float),
-                    None => far.ones_like() / draws.len() as f64,
+                    Some(sharpness) => (distance.clamp_min(1e-6).reciprocal() * sharpness).softmax(0, Kind::Float),
+                    None => distance.ones_like() / draws.len() as f64,
                 };
                 let mean = |values: &Tensor| (values * &weights).sum_dim_intlist(0i64, false, Kind::Float);
                 let _ = out.image.index_copy_(0, &rows, &mean(&images));
@@ -250,8 +261,8 @@ impl Restoring<'_> {
         self.networks.tokenizer.decode(codes, z_mm, self.kind).squeeze_dim(1)
     }
 
-    /// Uniform numbers for some slices of one draw, `counts` of them for each, one after the other. They depend on the
-    /// scan, the slice and the draw, not on what else is in the batch; those of fillers are 0.
+    /// Uniform random numbers for slices of one draw: `counts` numbers for each row, concatenated. They depend on the
+    /// scan, the slice and the draw, and not on the other rows; those of fillers are 0.
     fn noise(&self, rows: &Tensor, draw: usize, counts: impl Iterator<Item = usize>) -> Tensor {
         let mut values: Vec<f32> = Vec::new();
         for (row, count) in to_vec::<i64>(rows).into_iter().zip(counts) {
@@ -266,6 +277,7 @@ impl Restoring<'_> {
         Tensor::from_slice(&values).to_device(self.networks.device)
     }
 
+    /// Splits the results by scan. `p` and `restored_tokens` are `[R, rows, columns]`, `p_pixel` is `[R, ny, nx]`.
     fn inferences(
         &self,
         p: &Tensor,
@@ -292,13 +304,13 @@ impl Restoring<'_> {
     }
 }
 
-/// Codes as the tables hold them.
+/// Codes in the type that the tables hold.
 fn codes(codes: &Tensor) -> Vec<i16> {
     to_vec::<i64>(codes).into_iter().map(|code| code as i16).collect()
 }
 
-/// The intensity itself as a score: `residual` is how far a voxel lies in the tail, `p_anomalous` its mean over a token's
-/// brain, and nothing is restored.
+/// The intensity itself as a score: `residual` is a voxel's distance from the healthy end of the tail, `p_anomalous`
+/// its mean over a token's brain, and nothing is restored.
 fn without_model(encoded: &Encoded<'_>, tail: Tail) -> Vec<Inference> {
     let inference = |part: &Part<'_>| {
         let Scan { image, brain, .. } = part.scan;
@@ -333,6 +345,7 @@ fn without_model(encoded: &Encoded<'_>, tail: Tail) -> Vec<Inference> {
     encoded.parts.iter().map(inference).collect()
 }
 
+/// The generator of a scan's draws.
 fn draw_rng(scan_id: &str, seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(Sha256::digest(format!("{seed}\0{scan_id}")).into())
 }
@@ -350,12 +363,12 @@ where
 mod tests {
     use std::num::NonZeroUsize;
 
+    use super::super::config::ScoreConfig;
     use super::*;
-    use crate::config::ScoreConfig;
     use crate::model::{Preset, device};
     use crate::preprocess::model_grid;
 
-    /// An ellipsoid of noise; half axes in voxels.
+    /// An ellipsoid of noise; semi-axes in voxels.
     fn ball(seed: u64, half: [f64; 3]) -> (Volume<f32>, Volume<u8>) {
         let grid = model_grid();
         let [nx, ny, nz] = grid.shape;
@@ -372,7 +385,7 @@ mod tests {
         (image, brain)
     }
 
-    /// The figures of which both have the same bits.
+    /// Which fields of two inferences have the same bits.
     fn same(a: &Inference, b: &Inference) -> [bool; 8] {
         let floats = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
         [
@@ -388,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_has_the_same_numbers_whoever_shares_its_batches() {
+    fn the_numbers_of_a_scan_do_not_depend_on_the_scans_that_share_its_batches() {
         device::on_calling_thread();
         let networks = Preset::Tiny.sizes().networks(Device::Cpu, Kind::Float, 3);
         let balls =
@@ -404,7 +417,7 @@ mod tests {
                     batch_slices: 4,
                     ..ScoreConfig::default()
                 },
-                // About half of the tokens of networks that know nothing.
+                // Random networks call about half of the tokens anomalous.
                 token_threshold: 0.5,
                 mask_threshold: 0.5,
                 ar_limit_nats: 5.,
@@ -415,7 +428,7 @@ mod tests {
             for (scan, together) in scans.iter().zip(&together) {
                 let alone = infer(&networks, std::slice::from_ref(scan), &settings(3)).unwrap();
                 assert_eq!(same(&alone[0], together), [true; 8], "scan {}, {restorations} draws", scan.scan_id);
-                // What batches of one scan say, but for rounding.
+                // Batches of one scan give the same numbers except for rounding.
                 let own = infer(&networks, std::slice::from_ref(scan), &settings(1)).unwrap();
                 assert_eq!(own[0].codes, together.codes);
                 let far = own[0].p_pixel.iter().zip(&together.p_pixel).map(|(a, b)| (a - b).abs()).fold(0., f32::max);

@@ -1,39 +1,43 @@
-//! From the networks' words to a score per voxel, a mask and figures per scan.
+//! From inferences to a score per voxel, a mask, findings and figures per scan.
 
 use rayon::prelude::*;
 
+use super::cells::{mean_in_brain, token_brain_fraction};
+use super::config::{Evidence, Method, Pooling};
 use super::findings::{Finding, components};
-use super::{Evidence, Inference, Method, Pooling, Settings};
+use super::infer::Inference;
+use super::settings::Settings;
 use crate::volume::Volume;
 
-/// Residual (of the 0..1 intensity range) at which an in-painted voxel counts in full.
+/// Residual (of an intensity in 0..1) from which the probability counts in full.
 const FULL_RESIDUAL: f32 = 0.15;
 
-/// Standard deviation in millimetres of the smoothing of the residual beside the probability: the probability comes in cells
-/// of 8 mm, the residual in voxels.
+/// Standard deviation of the Gaussian that smooths the residual under [`Evidence::Combined`], mm.
 const RESIDUAL_SMOOTH_MM: f64 = 2.;
 
-/// Added to the standard deviation of healthy scores at a place: where healthy scans score next to nothing, so does noise.
+/// Added to the standard deviation of healthy scores at a place, so that noise does not count as a deviation where
+/// healthy scans score close to 0.
 const LEAST_SCORE_SD: f32 = 0.01;
 
-/// Standard deviation in millimetres of the smoothing of the intensity that is compared with that of healthy scans.
+/// Standard deviation of the Gaussian that smooths the intensity before it is compared with healthy scans, mm.
 const INTENSITY_SMOOTH_MM: f64 = 3.;
 
-/// The sum of both deviations that makes a score of one half.
+/// The sum of both deviations that gives a score of one half.
 const HALF_DEVIATION: f32 = 40.;
 
-/// What a standard deviation of the intensity counts where it is asked alone: brings its scores to the range of the others.
+/// Weight of a standard deviation of the intensity under [`Evidence::Intensity`], which brings its scores to the range
+/// of the others.
 const INTENSITY_ALONE: f32 = 8.;
 
-/// The volume whose mean score is a scan's score, in millilitres.
+/// The volume whose mean score is a scan's score, ml.
 const SCAN_SCORE_ML: f64 = 2.;
 
-/// What is said of one scan.
+/// The results for one scan.
 #[derive(Debug, Clone)]
 pub struct Assessment {
     /// Score per voxel on the model's grid, 0..1, 0 outside the brain.
     pub score: Volume<f32>,
-    /// 1 where the score is above the threshold and the component large enough.
+    /// 1 where the score is above the threshold and the component is large enough.
     pub mask: Volume<u8>,
     /// Connected components of the mask, largest first.
     pub findings: Vec<Finding>,
@@ -47,7 +51,7 @@ pub struct Assessment {
     pub anomaly_volume_ml: f64,
 }
 
-/// Turns an inference into maps and findings. `image` and `brain` are what was inferred from.
+/// Turns an inference into maps and findings. `image` and `brain` are the scan that was inferred from.
 pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Assessment {
     let score = score_map(inference, image, brain, settings);
     let above: Vec<u8> = score.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
@@ -65,18 +69,25 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
     }
 }
 
-/// Score per voxel, 0..1, 0 outside the brain. With [`Settings::healthy`], a voxel's is d / (d + 40), d being how many
-/// standard deviations its score lies above that of healthy scans at its place, and `intensity_weight` times as many that its
-/// intensity lies from what is expected of a healthy brain like this one.
+/// Score per voxel, 0..1; 0 outside the brain.
 ///
-/// [`Method::Mim`]: the token's probability, interpolated and smoothed, halved where the restoration agrees with the
-/// image ([`Evidence::Combined`]); either of the two alone, the residual brought together by a [`Pooling`]. [`Method::Ar`]:
-/// the pooled residual. [`Method::Threshold`]: the smoothed intensity score.
+/// | method | evidence | score |
+/// |---|---|---|
+/// | [`Method::Mim`] | [`Evidence::Combined`] | smoothed probability, halved where the restoration equals the image |
+/// | | [`Evidence::Detector`] | smoothed probability |
+/// | | [`Evidence::Residual`] | pooled residual |
+/// | [`Method::Ar`] | | pooled residual |
+/// | [`Method::Threshold`] | | pooled intensity score |
+///
+/// With a healthy map ([`Settings::healthy`]) the score becomes d / (d + 40). Here d is a sum of two terms: the
+/// deviation of the score above from healthy scans at the same place, if positive, and `intensity_weight` times the
+/// absolute deviation of the intensity from the one that the map predicts; both are in standard deviations.
+/// [`Evidence::Intensity`] uses the second term alone.
 pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Volume<f32> {
     let config = &settings.config;
     let shape @ [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
-    // Slices that were looked at, in their places; 0 elsewhere.
+    // The slices of the inference at their places in a volume; 0 elsewhere.
     let volume = |pixels: &[f32]| {
         let mut volume = vec![0f32; plane * nz];
         for (pixels, &z) in pixels.chunks(plane).zip(&inference.slices) {
@@ -116,27 +127,27 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
     let intensity = healthy.intensity.deviations(&smoothed_intensity(image), brain);
     let weight = config.intensity_weight as f32;
     let deviation = |i: usize| {
-        let oddness = healthy.score.deviation(score[i], LEAST_SCORE_SD, i, shape).max(0.);
+        let above_healthy = healthy.score.deviation(score[i], LEAST_SCORE_SD, i, shape).max(0.);
         match config.evidence {
             Evidence::Intensity => INTENSITY_ALONE * intensity[i].abs(),
-            _ => oddness + weight * intensity[i].abs(),
+            _ => above_healthy + weight * intensity[i].abs(),
         }
     };
-    let measured = |i: usize| {
+    let relative = |i: usize| {
         let deviation = if brain.data[i] == 0 { 0. } else { deviation(i) };
         deviation / (deviation + HALF_DEVIATION)
     };
-    Volume { grid: image.grid, data: (0..score.len()).into_par_iter().map(measured).collect() }
+    Volume { grid: image.grid, data: (0..score.len()).into_par_iter().map(relative).collect() }
 }
 
-/// The intensity as it is compared with that of healthy scans.
+/// The intensity, smoothed as the healthy map needs it.
 pub fn smoothed_intensity(image: &Volume<f32>) -> Volume<f32> {
     let sigma = image.grid.spacing().map(|mm| (INTENSITY_SMOOTH_MM / mm) as f32);
     Volume { grid: image.grid, data: smooth(&image.data, image.grid.shape, sigma) }
 }
 
-/// Joins each voxel with its neighbours in a box of `size` voxels, along one axis after the other. Beyond the grid there
-/// is `outside`.
+/// Folds each voxel's neighbours in a box of `size` voxels with `join`, along one axis after the other. Voxels outside
+/// the grid have the value `outside`.
 fn pooled(data: &[f32], shape: [usize; 3], size: [usize; 3], outside: f32, join: fn(f32, f32) -> f32) -> Vec<f32> {
     let strides = [1, shape[0], shape[0] * shape[1]];
     (0..3).fold(data.to_vec(), |now, axis| {
@@ -166,7 +177,7 @@ fn smooth(data: &[f32], shape: [usize; 3], sigma: [f32; 3]) -> Vec<f32> {
         let total: f32 = kernel.iter().sum();
         let (n, stride) = (shape[axis], strides[axis]);
         let mut out = vec![0f32; now.len()];
-        // A line, a plane or the whole volume, moved along itself as one piece for each weight.
+        // For each weight of the kernel, whole lines, planes or volumes are added at a shift.
         for (out, from) in out.chunks_mut(n * stride).zip(now.chunks(n * stride)) {
             for (k, weight) in kernel.iter().enumerate() {
                 let (first, end) = (radius.saturating_sub(k), (n + radius).saturating_sub(k).min(n));
@@ -192,11 +203,6 @@ pub fn scan_score(score: &Volume<f32>) -> f32 {
     values[..top].iter().sum::<f32>() / top as f32
 }
 
-/// Share of each token's cell that is brain, for the given slices; `S * rows * columns`.
-pub fn token_brain_fraction(brain: &Volume<u8>, slices: &[usize], tokens: [usize; 2]) -> Vec<f32> {
-    per_cell(brain.grid.shape, slices, tokens, |i| (f32::from(brain.data[i]), 1.))
-}
-
 /// Mean |image - restoration| over each token's brain pixels.
 fn token_residual(inference: &Inference, brain: &Volume<u8>) -> Vec<f32> {
     let plane = brain.grid.shape[0] * brain.grid.shape[1];
@@ -206,43 +212,10 @@ fn token_residual(inference: &Inference, brain: &Volume<u8>) -> Vec<f32> {
     mean_in_brain(brain, &inference.slices, inference.tokens, residual)
 }
 
-/// Mean of a voxel's value over each token's brain pixels; 0 where there are none.
-pub(super) fn mean_in_brain(
-    brain: &Volume<u8>,
-    slices: &[usize],
-    tokens: [usize; 2],
-    value: impl Fn(usize) -> f32,
-) -> Vec<f32> {
-    per_cell(brain.grid.shape, slices, tokens, |i| {
-        let inside = f32::from(brain.data[i]);
-        (if inside > 0. { inside * value(i) } else { 0. }, inside)
-    })
-}
-
-/// Ratio of two sums over each token's cell; 0 where the second is 0. `tokens`: rows and columns of a slice.
-fn per_cell(shape: [usize; 3], slices: &[usize], tokens: [usize; 2], voxel: impl Fn(usize) -> (f32, f32)) -> Vec<f32> {
-    let [nx, ny, _] = shape;
-    let [rows, columns] = tokens;
-    let (height, width) = (ny / rows, nx / columns);
-    let mut ratio = Vec::with_capacity(slices.len() * rows * columns);
-    for &z in slices {
-        for (row, column) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
-            let (mut above, mut below) = (0., 0.);
-            for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
-                let (a, b) = voxel((z * ny + row * height + y) * nx + column * width + x);
-                above += a;
-                below += b;
-            }
-            ratio.push(if below > 0. { above / below } else { 0. });
-        }
-    }
-    ratio
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::config::ScoreConfig;
     use super::*;
-    use crate::config::ScoreConfig;
     use crate::volume::{Affine, Grid};
 
     fn grid(shape: [usize; 3]) -> Grid {
@@ -250,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_anomalous_token_lights_its_own_cell_and_nothing_outside_the_brain() {
+    fn an_anomalous_token_scores_in_its_own_cell_and_not_outside_the_brain() {
         let grid = grid([16, 16, 3]);
         let image = Volume { grid, data: vec![0.5; 768] };
         let mut brain = Volume { grid, data: vec![1u8; 768] };
@@ -280,7 +253,7 @@ mod tests {
         let (x, y, z) = (peak % 16, peak / 16 % 16, peak / 256);
         assert!((4..8).contains(&x) && (4..8).contains(&y) && z == 1, "peak at {x} {y} {z}");
         assert!(score.data[..256].iter().all(|&s| s == 0.));
-        // The residual is 0.3 everywhere, twice what counts in full.
+        // The residual is 0.3 everywhere, twice FULL_RESIDUAL.
         let residual = token_residual(&inference, &brain);
         assert!(residual.iter().all(|r| (r - 0.3).abs() < 1e-6));
     }

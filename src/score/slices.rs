@@ -1,29 +1,33 @@
-//! The slices of one scan or several that hold brain, as tokens, and how they pass through the networks together.
+//! The slices of one or several scans that hold brain, as tokens, and their batches.
 //!
-//! A scan alone is cut into batches as its slices come. Where several scans share batches, a slice must have the same
-//! numbers whoever is beside it, and a device may compute a product of another shape in another order. So shapes are then
-//! always the same: a batch holds [`Batching::slices`] slices with about as many tokens, one at least of which is a
-//! filler, that has as many as the longest of its kind may have.
+//! The slices of a scan alone are batched in their order. If several scans share batches, the numbers of a slice must
+//! not depend on the other slices of its batch; but a device may sum a matrix product in another order for another
+//! shape. Batches then always have the same shapes: a batch holds [`Batching::slices`] slices with a similar number of
+//! tokens, at least one of which is a filler. A filler has the largest number of tokens of its bucket, so that all
+//! batches of a bucket are padded to the same length.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::MIN_TOKEN_BRAIN;
-use super::map::token_brain_fraction;
+use super::cells::token_brain_fraction;
 use crate::error::{Error, Result};
 use crate::model::{CONTEXT, Networks};
 use crate::preprocess::Prepared;
 use crate::volume::Volume;
 
-/// Slices that share a batch have, up to a multiple of this, the same number of tokens.
+/// A token is judged and reported if at least this share of its cell is brain.
+pub const MIN_TOKEN_BRAIN: f32 = 0.25;
+
+/// Width of a bucket: slices that share a batch have the same number of tokens when it is rounded up to a multiple of
+/// this.
 const BUCKET: i64 = 96;
 
 /// A prepared scan.
 #[derive(Debug, Clone, Copy)]
 pub struct Scan<'a> {
-    /// Its name, which seeds what is drawn.
+    /// Its id, which seeds random draws.
     pub scan_id: &'a str,
     /// Intensities in 0..1 on the model's grid.
     pub image: &'a Volume<f32>,
@@ -32,69 +36,71 @@ pub struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// A scan as it was prepared.
+    /// The scan that preprocessing gave.
     pub fn new(scan_id: &'a str, prepared: &'a Prepared) -> Self {
         Self { scan_id, image: &prepared.image, brain: &prepared.brain }
     }
 }
 
-/// How slices are put together.
+/// How slices are batched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batching {
-    /// Slices that pass through a network at once.
+    /// Slices per batch.
     pub slices: usize,
-    /// Whether scans may share a batch.
+    /// Whether several scans may share a batch.
     pub shared: bool,
 }
 
 impl Batching {
-    /// Of one scan alone.
+    /// Batches of one scan alone.
     pub fn alone(slices: usize) -> Self {
         Self { slices: slices.max(1), shared: false }
     }
 }
 
-/// One scan's part of [`Encoded`].
+/// The part of [`Encoded`] that belongs to one scan.
 #[derive(Debug)]
 pub(super) struct Part<'a> {
     pub scan: Scan<'a>,
-    /// Slice numbers on the model's grid, ascending.
+    /// Numbers of its slices on the model's grid, ascending.
     pub slices: Vec<usize>,
-    /// Its rows.
+    /// Rows of its slices in the tensors.
     pub rows: Range<usize>,
 }
 
-/// Slices that hold brain: `R` rows, a scan's one after the other, fillers last.
+/// Slices that hold brain: `R` rows, scan after scan, fillers last.
 #[derive(Debug)]
 pub(super) struct Encoded<'a> {
+    /// The scans.
     pub parts: Vec<Part<'a>>,
+    /// MNI heights, `[R]`, mm.
     pub z_mm: Tensor,
     /// Pixels `[R, 1, ny, nx]`.
     pub pixels: Tensor,
-    /// `[R, rows, columns]`.
+    /// Codes, `[R, rows, columns]`, i64.
     pub codes: Tensor,
-    /// Codes of each slice and its neighbours, `[R, 3, rows, columns]`.
+    /// Codes of each slice and its neighbours, `[R, 3, rows, columns]`, i64.
     pub context: Tensor,
-    /// Tokens that hold brain, `[R, rows, columns]`.
+    /// Tokens that hold brain, `[R, rows, columns]`, bool.
     pub brain: Tensor,
-    /// Tokens with enough brain in them to be judged, `[R, rows, columns]`.
+    /// Tokens with enough brain to be judged, `[R, rows, columns]`, bool.
     pub inside: Tensor,
-    /// Tokens that hold brain, of each row.
+    /// Number of tokens that hold brain, by row; empty unless scans share batches.
     counts: Vec<i64>,
     /// Number of rows that are no fillers.
     real: usize,
     batching: Batching,
 }
 
-/// Runs the tokenizer over every slice that holds brain, and over those beside them that the detector looks at. In f32
-/// always: rounding moves codes, and all else works with them.
+/// Runs the tokenizer over every slice that holds brain, and over the neighbours that the detector needs. Always in
+/// f32, since rounding would change codes, on which all other networks depend.
 ///
 /// # Errors
 /// [`Error::Input`] where a scan has no brain.
 pub(super) fn encode<'a>(networks: &Networks, scans: &[Scan<'a>], batching: Batching) -> Result<Encoded<'a>> {
     let device = networks.device;
     let (mut parts, mut values, mut heights) = (Vec::with_capacity(scans.len()), Vec::new(), Vec::new());
-    // Of the slices that were looked at: each row's own, and those that it sees.
+    // Indices into the encoded slices: of each row's own slice, and of the slices that the detector sees with it.
     let (mut own, mut around, mut fractions) = (Vec::new(), Vec::new(), Vec::new());
     let mut first_row = 0;
     let cell = networks.tokenizer.config().cell() as usize;
@@ -109,14 +115,14 @@ pub(super) fn encode<'a>(networks: &Networks, scans: &[Scan<'a>], batching: Batc
         if slices.is_empty() {
             return Err(Error::input("no_brain", "no slice of the model's grid holds brain"));
         }
-        let beside = |z: usize| CONTEXT.map(|offset| (z as i64 + offset).clamp(0, nz as i64 - 1) as usize);
-        let mut seen: Vec<usize> = slices.iter().flat_map(|&z| beside(z)).collect();
+        let neighbours = |z: usize| CONTEXT.map(|offset| (z as i64 + offset).clamp(0, nz as i64 - 1) as usize);
+        let mut seen: Vec<usize> = slices.iter().flat_map(|&z| neighbours(z)).collect();
         seen.sort_unstable();
         seen.dedup();
         let before = heights.len();
         let place = |z: usize| (before + seen.partition_point(|&other| other < z)) as i64;
         own.extend(slices.iter().map(|&z| place(z)));
-        around.extend(slices.iter().flat_map(|&z| beside(z)).map(place));
+        around.extend(slices.iter().flat_map(|&z| neighbours(z)).map(place));
         fractions.extend(token_brain_fraction(scan.brain, &slices, [ny / cell, nx / cell]));
         values.extend(seen.iter().flat_map(|&z| &scan.image.data[z * plane..(z + 1) * plane]).copied());
         heights.extend(seen.iter().map(|&z| scan.image.grid.affine.apply([0., 0., z as f64])[2] as f32));
@@ -146,7 +152,7 @@ pub(super) fn encode<'a>(networks: &Networks, scans: &[Scan<'a>], batching: Batc
     Ok(if batching.shared { encoded.with_fillers() } else { encoded })
 }
 
-/// Codes of all slices `[n, 1, ny, nx]`.
+/// Images `[n, 1, ny, nx]` and MNI heights `[n]` to codes `[n, rows, columns]`.
 fn encoded(networks: &Networks, pixels: &Tensor, z_mm: &Tensor, batching: Batching) -> Tensor {
     let size = batching.slices as i64;
     let n = pixels.size()[0];
@@ -169,7 +175,7 @@ fn encoded(networks: &Networks, pixels: &Tensor, z_mm: &Tensor, batching: Batchi
 }
 
 impl Encoded<'_> {
-    /// Adds a row of every number of tokens that a batch may be filled up to. Nobody looks at what comes of them.
+    /// Adds one filler row for each bucket. The networks' outputs for fillers are ignored.
     fn with_fillers(self) -> Self {
         let (rows, columns) = (self.codes.size()[1], self.codes.size()[2]);
         let all = rows * columns;
@@ -205,12 +211,12 @@ impl Encoded<'_> {
         self.batching.shared
     }
 
-    /// All rows that are no fillers.
+    /// All rows that are not fillers.
     pub fn real(&self) -> Vec<i64> {
         (0..self.real as i64).collect()
     }
 
-    /// These rows in batches, with fillers where scans share them.
+    /// These rows in batches `[n]`, with fillers if scans share batches.
     pub fn batches(&self, rows: &[i64]) -> Vec<Tensor> {
         let tensor = |rows: &[i64]| Tensor::from_slice(rows).to_device(self.codes.device());
         if !self.batching.shared {
@@ -229,7 +235,7 @@ impl Encoded<'_> {
         alike.into_iter().flat_map(full).collect()
     }
 
-    /// The slice of a row; none of a filler.
+    /// Scan id and slice number of a row; `None` for a filler.
     pub fn slice(&self, row: i64) -> Option<(&str, usize)> {
         let row = row as usize;
         let part = self.parts.iter().find(|part| part.rows.contains(&row))?;

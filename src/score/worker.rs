@@ -1,51 +1,55 @@
-//! The device worker: the threads that own the networks and serve every partition.
+//! The device worker: threads that own the networks and serve all partitions.
 //!
-//! libtorch is called from these threads alone. A GPU has one, so that it sees one stream of work. The processor has one
-//! per core, each with networks of its own, and libtorch computes on the thread that calls it
-//! ([`device::on_calling_thread`]): numbers do not depend on the number of cores, and cores that share no operation do not
-//! wait for each other.
+//! libtorch is called on these threads alone. A GPU has one thread, so that it gets one stream of work. The processor
+//! has one thread per core, each with networks of its own, and libtorch computes on the calling thread
+//! ([`device::on_calling_thread`]): numbers do not depend on the number of cores, and no core waits for another.
 //!
-//! Jobs wait in a short queue. A thread takes one, and as many more as wait already and may share its batches
-//! ([`Settings::scans_at_once`]); a scan that makes libtorch panic is answered with an error, those that came with it are
-//! looked at alone, and the worker goes on. Where the device lacks memory, scans are tried again with half of the slices at
-//! once, down to one.
+//! Jobs wait in a short queue. A thread takes one job, and as many waiting ones as may share its batches
+//! ([`Settings::scans_at_once`]). If libtorch panics, the scans that were scored together are scored one by one, so
+//! that only the faulty scan gets an error. If the device runs out of memory, scans are scored again with half as many
+//! slices per batch, down to one ([`within_memory`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inference, Method, Scan, Settings, batch_slices, infer};
-use crate::config::ScoreConfig;
-use crate::error::{Error, Result, Retry};
+use super::config::{Method, ScoreConfig};
+use super::infer::{Inference, infer};
+use super::memory::within_memory;
+use super::settings::{Settings, batch_slices};
+use super::slices::Scan;
+use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::Prepared;
 
-/// Prepared scans that may wait for each thread: enough that it never waits for a core.
+/// Prepared scans that may wait per thread: enough to keep the thread busy while a core prepares the next one.
 const QUEUE: usize = 2;
 
 struct Job {
     scan_id: String,
     prepared: Arc<Prepared>,
-    /// Hears that the job was taken up.
-    taken: Option<oneshot::Sender<()>>,
+    /// Signals that a thread has started on the job.
+    started: Option<oneshot::Sender<()>>,
     reply: oneshot::Sender<Result<(Inference, Duration)>>,
 }
 
-/// Where the threads take their jobs from, one after the other.
+/// The queue that all threads take jobs from.
 type Queue = Arc<Mutex<mpsc::Receiver<Job>>>;
 
-/// A handle to the device threads; clones share them. They end with the last handle.
+/// A handle to the device threads; clones share them. The threads end when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Worker {
     jobs: mpsc::Sender<Job>,
 }
 
 impl Worker {
-    /// Starts the threads, several on the processor alone, and loads the networks onto the device `on`.
+    /// Starts `threads` threads, and loads the networks onto the device `on`. More than one thread makes sense on the
+    /// processor alone.
     ///
     /// # Errors
-    /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails.
+    /// [`Error::Model`] where the bundle does not load, [`Error::Device`] where the device fails, [`Error::Io`] where
+    /// the system cannot start a thread.
     pub async fn start(bundle: Arc<Bundle>, on: tch::Device, settings: Settings, threads: usize) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>((QUEUE * threads).max(settings.scans_at_once(on)));
         let queue: Queue = Arc::new(Mutex::new(queue));
@@ -60,33 +64,33 @@ impl Worker {
             started.push(answer);
         }
         for answer in started {
-            answer.await.map_err(|_| gone())??;
+            answer.await.map_err(|_| threads_ended())??;
         }
         Ok(Self { jobs })
     }
 
-    /// Scores one scan; waits for its turn, which `taken` hears of. Also tells the time spent on the device.
+    /// Scores one scan. Signals on `started` when its turn comes. Also gives the time spent on the device.
     ///
     /// # Errors
-    /// What [`infer`] says; [`Error::Device`] where libtorch panics.
+    /// As [`infer`]; [`Error::Device`] also where libtorch panics.
     pub async fn score(
         &self,
         scan_id: &str,
         prepared: Arc<Prepared>,
-        taken: oneshot::Sender<()>,
+        started: oneshot::Sender<()>,
     ) -> Result<(Inference, Duration)> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { scan_id: scan_id.to_owned(), prepared, taken: Some(taken), reply };
-        self.jobs.send(job).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let job = Job { scan_id: scan_id.to_owned(), prepared, started: Some(started), reply };
+        self.jobs.send(job).await.map_err(|_| threads_ended())?;
+        answer.await.map_err(|_| threads_ended())?
     }
 }
 
-/// A thread's life: loads the networks, says so, and takes jobs until the last handle is gone.
+/// The body of a thread: loads the networks, reports on `ready`, and serves jobs until the last handle is dropped.
 fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, ready: oneshot::Sender<Result<()>>) {
     device::on_calling_thread();
     let networks = match device::caught(|| bundle.networks_in(on, settings.config.precision.kind())) {
-        // Only the rival asks the prior.
+        // Only the method `ar` uses the prior.
         Ok(networks) if settings.config.method != Method::Ar => Networks { prior: None, ..networks },
         Ok(networks) => networks,
         Err(error) => {
@@ -101,11 +105,11 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
             continue;
         }
         let started = Instant::now();
-        for taken in jobs.iter_mut().filter_map(|job| job.taken.take()) {
-            let _ = taken.send(());
+        for signal in jobs.iter_mut().filter_map(|job| job.started.take()) {
+            let _ = signal.send(());
         }
         let scans: Vec<Scan<'_>> = jobs.iter().map(|job| Scan::new(&job.scan_id, &job.prepared)).collect();
-        let results = look_at(&scans, &|scans| {
+        let results = together_or_each(&scans, &|scans| {
             within_memory(batch_slices(settings.config.batch_slices, on), |batch_slices| {
                 let config = ScoreConfig { batch_slices, ..settings.config.clone() };
                 let settings = Settings { config, ..settings.clone() };
@@ -119,40 +123,27 @@ fn serve(bundle: &Bundle, on: tch::Device, settings: &Settings, queue: &Queue, r
     }
 }
 
-/// Waits for a job, and takes those that wait behind it, `most` in all; none once the last handle is gone. Whoever holds
-/// the queue waits for a job, the others wait for the queue.
-fn next(queue: &Queue, most: usize) -> Option<Vec<Job>> {
+/// Waits for a job, and takes those that wait behind it, at most `limit` in all; `None` when the last handle is
+/// dropped. One thread holds the queue and waits for a job, the others wait for the queue.
+fn next(queue: &Queue, limit: usize) -> Option<Vec<Job>> {
     let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
     let first = queue.blocking_recv()?;
-    let more = std::iter::from_fn(|| queue.try_recv().ok()).take(most - 1);
+    let more = std::iter::from_fn(|| queue.try_recv().ok()).take(limit - 1);
     Some(std::iter::once(first).chain(more).collect())
 }
 
-/// Does `work` on all scans together, or on each alone where that fails: one of them is to blame, not all.
-fn look_at<S: Copy, T>(scans: &[S], work: &dyn Fn(&[S]) -> Result<Vec<T>>) -> Vec<Result<T>> {
+/// Runs `work` on all scans together or, if that fails, on each alone, so that a faulty scan does not fail the others.
+fn together_or_each<S: Copy, T>(scans: &[S], work: &dyn Fn(&[S]) -> Result<Vec<T>>) -> Vec<Result<T>> {
     match work(scans) {
         Ok(all) => all.into_iter().map(Ok).collect(),
-        Err(_) if scans.len() > 1 => scans.iter().flat_map(|scan| look_at(std::slice::from_ref(scan), work)).collect(),
+        Err(_) if scans.len() > 1 => {
+            scans.iter().flat_map(|scan| together_or_each(std::slice::from_ref(scan), work)).collect()
+        }
         Err(error) => vec![Err(error)],
     }
 }
 
-/// Does `work` with half of the slices at once, and half of those, while the device lacks memory; gives up where not even
-/// one fits. Every scan begins with `batch` again: its numbers must not depend on those before it.
-pub(crate) fn within_memory<T>(batch: usize, work: impl Fn(usize) -> Result<T>) -> Result<T> {
-    let mut batch = batch.max(1);
-    loop {
-        match work(batch) {
-            Err(error) if error.retry() == Retry::Smaller && batch > 1 => {
-                tracing::warn!(slices = batch, "the device lacks memory, trying half as many slices at once");
-                batch /= 2;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-fn gone() -> Error {
+fn threads_ended() -> Error {
     Error::Bug("the device threads have ended".into())
 }
 
@@ -160,42 +151,16 @@ fn gone() -> Error {
 mod tests {
     use std::cell::RefCell;
 
-    use tch::{Device, Kind, Tensor};
-
     use super::*;
 
-    /// What libtorch says where more is asked for than any machine has: a slice takes 2^40 numbers.
-    fn needs(slices: usize) -> Result<i64> {
-        device::caught(|| Ok(Tensor::zeros([slices as i64, 1 << 40], (Kind::Double, Device::Cpu)).size()[0]))
-    }
-
     #[test]
-    fn a_bad_scan_costs_its_company_nothing() {
-        let seen = RefCell::new(Vec::new());
-        let results = look_at(&[1, 2, 3], &|scans: &[i32]| {
-            seen.borrow_mut().push(scans.to_vec());
+    fn a_faulty_scan_does_not_fail_the_others() {
+        let calls = RefCell::new(Vec::new());
+        let results = together_or_each(&[1, 2, 3], &|scans: &[i32]| {
+            calls.borrow_mut().push(scans.to_vec());
             if scans.contains(&2) { Err(Error::input("no_brain", "none")) } else { Ok(scans.to_vec()) }
         });
-        assert_eq!(seen.into_inner(), [vec![1, 2, 3], vec![1], vec![2], vec![3]]);
+        assert_eq!(calls.into_inner(), [vec![1, 2, 3], vec![1], vec![2], vec![3]]);
         assert!(matches!(results.as_slice(), [Ok(1), Err(_), Ok(3)]), "{results:?}");
-    }
-
-    #[test]
-    fn where_memory_lacks_half_as_many_slices_are_tried() {
-        let tried = RefCell::new(Vec::new());
-        let done = within_memory(16, |slices| {
-            tried.borrow_mut().push(slices);
-            if slices > 3 { needs(slices).map(|_| 0) } else { Ok(slices) }
-        });
-        assert_eq!((done.unwrap(), tried.into_inner()), (2, vec![16, 8, 4, 2]));
-        let error = within_memory(2, needs).unwrap_err();
-        assert_eq!(error.kind(), "out_of_device_memory", "{error}");
-        // Other errors are not tried again.
-        let tried = RefCell::new(0);
-        let failed = within_memory(16, |_| {
-            *tried.borrow_mut() += 1;
-            Err::<(), _>(Error::input("no_brain", "none"))
-        });
-        assert!(failed.is_err() && tried.into_inner() == 1);
     }
 }

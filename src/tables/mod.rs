@@ -11,6 +11,7 @@
 
 mod columns;
 mod commit;
+mod config;
 mod datafile;
 mod done;
 mod evaluation;
@@ -35,6 +36,7 @@ use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
 use url::Url;
 
 pub use self::commit::Committed;
+pub use self::config::TablesConfig;
 pub use self::datafile::DataFile;
 pub use self::done::Done;
 pub use self::evaluation::EvaluationRow;

@@ -1,8 +1,7 @@
-//! AdamW with an exponential moving average of the weights.
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with an exponential moving average of the weights.
 //!
-//! Written out, instead of libtorch's optimizer, because that one cannot save its moments: here
-//! weights, moments, average and step go into one safetensors file ([`save`], [`load`]), so that a killed training
-//! continues where it was. Loshchilov and Hutter, arXiv 1711.05101.
+//! libtorch's optimizer cannot save its moments. Here weights, moments, average and step go into one safetensors file
+//! ([`save`], [`load`]), so that a killed training continues from its checkpoint.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,18 +14,22 @@ use crate::error::{Error, Result};
 /// Settings of [`AdamW`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AdamWConfig {
+    /// Decay of the mean of the gradients.
     pub(super) beta1: f64,
+    /// Decay of the mean of their squares.
     pub(super) beta2: f64,
+    /// Decay of weights with two or more axes, per step and unit of learning rate.
     pub(super) weight_decay: f64,
-    /// Gradients are scaled down to this norm.
+    /// Largest norm of all gradients together; larger ones are scaled down.
     pub(super) clip: f64,
     /// Decay of the weights' moving average.
     pub(super) ema: f64,
 }
 
+/// A variable and its state.
 struct Slot {
     name: String,
-    /// False for what the training moves by other means than gradients; it is averaged and kept all the same.
+    /// False for a variable that the training changes by other means than gradients. It is averaged and saved too.
     descends: bool,
     weight: Tensor,
     mean: Tensor,
@@ -38,11 +41,12 @@ struct Slot {
 pub(super) struct AdamW {
     config: AdamWConfig,
     slots: Vec<Slot>,
-    /// Updates so far, `[1]`, i64, on the processor.
+    /// Number of updates made, `[1]`, i64, on the processor.
     step: Tensor,
 }
 
 impl AdamW {
+    /// An optimizer of the variables in `store`.
     pub(super) fn new(store: &VarStore, config: AdamWConfig) -> Self {
         let mut slots: Vec<Slot> = store
             .variables()
@@ -60,12 +64,12 @@ impl AdamW {
         Self { config, slots, step: Tensor::from_slice(&[0i64]) }
     }
 
-    /// Steps taken so far.
+    /// Number of updates made.
     pub(super) fn step_count(&self) -> i64 {
         self.step.int64_value(&[0])
     }
 
-    /// Gradients of `loss`, one update with this learning rate.
+    /// Computes the gradients of `loss` and makes one update. A gradient that is not finite changes no weight.
     pub(super) fn step(&mut self, loss: &Tensor, learning_rate: f64) {
         let AdamWConfig { beta1, beta2, weight_decay, clip, ema } = self.config;
         loss.backward();
@@ -76,7 +80,7 @@ impl AdamW {
                 self.slots.iter().filter(|slot| slot.descends).map(|slot| slot.weight.grad().norm()).collect();
             let norm = f64::try_from(Tensor::stack(&norms, 0).norm()).unwrap_or(f64::NAN);
             let scale = if norm > clip { clip / norm } else { 1. };
-            // A batch whose gradient is not finite is skipped: one bad draw must not end a training.
+            // One bad batch must not end a training.
             let usable = norm.is_finite();
             let ema = ema.min((1. + step as f64) / (10. + step as f64));
             for slot in &mut self.slots {
@@ -101,7 +105,7 @@ impl AdamW {
         });
     }
 
-    /// Puts the moving average into the network, at the end of training.
+    /// Replaces the network's weights by their moving average, at the end of training.
     pub(super) fn use_average(&mut self) {
         tch::no_grad(|| {
             for slot in &mut self.slots {
@@ -110,7 +114,7 @@ impl AdamW {
         });
     }
 
-    /// All state by name; the tensors are the optimizer's own.
+    /// The state by name; the tensors share memory with the optimizer.
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut tensors = vec![("step".to_owned(), self.step.shallow_clone())];
         for slot in &self.slots {
@@ -123,6 +127,9 @@ impl AdamW {
 }
 
 /// Writes a training's state to one file, atomically.
+///
+/// # Errors
+/// [`Error::Device`] where libtorch cannot write the tensors, [`Error::Io`] where the file cannot be renamed.
 pub(super) fn save(tensors: &[(String, Tensor)], path: &Path) -> Result<()> {
     let tensors: Vec<(&str, Tensor)> = tensors
         .iter()
@@ -133,12 +140,19 @@ pub(super) fn save(tensors: &[(String, Tensor)], path: &Path) -> Result<()> {
     std::fs::rename(&partial, path).map_err(|e| Error::io("cannot write the training checkpoint", e))
 }
 
-/// Fills `tensors` with the state written by [`save`].
+/// Fills `tensors` with the state that [`save`] wrote.
+///
+/// # Errors
+/// [`Error::Model`] where the file lacks one of them, [`Error::Device`] where libtorch cannot read it or a shape
+/// differs.
 pub(super) fn load(tensors: &mut [(String, Tensor)], path: &Path) -> Result<()> {
     let saved: HashMap<String, Tensor> = Tensor::read_safetensors(path)?.into_iter().collect();
     for (name, tensor) in tensors {
         let saved = saved.get(name).ok_or_else(|| {
-            Error::Model(format!("the training checkpoint {} lacks `{name}`; delete it to start anew", path.display()))
+            Error::Model(format!(
+                "the training checkpoint {} lacks `{name}`; delete it to start this stage again",
+                path.display()
+            ))
         })?;
         tch::no_grad(|| tensor.f_copy_(saved))?;
     }

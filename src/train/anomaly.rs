@@ -1,35 +1,35 @@
-//! Synthetic anomalies in image space, to teach the detector what healthy is not.
+//! Synthetic anomalies in healthy slices, to train the detector on.
 //!
-//! A shape (ellipsoid, box, ragged blob, the outline of a real lesion) with a soft edge is put on a brain pixel of a healthy
-//! slice and goes on in the slices around it. Inside it the tissue
-//! - takes a level and a texture of its own, darker or brighter,
-//! - takes another brain's texture (foreign patch interpolation, Tan et al., arXiv 2011.04197),
-//! - is shifted for one range of intensities alone (tissue-selective, after DISYRE, arXiv 2311.15453), or
+//! A shape (ellipsoid, box, ragged blob, or the outline of a real lesion) with a soft edge is centred near a brain
+//! pixel of a healthy slice and extends into the neighbouring slices. Inside it the tissue
+//! - gets a new intensity and texture, darker or brighter,
+//! - gets another brain's texture (foreign patch interpolation, Tan et al., arXiv 2011.04197),
+//! - is shifted in one range of intensities (tissue-selective, after DISYRE, arXiv 2311.15453), or
 //! - keeps its texture and becomes darker or brighter as a whole.
 //!
-//! Some push the tissue around them aside (mass effect).
+//! Some anomalies displace the tissue around them (mass effect).
 
 use rand::Rng;
 
-use super::data::{Slice, blur, read_bilinear, smooth_field};
+use super::slice::{Slice, blur, read_bilinear, smooth_field};
 use crate::volume::Volume;
 
-/// An anomaly must change the pixels it covers by this much on average to be worth finding.
+/// Least mean change of the pixels that an anomaly covers; weaker ones are drawn again.
 const MIN_CHANGE: f32 = 0.06;
 
-/// Where an anomaly leaves part of what it covers as it was, only pixels that changed by this much count as anomalous.
+/// Least change of a pixel that counts as anomalous, for anomalies that may leave part of their inside unchanged.
 const MIN_PIXEL_CHANGE: f32 = 0.05;
 
-/// Share of anomalies with the outline of a real lesion, where outlines are given.
+/// Share of anomalies with the outline of a real lesion, if outlines are given.
 const OUTLINE_SHARE: f64 = 0.35;
 
-/// Share of the others that push the tissue around them aside.
+/// Share of the other anomalies that displace the tissue around them.
 const MASS_SHARE: f64 = 0.2;
 
-/// Millimetres between the voxels of an outline, and between pixels and slices of the model's grid.
+/// Distance between the voxels of an outline, and between pixels and slices of the model's grid, mm.
 const SPACING_MM: f64 = 2.;
 
-/// The outline of a real lesion: which voxels of 2 mm it fills, around its centroid.
+/// The outline of a real lesion: the voxels of 2 mm that it fills, in its bounding box.
 #[derive(Debug, Clone)]
 pub(super) struct Outline {
     /// Voxels along each axis.
@@ -38,9 +38,9 @@ pub(super) struct Outline {
 }
 
 impl Outline {
-    /// The lesion of a mask (above 0 where there is lesion), whatever its grid; `None` where it is smaller than a voxel of
-    /// 2 mm.
-    pub fn of(mask: &Volume) -> Option<Self> {
+    /// The outline of the lesion in a mask (above 0 where there is lesion) on any grid; `None` where it fills no voxel
+    /// of 2 mm.
+    pub(super) fn of(mask: &Volume) -> Option<Self> {
         let [nx, ny, _] = mask.grid.shape;
         let place = |i: usize| mask.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64));
         let world: Vec<[f64; 3]> = (0..mask.data.len()).filter(|&i| mask.data[i] > 0.).map(place).collect();
@@ -60,7 +60,7 @@ impl Outline {
         filled.contains(&true).then_some(Self { shape, filled })
     }
 
-    /// Whether a place is inside, in voxels from the middle of its box.
+    /// Whether a place is inside, in voxels from the centre of the bounding box.
     fn holds(&self, at: [f32; 3]) -> bool {
         let mut index = [0usize; 3];
         for axis in 0..3 {
@@ -74,16 +74,18 @@ impl Outline {
     }
 }
 
-/// The slices around one place of one brain.
+/// Neighbouring slices of one brain.
 pub(super) struct Slab<'a> {
-    pub slices: &'a mut [Slice],
-    /// How far each lies from the middle one, in slices; the middle one has 0.
-    pub offsets: &'a [i64],
-    pub width: usize,
+    pub(super) slices: &'a mut [Slice],
+    /// Distance of each slice from the middle one, which has 0; in slices.
+    pub(super) offsets: &'a [i64],
+    /// Columns of a slice.
+    pub(super) width: usize,
 }
 
-/// Puts one or two anomalies into `slab`; `foreign`, as many slices of another brain, lends texture; `outlines` of real
-/// lesions may be none. Returns, per pixel of the middle slice, how far it is anomalous (0..1).
+/// Puts one or two anomalies into `slab`. `foreign` has the same number of slices of another brain, for their texture;
+/// `outlines` of real lesions may be empty. Gives, for each pixel of the middle slice, the opacity of the anomaly
+/// (0..1).
 pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], outlines: &[Outline], rng: &mut impl Rng) -> Vec<f32> {
     let middle = slab.offsets.iter().position(|&offset| offset == 0).unwrap_or(0);
     let brain = &slab.slices[middle].brain;
@@ -93,13 +95,13 @@ pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], outlines: &[Outlin
         return truth;
     }
     for _ in 0..1 + rng.random_range(0..5usize) / 3 {
-        // A draw that changes next to nothing teaches nothing: try again, a few times.
+        // A draw that changes next to nothing is repeated, at most three times.
         for _ in 0..4 {
             let centre = candidates[rng.random_range(0..candidates.len())];
             let before = slab.slices.to_vec();
             let (body, push) = Body::draw(centre, slab, outlines, rng);
             if push {
-                body.push_aside(slab);
+                body.displace(slab);
             }
             let shapes = body.shapes(slab);
             let (changed, partial) = textures(slab, foreign, &shapes, rng);
@@ -120,15 +122,15 @@ pub(super) fn corrupt(slab: &mut Slab<'_>, foreign: &[Slice], outlines: &[Outlin
     truth
 }
 
-/// What an anomaly fills.
+/// The shape of an anomaly.
 enum Form<'a> {
     Box,
-    /// `ragged`: how far its surface leaves the ellipsoid.
+    /// `ragged`: how far the surface deviates from the ellipsoid, in radii.
     Ellipsoid {
         ragged: f32,
     },
-    /// `scale`: outline voxels per pixel; `axes`: which of the outline's axes lies along which of the slab's; `flip`: the
-    /// direction of each.
+    /// `scale`: outline voxels per pixel; `axes`: the outline's axis along each axis of the slab; `flip`: the direction
+    /// of each, 1 or -1.
     Outline {
         outline: &'a Outline,
         scale: f32,
@@ -137,26 +139,26 @@ enum Form<'a> {
     },
 }
 
-/// One anomaly's place and form, in pixels; a slice is as thick as a pixel is wide.
+/// Place and shape of one anomaly, in pixels; slices are one pixel apart.
 struct Body<'a> {
     form: Form<'a>,
     centre: [f32; 2],
-    /// Half axes in the slice and across.
+    /// Semi-axes: two in the slice, one across slices.
     radii: [f32; 3],
-    /// How far beyond the middle slice its centre lies.
+    /// Distance of its centre from the middle slice.
     depth: f32,
-    /// How far it moves from slice to slice.
+    /// Shift of its centre from slice to slice.
     lean: [f32; 2],
-    /// Sine and cosine of its turn in the slice.
+    /// Sine and cosine of its rotation in the slice.
     turn: (f32, f32),
     /// Width of its edge.
     soft: f32,
-    /// Two fields, mixed anew from slice to slice, make a ragged surface in three dimensions.
+    /// Two random fields, whose weights change from slice to slice: a ragged surface in three dimensions.
     fields: [Vec<f32>; 2],
 }
 
 impl<'a> Body<'a> {
-    /// A body around a pixel of the middle slice, and whether it pushes tissue aside.
+    /// Draws a body near pixel `centre` of the middle slice, and whether it displaces tissue.
     fn draw(centre: usize, slab: &Slab<'_>, outlines: &'a [Outline], rng: &mut impl Rng) -> (Self, bool) {
         let width = slab.width;
         let height = slab.slices[0].pixels.len() / width;
@@ -182,7 +184,7 @@ impl<'a> Body<'a> {
         let body = Self {
             form,
             centre: [(centre % width) as f32, (centre / width) as f32],
-            // The middle slice need not cut it in its middle, and it need not stand upright.
+            // The middle slice need not cut it at its centre, and its axis need not be upright.
             depth: radii[2] * rng.random_range(-0.7f32..0.7),
             radii,
             lean: [0, 1].map(|_| rng.random_range(-0.5f32..0.5)),
@@ -200,13 +202,13 @@ impl<'a> Body<'a> {
         [dx * cos + dy * sin, dy * cos - dx * sin, dz - self.depth]
     }
 
-    /// How far a pixel lies from the centre, in radii.
+    /// Distance of a pixel from the centre, in radii.
     fn distance(&self, x: f32, y: f32, dz: f32) -> f32 {
         let at = self.place(x, y, dz);
         (0..3).map(|axis| (at[axis] / self.radii[axis]).powi(2)).sum::<f32>().sqrt()
     }
 
-    /// Its soft shape in every slice, 0..1, zero outside the brain.
+    /// Its opacity in every slice, 0..1; 0 outside the brain.
     fn shapes(&self, slab: &Slab<'_>) -> Vec<Vec<f32>> {
         let width = slab.width;
         let one = |slice: &Slice, dz: f32| {
@@ -242,8 +244,8 @@ impl<'a> Body<'a> {
         slab.slices.iter().zip(slab.offsets).map(|(slice, &dz)| one(slice, dz as f32)).collect()
     }
 
-    /// Moves the tissue that lay inside into a ring of twice the radius, inside each slice.
-    fn push_aside(&self, slab: &mut Slab<'_>) {
+    /// Moves the tissue inside into a ring of twice the radius, in each slice.
+    fn displace(&self, slab: &mut Slab<'_>) {
         let width = slab.width;
         for (slice, &dz) in slab.slices.iter_mut().zip(slab.offsets) {
             let dz = dz as f32;
@@ -255,7 +257,7 @@ impl<'a> Body<'a> {
                 if (1.0..2.0).contains(&distance) {
                     let nearer = 2. * (distance - 1.) / distance;
                     let [x, y] = [0, 1].map(|axis| centre[axis] + nearer * (at[axis] - centre[axis]));
-                    // Air does not come into the brain.
+                    // Air is not moved into the brain.
                     let value = read_bilinear(&from, width, [x, y]);
                     *pixel = if value > 0.05 { value } else { *pixel };
                 }
@@ -264,7 +266,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The slices with the shape's inside changed, and whether it may have left part of it as it was.
+/// The pixels of the slices with the inside of the shape changed, and whether part of the inside may be unchanged.
 fn textures(slab: &Slab<'_>, foreign: &[Slice], shapes: &[Vec<f32>], rng: &mut impl Rng) -> (Vec<Vec<f32>>, bool) {
     let width = slab.width;
     let n = shapes[0].len();
@@ -278,7 +280,7 @@ fn textures(slab: &Slab<'_>, foreign: &[Slice], shapes: &[Vec<f32>], rng: &mut i
         (0..shapes.len()).map(|s| (0..n).map(|i| pixel(s, i, new(s, i))).collect()).collect()
     };
     match rng.random_range(0..20) {
-        // A level of its own with a texture.
+        // A new intensity and texture.
         0..=9 => {
             let level = if dark { rng.random_range(0f32..0.62) } else { rng.random_range(0.74f32..1.) };
             let waves = smooth_field(width, n / width, 20, rng);
@@ -290,14 +292,14 @@ fn textures(slab: &Slab<'_>, foreign: &[Slice], shapes: &[Vec<f32>], rng: &mut i
             let shift = rng.random_range(0..n);
             (blend(&mut |s, i| foreign[s].pixels[(i + shift) % n]), false)
         }
-        // One range of intensities moves, the rest stays.
+        // A shift of one range of intensities.
         13..=15 => {
             let (middle, spread) = (rng.random_range(0.2f32..0.95), rng.random_range(0.08f32..0.25));
             let amount = rng.random_range(0.15f32..0.6) * if dark { -1. } else { 1. };
             let moved = |v: f32| v + amount * (-((v - middle) / spread).powi(2) / 2.).exp();
             (blend(&mut |s, i| moved(slab.slices[s].pixels[i])), true)
         }
-        // All of it becomes darker or brighter.
+        // The whole inside becomes darker or brighter.
         _ => {
             let gain = if dark { rng.random_range(0.3f32..0.8) } else { rng.random_range(1.15f32..1.7) };
             (blend(&mut |s, i| slab.slices[s].pixels[i] * gain), true)
@@ -313,7 +315,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     #[test]
-    fn what_is_marked_has_changed_and_the_rest_has_not() {
+    fn marked_pixels_have_changed_and_the_others_have_not() {
         const WIDTH: usize = 80;
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let plain =
@@ -343,6 +345,6 @@ mod tests {
             reaching += usize::from(slices[0].pixels.iter().any(|&v| v != 0.7));
         }
         assert!(found > 40, "only {found} of 50 slices hold an anomaly");
-        assert!(reaching > 20, "only {reaching} of 50 anomalies go on in the slice below");
+        assert!(reaching > 20, "only {reaching} of 50 anomalies extend into the slice below");
     }
 }

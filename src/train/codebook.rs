@@ -1,8 +1,8 @@
 //! Training of a learned codebook by running averages (van den Oord et al., arXiv 1711.00937, appendix A.1).
 //!
-//! Every vector is the mean of the latents that were nearest to it, recent batches counting most. A vector that hardly
-//! any latent is near to is dead: it starts anew on a latent of the batch, as in SoundStream (arXiv 2107.03312, section
-//! III-C); here latents far from their vector are the likelier ones, since most of a slice is the same black.
+//! Every vector is the running mean of the latents `[D]` that are nearest to it. A vector that is nearest to hardly any
+//! latent is dead: it is moved to a latent of the batch, as in SoundStream (arXiv 2107.03312, section III-C). Here
+//! latents far from their vector are chosen with higher probability, since most of a slice is black.
 
 use rand::Rng;
 use tch::{Kind, Tensor};
@@ -10,42 +10,43 @@ use tch::{Kind, Tensor};
 /// Decay of the averages per step.
 const DECAY: f64 = 0.99;
 
-/// A vector is dead below this share of the use that each would have if all had the same, and starts with that of
-/// [`REVIVED`]: it dies again after ln 2 / 0.01, about 70 steps without use.
+/// A vector is dead if its use is below this share of the mean use of all vectors.
 const DEAD: f64 = 0.1;
+
+/// Use of a revived vector, as a share of the mean: it is dead again after ln 2 / 0.01, about 70 steps, without use.
 const REVIVED: f64 = 0.2;
 
 /// Running averages behind the vectors of a codebook.
 pub(super) struct Averages {
-    /// The codebook's own, `[codes, D]`.
+    /// The codebook, `[codes, D]`, shared with the tokenizer.
     vectors: Tensor,
-    /// Latents of a batch that are nearest to each vector, `[codes]`.
+    /// Number of latents of a batch that are nearest to each vector, `[codes]`.
     counts: Tensor,
-    /// Their sum, `[codes, D]`.
+    /// Sum of these latents, `[codes, D]`.
     sums: Tensor,
 }
 
 impl Averages {
-    /// All vectors are dead at first: the first batch places them.
+    /// All vectors start dead, so the first batch places them.
     pub(super) fn new(vectors: &Tensor) -> Self {
         let counts = Tensor::zeros([vectors.size()[0]], (Kind::Float, vectors.device()));
         Self { vectors: vectors.shallow_clone(), counts, sums: vectors.zeros_like() }
     }
 
-    /// What a checkpoint has to keep besides the vectors.
+    /// The state that a checkpoint has to keep, besides the vectors.
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
         [("codebook.counts", &self.counts), ("codebook.sums", &self.sums)]
             .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
             .into()
     }
 
-    /// The commitment loss of latents `[B, D, h, w]` with codes `[B, h, w]`: how far they are from their vectors.
+    /// The commitment loss of latents `[B, D, h, w]` with codes `[B, h, w]`: mean square distance from their vectors.
     pub(super) fn commitment(&self, latent: &Tensor, codes: &Tensor) -> Tensor {
         (rows(latent) - self.vectors.index_select(0, &codes.view(-1))).square().mean(Kind::Float)
     }
 
-    /// Moves the vectors towards the latents `[B, D, h, w]` that have their codes `[B, h, w]`; `rng` draws where dead
-    /// ones start anew.
+    /// Moves the vectors towards the latents `[B, D, h, w]` that have their codes `[B, h, w]`; `rng` draws the latents
+    /// to which dead vectors move.
     pub(super) fn update(&mut self, latent: &Tensor, codes: &Tensor, rng: &mut impl Rng) {
         let (latents, codes) = (rows(&latent.detach()), codes.view(-1));
         let even = latents.size()[0] as f64 / self.counts.size()[0] as f64;
@@ -55,7 +56,7 @@ impl Averages {
 
         let dead = self.counts.lt(DEAD * even).nonzero().squeeze_dim(1);
         let dead = dead.narrow(0, 0, dead.size()[0].min(latents.size()[0]));
-        // Drawn without repetition, each latent with a weight of its squared distance (Efraimidis and Spirakis 2006).
+        // Draws without replacement, each latent weighted by its squared distance (Efraimidis and Spirakis, 2006).
         let distance =
             (&latents - self.vectors.index_select(0, &codes)).square().sum_dim_intlist(1i64, false, Kind::Float);
         let draw: Vec<f32> = (0..latents.size()[0]).map(|_| rng.random()).collect();
@@ -67,7 +68,7 @@ impl Averages {
         let _ = self.sums.index_copy_(0, &dead, &(latents.index_select(0, &chosen) * (REVIVED * even)));
 
         let means = &self.sums / self.counts.unsqueeze(1);
-        // More may be dead than a small batch has latents.
+        // A small batch may have fewer latents than there are dead vectors.
         let alive = self.counts.ge(DEAD * even).unsqueeze(1);
         self.vectors.copy_(&means.where_self(&alive, &self.vectors));
     }
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_vectors_start_anew_on_latents_of_the_batch() {
+    fn dead_vectors_move_to_latents_of_the_batch() {
         tch::manual_seed(1);
         let vectors = Tensor::randn([8, 2], (Kind::Float, Device::Cpu)) + 100.;
         let mut averages = Averages::new(&vectors);

@@ -1,14 +1,14 @@
-//! The training's figures over its steps: `training.parquet` in the bundle's folder.
+//! The learning curves: `training.parquet` in the bundle's folder.
 //!
 //! | column | type | what |
 //! |---|---|---|
-//! | `stage` | text | tokenizer, detector, inpainter, prior |
-//! | `step` | int64 | updates made before this figure was taken |
-//! | `figure` | text | such as `l1`, `bce`, `nll`, on the step's own batch |
+//! | `stage` | text | `tokenizer`, `detector`, `inpainter` or `prior` |
+//! | `step` | int64 | number of updates before this one |
+//! | `figure` | text | such as `l1`, `bce` or `nll`, on the step's own batch |
 //! | `value` | float64 | |
 //!
-//! Rows are kept in the work folder with the checkpoints: a training that is killed and continued has the curve of an
-//! undisturbed one, each step once.
+//! The rows are kept in the work folder with the checkpoints, so a training that is killed and continued has the same
+//! curve as an undisturbed one, with each step once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,11 +17,12 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray}
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
-use super::stage_file;
-use crate::config::TrainConfig;
+use super::config::TrainConfig;
+use super::work;
 use crate::error::{Error, Result};
+use crate::model::Network;
 
-/// Figures are taken every so many steps.
+/// Steps between two rows of a figure.
 pub(super) const EVERY: i64 = 10;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ struct Row {
     value: f64,
 }
 
-/// All figures of one stage so far.
+/// The figures of one stage up to now.
 #[derive(Debug)]
 pub(super) struct Curve {
     path: PathBuf,
@@ -39,44 +40,56 @@ pub(super) struct Curve {
 }
 
 impl Curve {
-    /// What an earlier training of the stage left in the work folder; nothing where there was none.
-    pub fn open(config: &TrainConfig, stage: &str) -> Result<Self> {
-        let path = config.work.join(format!("{}.curve.json", stage_file(config, stage)));
+    /// The rows that an earlier training of the stage left in the work folder; none where there was no such training.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the file holds something else, [`Error::Io`] where it cannot be read.
+    pub(super) fn open(config: &TrainConfig, stage: &str) -> Result<Self> {
+        let path = work::curve(config, stage);
         let rows = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::Config(format!("{}: {e}; delete it to start its curve anew", path.display())))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+                Error::Config(format!("{} is not a learning curve: {e}; delete it to start a new one", path.display()))
+            })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io(format!("cannot read {}", path.display()), e)),
         };
         Ok(Self { path, rows })
     }
 
-    /// Forgets what was said from `step` on: the stage continues from there.
-    pub fn rewind(&mut self, step: i64) {
+    /// Drops the rows from `step` on, before the stage continues there.
+    pub(super) fn rewind(&mut self, step: i64) {
         self.rows.retain(|row| row.step < step);
     }
 
-    pub fn push(&mut self, step: i64, figure: &str, value: f64) {
+    /// Adds a row.
+    pub(super) fn push(&mut self, step: i64, figure: &str, value: f64) {
         self.rows.push(Row { step, figure: figure.into(), value });
     }
 
-    /// Writes the rows; to be called before the checkpoint that they lead to.
-    pub fn save(&self) -> Result<()> {
-        let failed = |e| Error::io("cannot keep the training's figures", e);
+    /// Writes the rows. Call this before the checkpoint of the same step is written, so that no step is missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be written.
+    pub(super) fn save(&self) -> Result<()> {
+        let failed = |e| Error::io("cannot write the learning curve", e);
         let partial = self.path.with_extension("partial");
-        let text = serde_json::to_vec(&self.rows).map_err(|e| Error::Bug(format!("the training's figures: {e}")))?;
+        let text = serde_json::to_vec(&self.rows).map_err(|e| Error::Bug(format!("the learning curve: {e}")))?;
         std::fs::write(&partial, text).map_err(failed)?;
         std::fs::rename(&partial, &self.path).map_err(failed)
     }
 }
 
-/// Writes the curves of `stages` in the work folder as `training.parquet` of the bundle's folder.
-pub(super) fn write_parquet(config: &TrainConfig, stages: &[&str]) -> Result<()> {
+/// Writes the curves of networks in the work folder to `training.parquet` in the bundle's folder.
+///
+/// # Errors
+/// [`Error::Config`] where a curve cannot be read, [`Error::Io`] where the file cannot be written.
+pub(super) fn write_parquet(config: &TrainConfig, networks: &[Network]) -> Result<()> {
     let mut rows: Vec<(&str, Row)> = Vec::new();
-    for &stage in stages {
+    for network in networks {
+        let stage = network.name();
         rows.extend(Curve::open(config, stage)?.rows.into_iter().map(|row| (stage, row)));
     }
-    let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("the training's figures: {e}"));
+    let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("the learning curve: {e}"));
     let columns: [(&str, ArrayRef); 4] = [
         ("stage", Arc::new(StringArray::from_iter_values(rows.iter().map(|(stage, _)| stage)))),
         ("step", Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, row)| row.step)))),

@@ -1,8 +1,11 @@
-//! The tokenizer's adversary: a discriminator of image patches, real `[B, 1, H, W]` against reconstructed.
+//! The tokenizer's adversary: a discriminator of real and reconstructed image patches.
 //!
+//! ```text
+//! image [B, 1, H, W] ──► logits of patches [B, 1, H/4, W/4]
+//! ```
 //! Losses after VQ-GAN (Esser et al., arXiv 2012.09841): PatchGAN (Isola et al., arXiv 1611.07004) with the hinge loss
-//! and a weight that balances it with the reconstruction (equation 7). In the place of its perceptual loss, which needs
-//! a network pretrained on photographs, stands feature matching (Wang et al., arXiv 1711.11585): L1 between the
+//! and a weight that balances it with the reconstruction (equation 7). VQ-GAN's perceptual loss needs a network
+//! pretrained on photographs; feature matching (Wang et al., arXiv 1711.11585) replaces it: L1 between the
 //! discriminator's own activations.
 
 use tch::nn::{self, ConvConfig, Module, VarStore};
@@ -13,7 +16,7 @@ use super::adamw::{AdamW, AdamWConfig};
 /// Channels after each convolution; all but the last halve the image. A logit sees a patch of 26 x 26 pixels.
 const CHANNELS: [i64; 3] = [32, 64, 128];
 
-/// Learning rate beside the tokenizer's.
+/// Learning rate relative to the tokenizer's.
 const PACE: f64 = 0.1;
 
 /// Scores patches: positive for real, negative for reconstructed.
@@ -40,7 +43,7 @@ impl Discriminator {
         }
     }
 
-    /// Activations of the layers, and the logits of patches `[B, 1, H/4, W/4]`.
+    /// Image `[B, 1, H, W]` in 0..1 to the activations of the layers, and to logits of patches `[B, 1, H/4, W/4]`.
     fn forward(&self, image: &Tensor) -> (Vec<Tensor>, Tensor) {
         let mut h = image * 2. - 1.;
         let mut activations = Vec::new();
@@ -53,7 +56,7 @@ impl Discriminator {
     }
 }
 
-/// A discriminator and its own optimizer.
+/// A discriminator and its optimizer.
 pub(super) struct Adversary {
     store: VarStore,
     network: Discriminator,
@@ -61,7 +64,7 @@ pub(super) struct Adversary {
 }
 
 impl Adversary {
-    /// Random weights from `seed`.
+    /// A discriminator with random weights from `seed`.
     pub(super) fn new(seed: i64, device: Device) -> Self {
         tch::manual_seed(seed);
         let store = VarStore::new(device);
@@ -71,12 +74,13 @@ impl Adversary {
         Self { store, network, optimizer }
     }
 
-    /// What a checkpoint has to keep.
+    /// The state that a checkpoint has to keep.
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
         self.optimizer.tensors().into_iter().map(|(name, tensor)| (format!("discriminator.{name}"), tensor)).collect()
     }
 
-    /// One update towards telling the two apart, at the tokenizer's learning rate; gives the hinge loss before it.
+    /// One update on real and reconstructed images `[B, 1, H, W]`; `learning_rate` is the tokenizer's. Gives the hinge
+    /// loss before the update.
     pub(super) fn learn(&mut self, real: &Tensor, fake: &Tensor, learning_rate: f64) -> Tensor {
         let logits = |image: &Tensor| self.network.forward(&image.detach()).1;
         let hinge = |logits: Tensor| (logits + 1.).relu().mean(Kind::Float) / 2.;
@@ -85,23 +89,24 @@ impl Adversary {
         loss.detach()
     }
 
-    /// Losses of the reconstruction `fake`: adversarial and feature matching. Gradients reach the image alone.
+    /// Adversarial and feature matching loss of the reconstruction `fake`. Gradients reach the image alone.
     pub(super) fn judge(&mut self, real: &Tensor, fake: &Tensor) -> (Tensor, Tensor) {
         self.store.freeze();
-        let (wanted, _) = self.network.forward(real);
-        let (given, logits) = self.network.forward(fake);
+        let (target, _) = self.network.forward(real);
+        let (activations, logits) = self.network.forward(fake);
         self.store.unfreeze();
-        let distances = wanted.iter().zip(&given).map(|(wanted, given)| (wanted - given).abs().mean(Kind::Float));
-        let feature = distances.sum::<Tensor>() / wanted.len() as f64;
+        let distances = target.iter().zip(&activations).map(|(target, own)| (target - own).abs().mean(Kind::Float));
+        let feature = distances.sum::<Tensor>() / target.len() as f64;
         (-logits.mean(Kind::Float), feature)
     }
 }
 
-/// The weight under which the `adversarial` loss pulls at the reconstructed `image` as hard as its `distance` from the
-/// real one. VQ-GAN compares gradients at the decoder's last layer; at the image they cost no second pass through it.
+/// The weight of the `adversarial` loss under which its gradient at the reconstructed `image` has the same norm as that
+/// of the `distance` from the real one. VQ-GAN compares gradients at the decoder's last layer; at the image they need
+/// no second pass through the decoder.
 pub(super) fn balance(distance: &Tensor, adversarial: &Tensor, image: &Tensor) -> Tensor {
-    let pull = |loss: &Tensor| Tensor::run_backward(&[loss], &[image], true, false)[0].norm();
-    (pull(distance) / (pull(adversarial) + 1e-8)).clamp_max(1e4)
+    let gradient = |loss: &Tensor| Tensor::run_backward(&[loss], &[image], true, false)[0].norm();
+    (gradient(distance) / (gradient(adversarial) + 1e-8)).clamp_max(1e4)
 }
 
 #[cfg(test)]
@@ -117,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn both_losses_fall_on_the_way_from_a_reconstruction_to_the_real_image() {
+    fn both_losses_fall_from_a_reconstruction_to_the_real_image() {
         let mut adversary = Adversary::new(1, Device::Cpu);
         for _ in 0..40 {
             let (real, smooth) = images();
@@ -141,8 +146,8 @@ mod tests {
         let (adversarial, feature) = adversary.judge(&real, &image);
         let distance = (&image - &real).abs().mean(Kind::Float) + feature;
         let weight = balance(&distance, &adversarial, &image);
-        let pull = |loss: &Tensor| Tensor::run_backward(&[loss], &[&image], true, false)[0].norm();
-        let (a, b) = (pull(&distance), pull(&(&adversarial * weight)));
+        let gradient = |loss: &Tensor| Tensor::run_backward(&[loss], &[&image], true, false)[0].norm();
+        let (a, b) = (gradient(&distance), gradient(&(&adversarial * weight)));
         assert!(f64::try_from(&a).unwrap() > 0. && a.allclose(&b, 1e-3, 1e-8, false), "{a} {b}");
         (distance + adversarial).backward();
         assert!(image.grad().defined());

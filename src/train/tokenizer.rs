@@ -1,56 +1,70 @@
 //! Training of the tokenizer: reconstruct slices, edges included.
 //!
-//! The noise that another scanner would add is not asked for: codes spent on it would be missing elsewhere. A learned
-//! codebook moves by running averages ([`Averages`]); a discriminator joins where its losses have a weight
+//! The target is the slice without the noise that augmentation adds, so that no code is spent on noise. A learned
+//! codebook moves by running averages ([`Averages`]). A discriminator is trained too if its losses have a weight
 //! ([`Adversary`]).
 
-use rayon::prelude::*;
+use rand_chacha::ChaCha8Rng;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
+use super::augment::Acquired;
 use super::codebook::Averages;
-use super::data::{Seen, Slices};
+use super::context::{Context, Figures};
+use super::dataset::Slices;
 use super::discriminator::{Adversary, balance};
-use super::{Context, data, draw_rng, learning_rate, updates, updates_beside};
+use super::slice::stack;
+use super::start;
+use super::updates::{Loss, Updates, learning_rate};
 use crate::error::Result;
-use crate::model::Tokenizer;
+use crate::model::{Network, Networks, Tokenizer};
 
-/// Weight of the gradient loss beside L1: keeps sulci sharp.
+/// Weight of the gradient loss relative to L1: keeps sulci sharp.
 const GRADIENT_WEIGHT: f64 = 0.5;
 
 /// Weight of the commitment loss of a learned codebook (arXiv 1711.00937, section 3.2).
 const COMMITMENT_WEIGHT: f64 = 0.25;
 
-/// What the names of the decoder's weights begin with.
+/// First parts of the names of the decoder's weights.
 const DECODER: [&str; 4] = ["from_code", "decoder_height", "up", "smooth"];
 
-/// The discriminator's weights begin with the seed after those of the networks of a bundle.
-const ADVERSARY_SEED: i64 = 4;
+/// Trains, then measures on held-out slices, and on those of another site if there are any.
+///
+/// # Errors
+/// As [`Updates::run`].
+pub(super) fn train(context: &Context<'_>, networks: &Networks, store: &VarStore) -> Result<Figures> {
+    let tokenizer = &networks.tokenizer;
+    train_all(context, store, tokenizer)?;
+    if context.config().tokenizer.decoder_steps > 0 {
+        train_decoder(context, store, tokenizer)?;
+    }
+    let mut figures = measure(context, tokenizer);
+    if let Some(slices) = &context.other_site {
+        figures.extend(measure_other_site(context, tokenizer, slices));
+    }
+    Ok(figures)
+}
 
-/// Trains, then measures on held-out slices.
-pub(super) fn train(
-    context: &Context<'_>,
-    store: &VarStore,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<(&'static str, f64)>> {
-    let config = &context.pipeline.train;
+/// Trains encoder, codebook and decoder.
+fn train_all(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer) -> Result<()> {
+    let config = context.config();
     let stage = &config.tokenizer;
-    let draw = |step| draw(context, "tokenizer", step);
+    let name = Network::Tokenizer.name();
     let mut averages = tokenizer.vectors().map(Averages::new);
     let mut adversary = (stage.adversarial > 0. || stage.feature > 0.)
-        .then(|| Adversary::new(config.seed as i64 * 8 + ADVERSARY_SEED, context.device));
-    let beside = averages.iter().flat_map(Averages::tensors).chain(adversary.iter().flat_map(Adversary::tensors));
-    let (beside, schedule) = (beside.collect(), (stage.steps, stage.learning_rate));
-    updates_beside(context, "tokenizer", store, schedule, beside, draw, |step, batch| {
-        let Batch { image, target, z_mm } = stack(context, batch);
+        .then(|| Adversary::new(start::discriminator_seed(config), context.device));
+    let also_saved = averages.iter().flat_map(Averages::tensors).chain(adversary.iter().flat_map(Adversary::tensors));
+    let updates = Updates::new(context, name, store, stage.steps, stage.learning_rate).also_saving(also_saved);
+    updates.run(draw_batch(context, name), |step, batch| {
+        let Batch { image, target, z_mm } = Batch::new(context, batch);
         let (reconstruction, codes, latent) = tokenizer.forward(&image, &z_mm);
         let reconstruction = reconstruction.to_kind(Kind::Float);
         let l1 = (&reconstruction - &target).abs().mean(Kind::Float);
         let mut loss = &l1 + gradient_l1(&reconstruction, &target) * GRADIENT_WEIGHT;
         let mut figures = vec![("l1", l1)];
         if let Some(adversary) = adversary.as_mut().filter(|_| step >= stage.adversary_from) {
-            let pace = learning_rate(step, stage.steps, stage.learning_rate);
-            figures.push(("discriminator", adversary.learn(&target, &reconstruction, pace)));
+            let rate = learning_rate(step, stage.steps, stage.learning_rate);
+            figures.push(("discriminator", adversary.learn(&target, &reconstruction, rate)));
             let (adversarial, feature) = adversary.judge(&target, &reconstruction);
             loss = &feature * stage.feature + loss;
             figures.push(("feature", feature));
@@ -61,63 +75,57 @@ pub(super) fn train(
         }
         if let Some(averages) = &mut averages {
             let commitment = averages.commitment(&latent, &codes);
-            averages.update(&latent, &codes, &mut draw_rng(config.seed, "codebook", step, 0));
+            averages.update(&latent, &codes, &mut context.rng("codebook", step, 0));
             loss = &commitment * COMMITMENT_WEIGHT + loss;
             figures.push(("commitment", commitment));
         }
         (loss, figures)
-    })?;
-    if stage.decoder_steps > 0 {
-        finish_decoder(context, store, tokenizer)?;
-    }
-    Ok(measure(context, tokenizer))
+    })
 }
 
-/// Trains the decoder on, with the encoder and so all codes as they are; what is asked of it now is the distance alone.
-fn finish_decoder(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer) -> Result<()> {
-    let stage = &context.pipeline.train.tokenizer;
+/// Trains the decoder further by L1 alone. The encoder stays, so all codes do.
+fn train_decoder(context: &Context<'_>, store: &VarStore, tokenizer: &Tokenizer) -> Result<()> {
+    let stage = &context.config().tokenizer;
     for (name, weight) in store.variables() {
-        let decodes = DECODER.iter().any(|part| name.starts_with(part));
-        let _ = weight.set_requires_grad(decodes);
+        let of_decoder = DECODER.iter().any(|part| name.starts_with(part));
+        let _ = weight.set_requires_grad(of_decoder);
     }
-    let schedule = (stage.decoder_steps, stage.learning_rate / 2.);
-    updates(
-        context,
-        "decoder",
-        store,
-        schedule,
-        |step| draw(context, "decoder", step),
-        |_, batch| {
-            let Batch { image, target, z_mm } = stack(context, batch);
-            let (reconstruction, _, _) = tokenizer.forward(&image, &z_mm);
-            let l1 = (reconstruction.to_kind(Kind::Float) - target).abs().mean(Kind::Float);
-            (l1.shallow_clone(), vec![("l1", l1)])
-        },
-    )
+    let updates = Updates::new(context, "decoder", store, stage.decoder_steps, stage.learning_rate / 2.);
+    updates.run(draw_batch(context, "decoder"), |_, batch| -> Loss {
+        let Batch { image, target, z_mm } = Batch::new(context, batch);
+        let (reconstruction, _, _) = tokenizer.forward(&image, &z_mm);
+        let l1 = (reconstruction.to_kind(Kind::Float) - target).abs().mean(Kind::Float);
+        (l1.shallow_clone(), vec![("l1", l1)])
+    })
 }
 
-/// A batch: slices as they are seen, in the kind the networks compute in, and without noise, `[B, 1, H, W]`; heights `[B]`.
+/// A batch of slices.
 struct Batch {
+    /// Images with noise, `[B, 1, H, W]`, in the kind that networks compute in.
     image: Tensor,
+    /// Images without noise, `[B, 1, H, W]`, f32.
     target: Tensor,
+    /// MNI heights, `[B]`, mm.
     z_mm: Tensor,
 }
 
-fn draw(context: &Context<'_>, stage: &str, step: i64) -> Vec<Seen> {
-    let config = &context.pipeline.train;
-    let one = |item| context.train.draw_seen(&[0], &mut draw_rng(config.seed, stage, step, item)).remove(0);
-    (0..config.tokenizer.batch).into_par_iter().map(one).collect()
+impl Batch {
+    fn new(context: &Context<'_>, slices: Vec<Acquired>) -> Self {
+        let (clean, noisy): (Vec<_>, Vec<_>) = slices.into_iter().map(|slice| (slice.clean, slice.noisy)).unzip();
+        let width = context.train.shape[0];
+        let (image, z_mm) = stack(&noisy, width, context.device);
+        let (target, _) = stack(&clean, width, context.device);
+        Self { image: image.to_kind(context.kind), target, z_mm }
+    }
 }
 
-fn stack(context: &Context<'_>, slices: Vec<Seen>) -> Batch {
-    let (clean, seen): (Vec<_>, Vec<_>) = slices.into_iter().map(|slice| (slice.clean, slice.seen)).unzip();
-    let width = context.train.shape[0];
-    let (image, z_mm) = data::stack(&seen, width, context.device);
-    let (target, _) = data::stack(&clean, width, context.device);
-    Batch { image: image.to_kind(context.kind), target, z_mm }
+/// The function that draws the batch of a step.
+fn draw_batch<'a>(context: &'a Context<'_>, stage: &'a str) -> impl Fn(i64) -> Vec<Acquired> + Sync + 'a {
+    let draw = move |rng: &mut ChaCha8Rng| context.train.draw_acquired(&[0], rng).remove(0);
+    move |step| context.draw(stage, step, context.config().tokenizer.batch, draw)
 }
 
-/// L1 distance of the horizontal and vertical differences.
+/// L1 distance of the horizontal and vertical differences of two images `[B, 1, H, W]`.
 fn gradient_l1(a: &Tensor, b: &Tensor) -> Tensor {
     let along = |x: &Tensor, dim: i64| {
         let n = x.size()[dim as usize];
@@ -126,8 +134,8 @@ fn gradient_l1(a: &Tensor, b: &Tensor) -> Tensor {
     [2i64, 3].iter().map(|&dim| (along(a, dim) - along(b, dim)).abs().mean(Kind::Float)).sum::<Tensor>()
 }
 
-/// Of held-out slices as they are: L1 over the slice, L1 inside the brain, share of the codes in use.
-fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f64)> {
+/// On held-out slices: L1 over the slice, L1 inside the brain, share of the codes in use.
+fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Figures {
     let Reconstruction { slice, brain, in_use } = reconstruct(context, tokenizer, &context.val);
     eprintln!(
         "tokenizer: held-out L1 {slice:.4} over the slice, {brain:.4} inside the brain, {:.1} % of the codes in use",
@@ -136,38 +144,38 @@ fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Vec<(&'static str, f
     vec![("tokenizer_val_l1", slice), ("tokenizer_val_l1_in_brain", brain), ("tokenizer_codes_in_use", in_use)]
 }
 
-/// The same of slices of another site.
-pub(super) fn measure_elsewhere(
-    context: &Context<'_>,
-    tokenizer: &Tokenizer,
-    slices: &Slices,
-) -> Vec<(&'static str, f64)> {
+/// On slices of another site: L1 over the slice, L1 inside the brain.
+fn measure_other_site(context: &Context<'_>, tokenizer: &Tokenizer, slices: &Slices) -> Figures {
     let Reconstruction { slice, brain, .. } = reconstruct(context, tokenizer, slices);
     eprintln!("tokenizer: L1 {slice:.4} over the slice, {brain:.4} inside the brain on the other site");
     vec![("tokenizer_other_site_l1", slice), ("tokenizer_other_site_l1_in_brain", brain)]
 }
 
-/// How slices come back from their tokens.
+/// How close decoded slices are to the originals.
 struct Reconstruction {
     /// L1 over the slice.
     slice: f64,
     /// L1 inside the brain.
     brain: f64,
-    /// Share of the codes that occur.
+    /// Share of all codes that occur.
     in_use: f64,
 }
 
+/// Encodes and decodes slices, spread over a set and not augmented.
 fn reconstruct(context: &Context<'_>, tokenizer: &Tokenizer, from: &Slices) -> Reconstruction {
+    /// Slices that are measured, and slices of a batch.
+    const SLICES: usize = 480;
+    const BATCH: usize = 24;
     let width = from.shape[0];
     let (mut error, mut pixels) = ([0., 0.], [0., 0.]);
     let mut used = vec![false; tokenizer.config().codes() as usize];
     tch::no_grad(|| {
-        for numbers in data::spread(from, 480).chunks(24) {
+        for numbers in from.spread(SLICES).chunks(BATCH) {
             let slices: Vec<_> = numbers.iter().map(|&n| from.get(n)).collect();
-            let (image, z_mm) = data::stack(&slices, width, context.device);
+            let (image, z_mm) = stack(&slices, width, context.device);
             let codes = tokenizer.encode(&image, &z_mm);
             let distance = (tokenizer.decode(&codes, &z_mm, Kind::Float) - &image).abs();
-            let brain: Vec<f32> = slices.iter().flat_map(|s| s.brain.iter().map(|&b| f32::from(u8::from(b)))).collect();
+            let brain: Vec<f32> = slices.iter().flat_map(|slice| slice.brain_pixels()).collect();
             let brain = Tensor::from_slice(&brain).view_as(&image).to_device(context.device);
             let sum = |t: &Tensor| f64::try_from(t.sum(Kind::Double)).unwrap_or(f64::NAN);
             for (at, within) in [brain.ones_like(), brain].iter().enumerate() {
@@ -186,10 +194,10 @@ fn reconstruct(context: &Context<'_>, tokenizer: &Tokenizer, from: &Slices) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{TrainConfig, TrainPipeline};
-    use crate::model::{Codebook, TokenizerConfig, Vectors};
+    use crate::model::{Codebook, Sizes, TokenizerConfig, TransformerConfig, Vectors};
     use crate::preprocess;
-    use crate::train::data::Brain;
+    use crate::train::config::{TrainConfig, TrainPipeline};
+    use crate::train::dataset::Brain;
     use std::path::Path;
     use tch::Device;
 
@@ -213,8 +221,8 @@ mod tests {
         weights
     }
 
-    /// A training with everything that has a state of its own: learned vectors and a discriminator.
-    fn trained(work: &Path) -> (Weights, Vec<(&'static str, f64)>) {
+    /// A training with all parts that have a state: learned vectors and a discriminator.
+    fn trained(work: &Path) -> (Weights, Figures) {
         let mut config =
             TrainConfig { work: work.into(), bf16: false, checkpoint_seconds: 0, ..TrainConfig::default() };
         let vq = Codebook::Vq(Vectors { codes: 40, width: 4 });
@@ -228,18 +236,26 @@ mod tests {
             kind: Kind::Float,
             train: Slices::new(vec![brain()]),
             val: Slices::new(vec![brain()]),
+            other_site: None,
             outlines: Vec::new(),
         };
-        let store = VarStore::new(Device::Cpu);
-        tch::manual_seed(7);
-        let tokenizer = Tokenizer::new(store.root(), &pipeline.train.tokenizer.network);
-        let figures = train(&context, &store, &tokenizer).unwrap();
-        (weights(&store), figures)
+        let transformer = TransformerConfig { width: 8, heads: 1, layers: 1 };
+        let sizes = Sizes {
+            tokens: [24, 20],
+            tokenizer: pipeline.train.tokenizer.network.clone(),
+            detector: transformer.clone(),
+            inpainter: transformer,
+            prior: None,
+        };
+        let (networks, stores) = sizes.build(Device::Cpu, |_| tch::manual_seed(7));
+        let store = stores.get(Network::Tokenizer).unwrap();
+        let figures = train(&context, &networks, store).unwrap();
+        (weights(store), figures)
     }
 
     #[test]
-    fn a_training_taken_up_from_any_of_its_checkpoints_ends_with_the_same_weights() {
-        // Sums of several threads depend on their number.
+    fn a_training_that_continues_from_a_checkpoint_ends_with_the_same_weights() {
+        // The sums of several threads depend on their number.
         tch::set_num_threads(1);
         let [whole, rest] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let name = "tokenizer.checkpoint.safetensors";
@@ -257,7 +273,7 @@ mod tests {
         assert!((1..14).contains(&step), "copied after step {step}");
 
         let (weights, same) = trained(rest.path());
-        assert_eq!(weights, expected, "taken up after step {step}");
+        assert_eq!(weights, expected, "continued after step {step}");
         assert_eq!(same, figures);
         assert!(expected.iter().any(|(name, _)| name == "codebook.vectors"));
     }

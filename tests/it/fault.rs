@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt as _;
 use neurosieve::cohort::Location;
-use neurosieve::config::Pipeline;
-use neurosieve::flow::{Outcome, Report, Run};
+use neurosieve::flow::{Outcome, Pipeline, Report, Run};
 use neurosieve::query;
 use neurosieve::synth::{CohortSpec, write};
 use neurosieve::tables::Tables;

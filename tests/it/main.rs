@@ -9,6 +9,7 @@ mod geometry;
 mod gpu;
 mod inspect;
 mod kills;
+mod pipelines;
 mod preprocess;
 mod s3;
 mod screen;

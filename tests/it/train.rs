@@ -175,14 +175,14 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     assert!(
         String::from_utf8(file("b4", "MODEL_CARD.md"))
             .unwrap()
-            .contains("The detector was trained on, with 11 updates")
+            .contains("The detector was trained further, with 11 updates")
     );
     // Without a healthy map it is whole, too.
     assert!(!folder.join("b4/healthy.safetensors").exists());
     let opened = program(&["twin", "--bundle", "b4", "--out", "b4.safetensors"], folder);
     assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
     for (only, told) in [
-        (r#"train.further=["tokenizer"]"#, "codes are what the other networks know"),
+        (r#"train.further=["tokenizer"]"#, "depend on the tokenizer's codes"),
         (r#"train.further=["prior"]"#, "[train.prior]"),
     ] {
         further[9] = only;

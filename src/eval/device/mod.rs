@@ -19,7 +19,7 @@ pub use volumes::{Breakdown, VolumeSettings, VolumeSpeed, score_volumes};
 use self::clock::{ceiling, launch_seconds, seconds};
 use self::inputs::Batch;
 use crate::error::{Error, Result};
-use crate::model::{Bundle, Decoding, Masked, Networks, Preset, Resampling, Sizes, TransformerConfig, device};
+use crate::model::{Bundle, Decoding, Masked, Networks, Preset, Resampling, Sizes, TokenSlices, TransformerConfig, device};
 
 /// Slices with brain in a brain at 2 mm, for scans per second.
 const SLICES_PER_SCAN: f64 = 80.;
@@ -266,7 +266,8 @@ impl Batch<'_> {
         let noise = Tensor::rand([self.len, longest, n_codes], (Kind::Float, *device));
         let restore = |cached| {
             let resampling = Resampling { limit_nats: 5., cached };
-            drop(prior.restore(middle, inside, z_mm, |n| noise.narrow(1, 0, n), resampling, kind));
+            let slices = TokenSlices { codes: middle, inside, z_mm };
+            drop(prior.restore(slices, |n| noise.narrow(1, 0, n), resampling, kind));
         };
         // A pass over the whole slice for each of its tokens, which needs the head once.
         let once = |n: i64| of.flop(n, 0) + self.head_flop(of, 1.);

@@ -15,13 +15,13 @@ use tch::{Device, Kind, Tensor};
 use super::clock::{seconds, wait_for};
 use super::inputs::{self, Batch};
 use super::{Model, ModelChoice};
-use crate::cohort;
-use crate::config::{CohortConfig, ScoreConfig};
+use crate::cohort::{self, CohortConfig};
 use crate::error::{Error, Result};
 use crate::eval::preprocess::MAX_SCAN_BYTES;
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess;
-use crate::score::{self, Inference, Method, Scan, Settings, batch_slices, within_memory};
+use crate::score::memory::within_memory;
+use crate::score::{self, Inference, Method, Scan, ScoreConfig, Settings, batch_slices};
 use crate::volume::Volume;
 
 /// Share of tokens that are in-painted where weights are random and no threshold means anything.

@@ -22,13 +22,13 @@ use rayon::prelude::*;
 pub use report::{Estimate, MethodFigures, Ratio, Report, ScanFigures};
 
 use self::figures::Counts;
+use super::config::EvalPipeline;
 use super::preprocess::MAX_SCAN_BYTES;
-use crate::cohort::{self, Location};
-use crate::config::{CohortConfig, EvalPipeline, ScoreConfig};
+use crate::cohort::{self, CohortConfig, Location};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
-use crate::score::{self, Assessment, Scan, Settings};
+use crate::score::{self, Assessment, Scan, ScoreConfig, Settings};
 use crate::tables::Tables;
 use crate::volume::{Volume, nifti, resample};
 

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::Judged;
 use super::figures::{Counts, auroc, dice, interval, pooled, quantile};
-use crate::config::{MethodConfig, ScoreConfig};
 use crate::error::{Error, Result};
+use crate::eval::config::MethodConfig;
+use crate::score::ScoreConfig;
 use crate::tables::EvaluationRow;
 
 /// A figure and the middle 95 % of it over scans drawn with replacement.

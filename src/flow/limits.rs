@@ -1,4 +1,4 @@
-//! Settings of a run that are words: how many failures are too many, and which share of a cohort is this process's.
+//! Two settings of `[run]` that are written as text: the limit of failures and the part of the cohort.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,20 +8,20 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// A share of failures is not judged before this many scans have ended: of the first two, one may fail.
+/// A percentage applies once this many scans have ended: before, a single failure could exceed it.
 const LEAST_ENDED: u64 = 20;
 
-/// How many scans may fail before a run is given up: `25`, or a share of those that ended, `5%`.
+/// How many scans may fail before a run ends early: a number (`25`), or a percentage of the scans that ended (`5%`).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Given", into = "String")]
 pub enum FailureLimit {
-    /// So many.
+    /// A number of scans.
     Scans(u64),
-    /// So many in a hundred, once 20 have ended.
+    /// A percentage of the scans that ended, once 20 have ended.
     Percent(f64),
 }
 
-/// What a TOML file may hold: `25` or `"5%"`.
+/// The forms that a TOML file may hold: `25` or `"5%"`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Given {
@@ -30,7 +30,7 @@ enum Given {
 }
 
 impl FailureLimit {
-    /// Whether a run with so many good and failed scans is to be given up.
+    /// Whether a run with these numbers of finished and failed scans exceeds the limit.
     pub fn is_passed(self, done: u64, failed: u64) -> bool {
         match self {
             Self::Scans(most) => failed > most,
@@ -52,7 +52,9 @@ impl FromStr for FailureLimit {
             None => text.trim().parse().ok().map(Self::Scans),
         };
         parsed.ok_or_else(|| {
-            Error::Config(format!("`{text}` is no limit of failures: give a number of scans (25) or a share (5%)"))
+            Error::Config(format!(
+                "`{text}` is not a limit of failures: give a number of scans (25) or a percentage (5%)"
+            ))
         })
     }
 }
@@ -83,8 +85,8 @@ impl From<FailureLimit> for String {
     }
 }
 
-/// One of `of` parts of a cohort, `number` from 1: `2/8`. A scan's part depends on its id alone, so it stays in it when the
-/// cohort grows.
+/// One of several parts of a cohort, counted from 1: `2/8` is the second of eight. A scan's part depends on its id alone, so
+/// it does not change when the cohort grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Shard {
@@ -109,7 +111,7 @@ impl FromStr for Shard {
         match numbers {
             Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
             _ => Err(Error::Config(format!(
-                "`{text}` is no part of a cohort: give 1/8 for the first of eight, up to 8/8"
+                "`{text}` is not a part of a cohort: give 1/8 for the first of eight parts, up to 8/8"
             ))),
         }
     }
