@@ -15,9 +15,10 @@ use std::time::Instant;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
-use neurosieve::cohort::{Location, ScanEntry};
+use neurosieve::cohort::ScanEntry;
 use neurosieve::config::Pipeline;
 use neurosieve::flow::Run;
+use neurosieve::store::Location;
 use neurosieve::tables::{DataFile, Receipt, Table, Tables};
 use object_store::memory::InMemory;
 use object_store::path::Path;

@@ -18,10 +18,11 @@ use datafusion::prelude::{SessionContext, col, lit};
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt as _;
 
-use crate::cohort::{Location, bids};
+use crate::cohort::bids;
 use crate::error::{Error, Result};
 use crate::flow::rows::{affine_from, unpack_bits};
 use crate::preprocess::mask_to;
+use crate::store::Location;
 use crate::volume::{Affine, Grid, Volume, nifti, resample};
 
 /// What was written.

@@ -14,7 +14,7 @@ mod screening;
 mod waiting;
 mod write;
 
-pub use budget::{Budget, Grant, Memory};
+pub use budget::{Budget, Grant};
 pub use driver::{Outcome, Report, Run};
 pub use monitor::Monitor;
 pub use progress::{Place, Progress, Seen, Snapshot, bottleneck};

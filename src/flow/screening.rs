@@ -9,10 +9,10 @@ use tokio::sync::{Semaphore, watch};
 
 use super::budget::Budget;
 use super::progress::Progress;
-use crate::cohort::Location;
 use crate::config::FailureLimit;
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
+use crate::store::Location;
 
 /// What all partitions of a run share.
 #[derive(Debug)]

@@ -19,8 +19,8 @@ use serde_json::{Map, Value, json};
 
 use super::Table;
 use super::schema::Kind;
-use crate::cohort::store::{Location, with_retries};
 use crate::error::{Error, Result};
+use crate::store::{Location, with_retries};
 
 /// Zstandard level: the third makes tokens a hundredth and masks an eighth smaller, in one and a half times the time.
 const ZSTD_LEVEL: i32 = 1;

@@ -7,8 +7,8 @@ use deltalake_core::DeltaTable;
 use deltalake_core::kernel::transaction::CommitProperties;
 
 use super::{Table, load};
-use crate::cohort::Location;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
 /// The table with all columns of this version.
 ///

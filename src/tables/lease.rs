@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cohort::Location;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
 const NAME: &str = "_schedule.lock";
 
@@ -174,7 +174,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::cohort::store::open_or_create;
+    use crate::store::open_or_create;
 
     #[tokio::test]
     async fn a_folder_has_one_holder_at_a_time() {

@@ -45,8 +45,8 @@ pub use self::receipt::Receipt;
 pub use self::run::RunRow;
 pub use self::schema::{Column, Kind, Table, scan_rows, screen_row, screen_schema};
 
-use crate::cohort::store::{self, Location};
 use crate::error::{Error, Result};
+use crate::store::{self, Location};
 
 /// How long the log remembers which commits of a run were made. Longer than any run; shorter than forever, as each
 /// run adds an entry to every checkpoint.

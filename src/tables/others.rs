@@ -14,8 +14,8 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 use super::{DataFile, Receipt, Table};
-use crate::cohort::store::{Location, with_retries};
 use crate::error::{Error, Result};
+use crate::store::{Location, with_retries};
 
 /// A scan with its content and the recipe.
 type Key = [String; 3];

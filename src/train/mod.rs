@@ -46,6 +46,7 @@ use crate::model::{
     device,
 };
 use crate::preprocess;
+use crate::store;
 use adamw::{AdamW, AdamWConfig};
 use anomaly::Outline;
 use curve::Curve;
@@ -271,7 +272,7 @@ async fn outlines(url: &str) -> Result<Vec<Outline>> {
     if url.is_empty() {
         return Ok(outlines);
     }
-    let location = cohort::open(url)?;
+    let location = store::open(url)?;
     let everything = Selection { suffixes: Vec::new(), ..Selection::default() };
     for entry in cohort::list(&location, "shapes", &everything).await?.selected {
         let bytes = cohort::read(&location, &entry, data::MAX_SCAN_BYTES).await?;
@@ -292,7 +293,7 @@ async fn brains(
     split: &str,
 ) -> Result<Vec<Brain>> {
     let config = &pipeline.train;
-    let location = cohort::open(&pipeline.cohort.url)?;
+    let location = store::open(&pipeline.cohort.url)?;
     let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
     selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
     let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());

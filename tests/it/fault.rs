@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt as _;
-use neurosieve::cohort::Location;
 use neurosieve::config::Pipeline;
 use neurosieve::flow::{Outcome, Report, Run};
 use neurosieve::query;
+use neurosieve::store::Location;
 use neurosieve::synth::{CohortSpec, write};
 use neurosieve::tables::Tables;
 use object_store::path::Path;
