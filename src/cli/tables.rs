@@ -96,7 +96,7 @@ impl TablesArgs {
     /// Runs the command.
     pub async fn run(self) -> Result<()> {
         match self.command {
-            TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
+            TablesCommand::Describe => Table::ALL.iter().for_each(|table| println!("{}", table.describe())),
             TablesCommand::Optimize { which, target_mib, memory_mib } => {
                 let (mut tables, wanted) = which.open().await?;
                 let memory_bytes =

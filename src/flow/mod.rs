@@ -7,7 +7,7 @@ mod budget;
 mod driver;
 mod monitor;
 mod progress;
-pub(crate) mod rows;
+mod rows;
 mod schedule;
 mod screen;
 mod screening;
