@@ -18,7 +18,6 @@
 
 mod adamw;
 mod anomaly;
-pub mod border;
 mod calibrate;
 mod card;
 mod codebook;

@@ -14,6 +14,7 @@
 //! same cohort gives the same figures, times aside.
 
 mod bias;
+pub mod border;
 mod geometry;
 mod intensity;
 mod lesions;
