@@ -79,7 +79,8 @@ impl Tables {
         const SHORTEST: Duration = Duration::from_secs(24 * 3600);
         if keep < SHORTEST {
             return Err(Error::Config(format!(
-                "vacuum would keep files for {} hours only, and may delete those of a run that is at work: keep at least a day",
+                "vacuum would keep files for {} hours only, and may delete those of a run that is at work: keep at least \
+                 a day",
                 keep.as_secs() / 3600
             )));
         }

@@ -11,12 +11,12 @@
 //! that are already done. Refuses to open a place without tables (unless asked to create them), a store without
 //! conditional writes, tables whose columns this version cannot fill, and to commit the same work twice.
 //!
-//! Words used here and in [`crate::flow`]:
+//! Words used here and in `flow/`:
 //!
 //! | word | meaning |
 //! |---|---|
 //! | run | one execution of a pipeline; `run_id` is in every row that it wrote |
-//! | recipe | everything that decides a scan's numbers: settings of preprocessing and scoring, bundle, algorithm versions; `recipe_id` is its hash |
+//! | recipe | all that decides a scan's numbers: settings, bundle, algorithm versions; `recipe_id` is its hash |
 //! | key | (`scan_id`, `content_id`, `recipe_id`); a run skips keys that have a result, and no two runs commit the same key |
 //! | data file | a Parquet file below a table's folder; it counts only once a commit adds it |
 //! | roll | scans that one partition of the writing operator writes together, as at most one data file per table |

@@ -1,7 +1,7 @@
 //! Receipts: what the writing operator gives to the driver.
 //!
-//! A receipt says that a data file is in the store and is not part of a table yet; [`Tables::commit`](super::Tables::commit)
-//! makes it part. A **roll** is the scans that one partition writes together, as at most one file per table: its receipts
+//! A receipt says that a data file is in the store and is not part of a table yet; `Tables::commit` makes it
+//! part. A **roll** is the scans that one partition writes together, as at most one file per table: its receipts
 //! share a `batch_id` and are committed together.
 
 use std::sync::{Arc, LazyLock};

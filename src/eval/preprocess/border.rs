@@ -57,15 +57,15 @@ pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> 
     let examples = images.concat();
     if examples.is_empty() {
         return Err(Error::Config(
-            "none of the heads is usable to fit the brain's border: give whole T1-weighted heads with their brain masks".into(),
+            "no head is usable to fit the brain's border: give whole T1-weighted heads with their brain masks".into(),
         ));
     }
     let weights = regression(&examples)?;
     let correct = examples.iter().filter(|(seen, brain)| (weights.log_odds(seen) > 0.0) == *brain).count();
     let text = toml::to_string(&weights).map_err(|e| Error::Bug(format!("the weights are not TOML: {e}")))?;
     Ok(format!(
-        "# The regression of src/preprocess/border.rs, fitted by src/eval/preprocess/border.rs.\n# Fitted on: {source}\n# {} heads, \
-         {used} images of them, {} voxels, {:.1} % of them classified correctly.\n{text}",
+        "# The regression of src/preprocess/border.rs, fitted by src/eval/preprocess/border.rs.\n# Fitted on: {source}\n\
+         # {} heads, {used} images of them, {} voxels, {:.1} % of them classified correctly.\n{text}",
         cases.len(),
         examples.len(),
         100.0 * correct as f64 / examples.len() as f64
