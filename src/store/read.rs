@@ -22,19 +22,25 @@ pub async fn read(
     etag: Option<&str>,
     check_size: impl Fn(u64) -> Result<()>,
 ) -> Result<Bytes> {
+    with_retries(|| read_once(location, uri, etag, &check_size)).await
+}
+
+async fn read_once(
+    location: &Location,
+    uri: &str,
+    etag: Option<&str>,
+    check_size: &impl Fn(u64) -> Result<()>,
+) -> Result<Bytes> {
     let path = location.path_of(uri)?;
+    let options = GetOptions { if_match: etag.map(str::to_owned), ..GetOptions::default() };
     let failed = |e| Error::storage(format!("cannot read {uri}"), e);
-    with_retries(async || {
-        let options = GetOptions { if_match: etag.map(str::to_owned), ..GetOptions::default() };
-        let found = location.store.get_opts(&path, options).await.map_err(failed)?;
-        let announced = found.meta.size;
-        check_size(announced)?;
-        let bytes = found.bytes().await.map_err(failed)?;
-        if bytes.len() as u64 != announced {
-            let said = format!("the body has {} bytes, the store announced {announced}", bytes.len());
-            return Err(failed(object_store::Error::Generic { store: "body", source: said.into() }));
-        }
-        Ok(bytes)
-    })
-    .await
+    let found = location.store.get_opts(&path, options).await.map_err(failed)?;
+    let announced = found.meta.size;
+    check_size(announced)?;
+    let bytes = found.bytes().await.map_err(failed)?;
+    if bytes.len() as u64 != announced {
+        let said = format!("the body has {} bytes, the store announced {announced}", bytes.len());
+        return Err(failed(object_store::Error::Generic { store: "body", source: said.into() }));
+    }
+    Ok(bytes)
 }
