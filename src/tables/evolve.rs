@@ -26,7 +26,7 @@ pub(super) async fn add_missing_columns(location: &Location, table: Table, found
     tracing::info!(table = table.name(), columns = names.join(", "), "adding columns of this version");
     // With retries, the second of two processes would add them again.
     let properties = CommitProperties::default().with_max_retries(0);
-    match found.add_columns().with_fields(missing.clone()).with_commit_properties(properties).await {
+    match found.add_columns().with_fields(missing).with_commit_properties(properties).await {
         Ok(evolved) => Ok(evolved),
         // Another process may have added them meanwhile.
         Err(error) => match load(location, table).await? {
