@@ -13,7 +13,7 @@
 //! machine's role, never from the address. Refuses an unknown scheme, a local folder that does not exist, and an address
 //! with a login, a query or a fragment.
 //!
-//! Retries have two layers: the store's client repeats single requests, and [`with_retries`] repeats whole calls
+//! Retries have two layers: the store's client repeats single requests, and `with_retries` repeats whole calls
 //! (`retry.rs`).
 
 mod location;
