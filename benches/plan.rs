@@ -15,8 +15,9 @@ use std::time::Instant;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
-use neurosieve::cohort::{Location, ScanEntry};
+use neurosieve::cohort::ScanEntry;
 use neurosieve::flow::{Pipeline, Run};
+use neurosieve::store::Location;
 use neurosieve::tables::{DataFile, Receipt, Table, Tables};
 use object_store::memory::InMemory;
 use object_store::path::Path;

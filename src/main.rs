@@ -14,7 +14,7 @@ fn main() -> ExitCode {
 #[allow(unsafe_code, reason = "glibc's settings have no safe interface")]
 fn one_heap_per_core() {
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = neurosieve::machine::cores();
         // SAFETY: mallopt may be called at any time; no other thread runs yet. Where it refuses, all stays as it was.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, cores as libc::c_int) };
     }

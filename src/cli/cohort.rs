@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 
 use crate::cohort::{self, Selection, report};
 use crate::error::{Error, Result};
+use crate::store;
 
 /// Show which scans of a cohort would be screened, which not, and why
 ///
@@ -81,7 +82,7 @@ pub struct CohortArgs {
 impl CohortArgs {
     /// Lists the cohort and prints what it holds.
     pub async fn run(self) -> Result<()> {
-        let location = cohort::open(&self.url)?;
+        let location = store::open(&self.url)?;
         let mut participants = BTreeMap::<String, Vec<String>>::new();
         for (column, value) in self.participants {
             participants.entry(column).or_default().push(value);

@@ -9,12 +9,11 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use sysinfo::Disks;
 
-use crate::cohort::store;
 use crate::error::{Error, Result};
-use crate::flow::Memory;
+use crate::machine::{self, Memory};
 use crate::model::device::{self, Cuda, DeviceChoice, LIBTORCH_VERSION};
+use crate::store;
 
 /// How long a store may take for its first answer. Its own retries go on for longer; a user who asks waits for less.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -127,8 +126,8 @@ fn chosen_device(choice: DeviceChoice) -> Finding {
 }
 
 fn processor() -> Finding {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let units = vector_units();
+    let cores = machine::cores();
+    let units = machine::vector_units();
     if units.contains(&"avx2") || !cfg!(target_arch = "x86_64") {
         return Finding::new(
             Verdict::Fine,
@@ -140,21 +139,8 @@ fn processor() -> Finding {
     Finding::new(Verdict::Limited, "processor", text)
 }
 
-/// The instruction sets that decide how fast libtorch computes: 8 or 16 numbers at a time, bfloat16.
-fn vector_units() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let units = [
-        ("avx2", is_x86_feature_detected!("avx2")),
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let units = [("", false); 0];
-    units.into_iter().filter_map(|(name, present)| present.then_some(name)).collect()
-}
-
 fn memory() -> Finding {
-    let (here, machine) = (Memory::here(), Memory::of_machine());
+    let (here, machine) = (Memory::of_process(), Memory::of_machine());
     // A container's own limit ends the process, however much the machine has.
     let text = if here.total < machine.total {
         format!(" (the limit of this container; the machine has {})", gib(machine.total))
@@ -169,12 +155,10 @@ fn disk() -> Finding {
     let Ok(folder) = env::current_dir() else {
         return Finding::new(Verdict::Limited, "disk", "the current folder cannot be read");
     };
-    let disks = Disks::new_with_refreshed_list();
-    let holding = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
-    match holding.max_by_key(|disk| disk.mount_point().components().count()) {
-        Some(disk) => {
-            let text = format!("{} available in {}", gib(disk.available_space()), folder.display());
-            roomy("disk", disk.available_space(), text, "tables written here may not fit")
+    match machine::free_disk(&folder) {
+        Some(free) => {
+            let text = format!("{} available in {}", gib(free), folder.display());
+            roomy("disk", free, text, "tables written here may not fit")
         }
         None => Finding::new(Verdict::Limited, "disk", format!("no word of the room left in {}", folder.display())),
     }

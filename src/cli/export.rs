@@ -1,9 +1,9 @@
 //! `neurosieve export`: masks and maps back to the scans' native space.
 
-use crate::cohort;
 use crate::error::Result;
 use crate::export;
 use crate::query;
+use crate::store;
 use crate::tables::Tables;
 
 /// Write masks and anomaly maps as NIfTI, in each scan's native grid
@@ -30,7 +30,7 @@ impl ExportArgs {
     /// Runs the command.
     pub async fn run(self) -> Result<()> {
         let context = query::session(&Tables::open(&self.tables).await?).await?;
-        let to = cohort::open_or_create(&self.to)?;
+        let to = store::open_or_create(&self.to)?;
         let exported = export::export(&context, &to, &self.scan).await?;
         println!("{} files of {} scans written to {}", exported.files, exported.scans, self.to);
         Ok(())

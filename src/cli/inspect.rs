@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::eval::preprocess::{Measured, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
 use crate::report::{Panel, picture};
+use crate::store;
 use crate::volume::{Affine, Volume, nifti};
 
 /// Larger scans are refused.
@@ -44,7 +45,7 @@ impl InspectArgs {
     /// Runs the command.
     pub async fn run(self) -> Result<()> {
         let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
-        let location = cohort::open(if folder.is_empty() { "/" } else { folder })?;
+        let location = store::open(if folder.is_empty() { "/" } else { folder })?;
         let selection = Selection {
             suffixes: Vec::new(),
             include: vec![globset::escape(name)],

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use crate::error::{Error, Result};
-use crate::flow;
+use crate::machine::Memory;
 use crate::query::{self, Format};
 use crate::tables::{Commit, Optimized, Table, Tables};
 
@@ -96,11 +96,11 @@ impl TablesArgs {
     /// Runs the command.
     pub async fn run(self) -> Result<()> {
         match self.command {
-            TablesCommand::Describe => Table::EVERY.iter().for_each(|table| println!("{}", table.describe())),
+            TablesCommand::Describe => Table::ALL.iter().for_each(|table| println!("{}", table.describe())),
             TablesCommand::Optimize { which, target_mib, memory_mib } => {
                 let (mut tables, wanted) = which.open().await?;
                 let memory_bytes =
-                    if memory_mib == 0 { flow::Memory::here().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
+                    if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
                 for table in wanted {
                     let target = target_mib.saturating_mul(MIB);
                     let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;

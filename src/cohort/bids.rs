@@ -1,10 +1,10 @@
-//! What a path says about a scan, by the Brain Imaging Data Structure (BIDS).
+//! What a path says about a scan, by the rules of the Brain Imaging Data Structure (BIDS).
 //!
-//! Takes a path relative to a dataset's root, `/` separated; gives [`Entities`]: subject, session, suffix and so
-//! on. Pure text, no file is opened, and every text is accepted: a name that follows no rule has no entities.
+//! Takes a path relative to a dataset's root, `/` separated; gives [`Entities`]: subject, session, suffix and so on. Works
+//! on the text alone and refuses none: a name that follows no rule has no entities.
 //! Rules: <https://bids-specification.readthedocs.io/en/stable/common-principles.html#filenames>.
 
-/// The entities that a path carries. Labels are as written, without their key: `sub-01` gives `01`.
+/// The entities of a path. Labels are as written, without their key: `sub-01` gives `01`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entities {
     /// `sub-`, from the file name, else from a folder.
@@ -25,7 +25,7 @@ pub struct Entities {
     pub datatype: Option<String>,
     /// True below a folder `derivatives`: made by a pipeline, not by a scanner.
     pub derivative: bool,
-    /// True below a folder `sourcedata`: kept by the dataset, not part of it.
+    /// True below a folder `sourcedata`: raw data beside the dataset, not part of it.
     pub source_data: bool,
 }
 
@@ -58,7 +58,7 @@ pub fn entities(uri: &str) -> Entities {
 pub enum Part {
     /// `.nii`, `.nii.gz`: all of it.
     Whole,
-    /// `.hdr`, `.hdr.gz`: the header of a pair. Not BIDS, but images of that time are put into BIDS folders as they are.
+    /// `.hdr`, `.hdr.gz`: the header of a pair. Not BIDS, but old images are often put into BIDS folders unchanged.
     Header,
     /// `.img`, `.img.gz`: the voxels of a pair.
     Voxels,
@@ -74,24 +74,24 @@ const EXTENSIONS: [(&str, Part); 6] = [
     (".img", Part::Voxels),
 ];
 
-/// A path or file name without an image's extension or `.json`, whatever their case.
+/// A path or file name without the extension of an image or `.json`, in upper or lower case.
 pub fn stem(name: &str) -> &str {
     let extensions = EXTENSIONS.iter().map(|(extension, _)| *extension).chain([".json"]);
     extensions.filter_map(|extension| without_extension(name, extension)).next().unwrap_or(name)
 }
 
-/// What this file holds of an image, or `None` where it is no image, whatever its extension's case.
+/// What this file holds of an image, or `None` where it is no image. The extension may be in upper or lower case.
 pub fn image_part(name: &str) -> Option<Part> {
     EXTENSIONS.iter().find(|(extension, _)| without_extension(name, extension).is_some()).map(|(_, part)| *part)
 }
 
-/// `name` without `extension` (ASCII, lower case), or `None` where it ends otherwise.
+/// `name` without `extension` (ASCII, lower case), or `None` where it has another one.
 pub fn without_extension<'a>(name: &'a str, extension: &str) -> Option<&'a str> {
     let at = name.len().checked_sub(extension.len())?;
     name.get(at..).filter(|end| end.eq_ignore_ascii_case(extension)).map(|_| &name[..at])
 }
 
-/// A file name taken apart: `key-label` pairs between `_`, then a suffix.
+/// A file name in its parts: `key-label` pairs separated by `_`, then a suffix.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Name<'a> {
     pairs: Vec<(&'a str, &'a str)>,
@@ -99,7 +99,7 @@ pub(super) struct Name<'a> {
 }
 
 impl<'a> Name<'a> {
-    /// Takes a file name without its extension apart. A part that is no pair and not last is passed over.
+    /// Parses a file name without its extension. A part that is neither a pair nor last is ignored.
     pub(super) fn parse(stem: &'a str) -> Self {
         let pair = |part: &'a str| part.split_once('-').filter(|(key, label)| !key.is_empty() && !label.is_empty());
         let suffix = stem.rsplit('_').next().filter(|last| !last.is_empty() && !last.contains('-'));
@@ -111,13 +111,13 @@ impl<'a> Name<'a> {
         self.pairs.iter().find(|(k, _)| *k == key).map(|(_, label)| *label)
     }
 
-    /// True where metadata under this name holds for `image` by the inheritance principle: the same suffix, and
-    /// no entity that the image lacks.
+    /// True where metadata of this name applies to `image` by the inheritance principle: the same suffix, and no entity
+    /// that the image lacks.
     pub(super) fn applies_to(&self, image: &Name<'_>) -> bool {
         self.suffix.is_some() && self.suffix == image.suffix && self.pairs.iter().all(|pair| image.pairs.contains(pair))
     }
 
-    /// How many entities the name has: of two that apply, more is nearer.
+    /// The number of entities. Of two names that apply, the one with more entities is nearer.
     pub(super) fn n_entities(&self) -> usize {
         self.pairs.len()
     }

@@ -1,15 +1,14 @@
-//! Reading one scan's bytes.
+//! Reading one scan: its file, or both files of a pair.
 
 use bytes::Bytes;
-use object_store::GetOptions;
 
 use super::bids::{self, Part};
-use super::store::with_retries;
-use super::{Location, ScanEntry};
+use super::manifest::ScanEntry;
 use crate::error::{Error, Result};
+use crate::store::{self, Location};
 use crate::volume::nifti::{self, Decoded};
 
-/// A scan as it lies in the store, read whole.
+/// A scan as the store holds it, read whole.
 #[derive(Debug, Clone)]
 pub enum ScanBytes {
     /// A `.nii` or `.nii.gz`.
@@ -24,7 +23,7 @@ pub enum ScanBytes {
 }
 
 impl ScanBytes {
-    /// How many bytes were read.
+    /// Bytes read, of a pair both together.
     pub fn n_bytes(&self) -> usize {
         match self {
             Self::File(bytes) => bytes.len(),
@@ -32,7 +31,7 @@ impl ScanBytes {
         }
     }
 
-    /// Bytes of the decoded voxels, as [`nifti::decoded_bytes`] tells.
+    /// Bytes of the decoded voxels by the header, as [`nifti::decoded_bytes`] gives them.
     pub fn decoded_bytes(&self) -> Option<u64> {
         match self {
             Self::File(bytes) | Self::Pair { header: bytes, .. } => nifti::decoded_bytes(bytes),
@@ -40,6 +39,9 @@ impl ScanBytes {
     }
 
     /// The scan's volume; `limit_bytes` as in [`nifti::decode`].
+    ///
+    /// # Errors
+    /// Those of [`nifti::decode`]: [`Error::Input`] with the reason why the bytes are not a usable volume.
     pub fn decode(&self, limit_bytes: u64) -> Result<Decoded> {
         match self {
             Self::File(bytes) => nifti::decode(bytes, limit_bytes),
@@ -50,12 +52,12 @@ impl ScanBytes {
 
 /// Reads a scan whole: its file, or both files of a pair.
 ///
-/// An object that was replaced since the listing saw it is refused, so that no result is filed under content that was
-/// never read. `limit_bytes`: a scan whose objects are larger in all is refused; none of them is read that is larger.
+/// An object that was replaced since the listing is refused, so that no result is filed under content that was never
+/// read. A scan whose objects have more than `limit_bytes` together is refused, and no object above the limit is read.
 ///
 /// # Errors
-/// [`Error::Storage`], with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half
-/// a pair (`half_pair`).
+/// [`Error::Storage`] with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half a
+/// pair (`half_pair`).
 pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Result<ScanBytes> {
     let first = read_object(location, &scan.uri, scan.etag.as_deref(), limit_bytes);
     match (bids::image_part(&scan.uri), &scan.voxels_uri) {
@@ -72,28 +74,16 @@ pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Re
 }
 
 async fn read_object(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
-    with_retries(|| read_once(location, uri, etag, limit_bytes)).await
-}
-
-async fn read_once(location: &Location, uri: &str, etag: Option<&str>, limit_bytes: u64) -> Result<Bytes> {
-    let path = location.path_of(uri)?;
-    let options = GetOptions { if_match: etag.map(str::to_owned), ..GetOptions::default() };
-    // Without the location's address: the message goes into the tables.
-    let failed = |e| Error::storage(format!("cannot read {uri}"), e);
-    let found = location.store.get_opts(&path, options).await.map_err(failed)?;
-    if found.meta.size > limit_bytes {
-        return Err(Error::input(
+    let check_size = |size: u64| {
+        if size <= limit_bytes {
+            return Ok(());
+        }
+        Err(Error::input(
             "too_large",
-            format!("{uri} has {} bytes, more than run.max_scan_mib allows ({limit_bytes} bytes)", found.meta.size),
-        ));
-    }
-    let promised = found.meta.size;
-    let bytes = found.bytes().await.map_err(failed)?;
-    if bytes.len() as u64 != promised {
-        let said = format!("{} bytes came, {promised} were promised", bytes.len());
-        return Err(failed(object_store::Error::Generic { store: "body", source: said.into() }));
-    }
-    Ok(bytes)
+            format!("{uri} has {size} bytes, more than run.max_scan_mib allows ({limit_bytes} bytes)"),
+        ))
+    };
+    store::read(location, uri, etag, check_size).await
 }
 
 fn half_pair(uri: &str, missing: &str) -> Error {

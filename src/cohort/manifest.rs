@@ -6,14 +6,14 @@
 //! | `uri` | Utf8 | path below the cohort's root, `/` separated |
 //! | `content_id` | Utf8 | changes when the object does: see [`content_id`] |
 //! | `size_bytes` | Int64 | size of the object |
-//! | `etag` | Utf8? | the store's version tag |
+//! | `etag` | Utf8? | the store's ETag |
 //! | `last_modified` | Timestamp(us, UTC) | when the object was last written |
 //! | `cohort` | Utf8 | the cohort's name |
 //! | `subject`, `session`, `acquisition`, `run`, `suffix` | Utf8? | BIDS entities, without their key |
 //! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
-//! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its version tag |
+//! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its ETag |
 //!
-//! Refuses a batch that lacks a column, has another type in it, or a null where none may be.
+//! Refuses a batch that lacks a column, or has a column of another type or with a null that is not allowed.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub struct ScanEntry {
     pub content_id: String,
     /// Size of the object in bytes; of a pair, both together.
     pub size_bytes: i64,
-    /// The store's version tag.
+    /// The store's ETag.
     pub etag: Option<String>,
     /// When the object was last written, to the microsecond; of a pair, the later one.
     pub last_modified: DateTime<Utc>,
@@ -55,9 +55,9 @@ pub struct ScanEntry {
     pub suffix: Option<String>,
     /// The JSON file that describes the image, below the root.
     pub sidecar_uri: Option<String>,
-    /// The `.img` whose header is `uri`, below the root. A whole file has none; neither has half a pair.
+    /// The `.img` whose header is `uri`, below the root. `None` for a whole file and for half a pair.
     pub voxels_uri: Option<String>,
-    /// The store's version tag of the `.img`.
+    /// The store's ETag of the `.img`.
     pub voxels_etag: Option<String>,
 }
 
@@ -85,7 +85,10 @@ pub fn schema() -> SchemaRef {
     ]))
 }
 
-/// Scans to a record batch of [`schema`], in the same order.
+/// Scans as a record batch of [`schema`], in the same order.
+///
+/// # Errors
+/// [`Error::Bug`] where the columns do not fit the schema, which is a defect of this program.
 pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
     let text =
         |of: fn(&ScanEntry) -> &String| -> ArrayRef { Arc::new(StringArray::from_iter_values(scans.iter().map(of))) };
@@ -114,7 +117,10 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         .map_err(|e| Error::Bug(format!("the manifest does not fit its schema: {e}")))
 }
 
-/// A record batch with the columns of [`schema`], in any order, back to scans.
+/// Scans from a record batch with the columns of [`schema`], in any order.
+///
+/// # Errors
+/// [`Error::Bug`] for a batch of another shape: the manifest is this program's own.
 pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
     let (scan_id, uri, content_id) =
         (required(batch, "scan_id")?, required(batch, "uri")?, required(batch, "content_id")?);
@@ -135,7 +141,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
                 size_bytes: size_bytes.value(i),
                 etag: maybe(etag, i),
                 last_modified: DateTime::from_timestamp_micros(last_modified.value(i))
-                    .ok_or_else(|| Error::Bug(format!("manifest row {i}: last_modified is no date")))?,
+                    .ok_or_else(|| Error::Bug(format!("manifest row {i}: last_modified is not a date")))?,
                 cohort: cohort.value(i).to_owned(),
                 subject: maybe(subject, i),
                 session: maybe(session, i),
@@ -150,15 +156,15 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
         .collect()
 }
 
-/// What tells one content of an object from another without reading it: the first 32 hexadecimal digits of the
-/// SHA-256 of `etag NUL size`, or of `modified NUL size` (microseconds since 1970) where the store has no ETag.
+/// Identifies the content of an object without reading it: the first 32 hexadecimal digits of the SHA-256 of
+/// `etag NUL size`, or of `modified NUL size` (microseconds since 1970) where the store has no ETag.
 pub fn content_id(etag: Option<&str>, last_modified: DateTime<Utc>, size_bytes: i64) -> String {
     digest(&version(etag, last_modified, size_bytes))
 }
 
-/// As [`content_id`], of a pair: from both versions with a NUL between, so that it changes when either half does.
+/// [`content_id`] of a pair: from both versions with a NUL between, so that it changes when either half does.
 pub(super) fn pair_content_id(header: &ObjectMeta, voxels: &ObjectMeta) -> String {
-    // No object has the 2^63 bytes at which the sign would change.
+    // The sign would change at 2^63 bytes, which no object has.
     let of = |meta: &ObjectMeta| version(meta.e_tag.as_deref(), to_micros(meta.last_modified), meta.size as i64);
     digest(&format!("{}\0{}", of(header), of(voxels)))
 }
@@ -173,7 +179,7 @@ fn digest(version: &str) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Cuts a time to the microseconds that the manifest keeps.
+/// Truncates a time to the microseconds that the manifest stores.
 pub(super) fn to_micros(time: DateTime<Utc>) -> DateTime<Utc> {
     time.trunc_subsecs(6)
 }

@@ -1,15 +1,15 @@
 //! Scans in two files: the `.hdr` and the `.img` of one name, each plain or gzip.
 //!
-//! Takes the halves of a listing one by one; gives images, each a header with its voxels. Of several with one name,
-//! halves packed alike belong together. A half without its other half is an image, too: reading it fails with the
-//! reason, so that it is not passed over in silence.
+//! Takes the halves of a listing one by one; gives images, each a header with its voxels. Where several halves share a
+//! name, two plain or two gzip files form a pair first. A half without the other is an image too: reading it fails with
+//! the reason, so that it does not disappear in silence.
 
 use std::collections::BTreeMap;
 
 use object_store::ObjectMeta;
 
-use super::Image;
 use super::bids::{self, Part};
+use super::image::Image;
 
 /// The halves of one name: headers, then images, as paths below the cohort's root.
 type Namesakes = [Vec<(String, ObjectMeta)>; 2];
@@ -19,7 +19,7 @@ type Namesakes = [Vec<(String, ObjectMeta)>; 2];
 pub(super) struct Halves(BTreeMap<String, Namesakes>);
 
 impl Halves {
-    /// Keeps a half until all are seen.
+    /// Adds a half; pairs are formed when all are known.
     pub(super) fn insert(&mut self, part: Part, uri: &str, meta: ObjectMeta) {
         let namesakes = self.0.entry(bids::stem(uri).to_owned()).or_default();
         namesakes[usize::from(part == Part::Voxels)].push((uri.to_owned(), meta));
@@ -31,9 +31,9 @@ impl Halves {
             headers.sort_by(|a, b| a.0.cmp(&b.0));
             voxels.sort_by(|a, b| a.0.cmp(&b.0));
             let mut images = Vec::new();
-            // First those packed alike, then what is left.
+            // First pairs of which both are plain or both gzip, then the others.
             for alike in [true, false] {
-                let fits = |header: &str, voxels: &str| !alike || is_packed(header) == is_packed(voxels);
+                let fits = |header: &str, voxels: &str| !alike || is_gzip(header) == is_gzip(voxels);
                 headers.retain(|(uri, meta)| match voxels.iter().position(|(other, _)| fits(uri, other)) {
                     Some(at) => {
                         images.push(Image::new(uri.clone(), meta.clone(), Some(voxels.remove(at))));
@@ -49,7 +49,7 @@ impl Halves {
     }
 }
 
-fn is_packed(uri: &str) -> bool {
+fn is_gzip(uri: &str) -> bool {
     bids::without_extension(uri, ".gz").is_some()
 }
 
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_those_packed_alike_belong_together() {
+    fn of_several_halves_those_compressed_alike_belong_together() {
         let all = ["x.img", "x.img.gz", "x.hdr", "x.hdr.gz"];
         assert_eq!(pairs(&all), [pair("x.hdr", "x.img"), pair("x.hdr.gz", "x.img.gz")]);
         assert_eq!(pairs(&all[1..]), [pair("x.hdr.gz", "x.img.gz"), ("x.hdr".to_owned(), None)]);

@@ -1,17 +1,17 @@
-//! `participants.tsv`: what a BIDS dataset knows about its subjects.
+//! `participants.tsv`: what a BIDS dataset says about its subjects.
 //!
-//! Takes the table at the dataset's root; gives columns by subject. Used to choose scans (`split = val`). BIDS's
-//! `n/a` is a null. Refuses a table without a column `participant_id`, a row with too many or too few cells, and
-//! a subject listed twice, because either of its rows could be the one that was meant.
+//! Takes the table at the dataset's root; gives values by subject and column, by which scans are selected (`split = val`).
+//! `n/a` is a null, as in BIDS. Refuses a table without a column `participant_id`, a row with too many or too few cells,
+//! and a subject listed twice, because it is unclear which of the two rows is meant.
 
 use std::collections::BTreeMap;
 
 use object_store::ObjectStoreExt;
 
-use super::store::Location;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
-/// A table of half a million subjects and fifty columns is about 100 MB; more is no participants table.
+/// A table of half a million subjects and fifty columns has about 100 MB; a larger file is no participants table.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// The table, by subject label without `sub-`.
@@ -22,7 +22,11 @@ pub struct Participants {
 }
 
 impl Participants {
-    /// Reads `participants.tsv` at the root, or `None` where there is none.
+    /// Reads `participants.tsv` at the root; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where it cannot be read; [`Error::Config`] for a file of more than 256 MiB or not in UTF-8, and
+    /// those of [`Participants::parse`].
     pub async fn load(location: &Location) -> Result<Option<Self>> {
         let attempted = "read participants.tsv in";
         let found = match location.store.get(&location.path_of("participants.tsv")?).await {
@@ -31,17 +35,24 @@ impl Participants {
         };
         if found.meta.size > MAX_BYTES {
             let size = found.meta.size;
-            return Err(Error::Config(format!("participants.tsv has {size} bytes, more than the limit {MAX_BYTES}")));
+            return Err(Error::Config(format!(
+                "participants.tsv has {size} bytes, the limit is {MAX_BYTES}: remove rows or columns that select no scan"
+            )));
         }
         let bytes = found.bytes().await.map_err(|e| location.explain(attempted, e))?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| Error::Config("participants.tsv is not UTF-8: save it as UTF-8, separated by tabs".into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| {
+            Error::Config("participants.tsv is not UTF-8: save it as UTF-8, with tabs between the columns".into())
+        })?;
         Self::parse(text).map(Some)
     }
 
-    /// Reads the table's text.
+    /// Parses the table's text.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a table without `participant_id`, a row with another number of cells than the header, or a
+    /// subject listed twice.
     pub fn parse(text: &str) -> Result<Self> {
-        // Spreadsheets write a byte order mark first.
+        // Spreadsheet programs start the file with a byte order mark.
         let mut lines = text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         let header: Vec<&str> =
             lines.next().map(|(_, line)| line.split('\t').map(str::trim).collect()).unwrap_or_default();
@@ -59,7 +70,7 @@ impl Participants {
             if cells.len() != header.len() {
                 let (n, expected) = (cells.len(), header.len());
                 return Err(Error::Config(format!(
-                    "participants.tsv line {number} has {n} cells, the header {expected}"
+                    "participants.tsv line {number} has {n} cells, the header {expected}: write n/a for an unknown value"
                 )));
             }
             let subject = cells[id_at].strip_prefix("sub-").unwrap_or(cells[id_at]).to_owned();
@@ -67,7 +78,9 @@ impl Participants {
                 cells.iter().map(|&cell| (cell != "n/a" && !cell.is_empty()).then(|| cell.to_owned())).collect();
             if rows.insert(subject, values).is_some() {
                 let id = cells[id_at];
-                return Err(Error::Config(format!("participants.tsv line {number} lists {id} again: keep one row")));
+                return Err(Error::Config(format!(
+                    "participants.tsv line {number} lists {id} again: keep one row per subject"
+                )));
             }
         }
         Ok(Self { columns, rows })

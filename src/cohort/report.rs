@@ -1,18 +1,22 @@
-//! A listing as text for people ([`describe`]) and as JSON for programs ([`to_json`]).
+//! A listing as text for people ([`describe`]) or as JSON for programs ([`to_json`]).
+//!
+//! Takes a [`Listing`]; gives its totals, its scans, and the skipped images by reason. Opens nothing and refuses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Listing, Reason, ScanEntry, Skipped};
+use super::listing::{Listing, Skipped};
+use super::manifest::ScanEntry;
+use super::select::Reason;
 
-/// Stands for the suffix of names that follow no BIDS rule.
+/// Shown as the suffix of names that follow no BIDS rule.
 const NO_SUFFIX: &str = "(none)";
 
 /// The listing as text: totals, kinds of image, the first `rows` scans, and each reason with an example.
 pub fn describe(listing: &Listing, rows: usize) -> String {
     let Listing { address, cohort, bids, selected, skipped, n_other, n_hidden } = listing;
-    let tree = if *bids { "BIDS" } else { "not BIDS: every image counts" };
+    let tree = if *bids { "BIDS" } else { "not BIDS: every image is a scan" };
     let mut totals = vec![format!("{} selected", counted(selected.len(), "scan"))];
     for (n, what) in [(n_subjects(selected), "subject"), (n_sessions(selected), "session")] {
         if n > 0 {
@@ -51,11 +55,11 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
     if selected.is_empty() {
         text += "\n";
         text += match (skipped.is_empty(), n_other + n_hidden) {
-            (false, _) => "Nothing is selected: the reasons above tell which option to change.\n",
+            (false, _) => "Nothing is selected: the reasons above say which option to change.\n",
             (true, 0) => "Nothing is here: check the spelling of the path below the bucket or folder.\n",
             (true, _) => {
-                "There is no NIfTI image here. DICOM needs dcm2niix first; a DataLad dataset needs `datalad get`, \
-                 because links to absent files are not listed.\n"
+                "There is no NIfTI image here. Convert DICOM with dcm2niix first. Run `datalad get` in a DataLad \
+                 dataset, because links to absent files are not listed.\n"
             }
         };
     }
@@ -96,7 +100,7 @@ fn total_bytes(scans: &[ScanEntry]) -> i64 {
     scans.iter().map(|s| s.size_bytes).fold(0, i64::saturating_add)
 }
 
-/// Suffix to how many images are selected, and how many there are.
+/// By suffix: the number of selected images and of all images.
 fn by_suffix(listing: &Listing) -> BTreeMap<&str, (usize, usize)> {
     let mut kinds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for scan in &listing.selected {
@@ -109,7 +113,7 @@ fn by_suffix(listing: &Listing) -> BTreeMap<&str, (usize, usize)> {
     kinds
 }
 
-/// Reason to how many images it keeps out, with the first of them.
+/// By reason: the number of skipped images and the first of them.
 fn by_reason(skipped: &[Skipped]) -> BTreeMap<Reason, (usize, &str)> {
     let mut reasons = BTreeMap::new();
     for Skipped { uri, reason, .. } in skipped {
@@ -138,7 +142,7 @@ fn bytes(n: i64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Columns with a blank line before and their headings underlined.
+/// Aligned columns after a blank line, with underlined headings.
 fn table(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head = headings.iter().map(|&h| h.to_owned()).collect::<Vec<_>>();
     let rule = headings.iter().map(|h| "-".repeat(h.chars().count())).collect();

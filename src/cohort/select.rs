@@ -1,8 +1,8 @@
-//! Which scans of a cohort are wanted, and why each of the others is not.
+//! Which images of a cohort are selected, and why each of the others is not.
 //!
-//! Takes a [`Selection`] (from a pipeline file or the command line) and images one by one; gives `None` for a
-//! wanted one and a [`Reason`] for the others, so that nothing is left out in silence. Refuses a glob that does
-//! not parse and a participants filter that no `participants.tsv` can answer.
+//! Takes a [`Selection`] (from a pipeline file or the command line) and images one by one; gives `None` for a selected
+//! image and a [`Reason`] for every other, so that none is skipped in silence. Refuses a glob that does not parse, and a
+//! participants filter without a `participants.tsv` that has its columns.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,27 +14,26 @@ use super::bids::Entities;
 use super::participants::Participants;
 use crate::error::{Error, Result};
 
-/// Which scans of a cohort are wanted. Every condition must hold; an empty list sets no condition.
+/// Which scans of a cohort to screen. A scan must meet every condition; an empty list sets no condition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Selection {
-    /// BIDS suffixes to take, `T1w` unless told otherwise. In a tree that is not BIDS, a name without BIDS
-    /// entities is taken whatever its ending.
+    /// BIDS suffixes to take, by default `T1w`. In a tree that is not BIDS, a name without BIDS entities is always taken.
     pub suffixes: Vec<String>,
     /// Subjects to take, `01` or `sub-01`.
     pub subjects: Vec<String>,
     /// Sessions to take, `a` or `ses-a`.
     pub sessions: Vec<String>,
-    /// Paths to take, as globs on the path below the root: `*` stays inside a folder, `**` does not, and a
-    /// pattern without `/` looks at file names alone.
+    /// Paths to take, as globs on the path below the root: `*` stays inside a folder, `**` does not, and a pattern
+    /// without `/` is compared with file names alone.
     pub include: Vec<String>,
-    /// Paths to leave out, as globs like those of `include`. It wins over `include`.
+    /// Paths to skip, as globs like those of `include`. `exclude` wins over `include`.
     pub exclude: Vec<String>,
-    /// Columns of `participants.tsv`, each with the values to take; `n/a` stands for an unknown one.
+    /// Columns of `participants.tsv`, each with the values to take; `n/a` stands for an unknown value.
     pub participants: BTreeMap<String, Vec<String>>,
-    /// Also take images below `derivatives/`, which pipelines made.
+    /// Also take images below `derivatives/`, the output of pipelines.
     pub derivatives: bool,
-    /// Take at most so many scans, the first by path.
+    /// Limit on the number of scans; the first by path are taken.
     pub limit: Option<usize>,
 }
 
@@ -53,7 +52,7 @@ impl Default for Selection {
     }
 }
 
-/// Why an image is not screened.
+/// Why an image is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -71,20 +70,20 @@ pub enum Reason {
     NotIncluded,
     /// An exclude glob matches.
     Excluded,
-    /// Its subject's row in `participants.tsv` does not fit, or is missing.
+    /// Its subject's row in `participants.tsv` has other values than the selected ones, or is missing.
     Participants,
     /// It has no bytes.
     Empty,
-    /// Another image has its scan id.
+    /// Another image has the same scan id.
     Duplicate,
-    /// Enough scans are selected already.
+    /// The limit was reached.
     OverLimit,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Derivative => "below derivatives/ (--derivatives takes it)",
+            Self::Derivative => "below derivatives/ (--derivatives selects it)",
             Self::SourceData => "below sourcedata/",
             Self::Suffix => "suffix not selected (--suffix)",
             Self::Subject => "subject not selected",
@@ -99,7 +98,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A selection made ready to be asked about many images.
+/// A selection with its globs compiled and its filter checked.
 pub(super) struct Selector<'a> {
     selection: &'a Selection,
     include: GlobSet,
@@ -109,21 +108,25 @@ pub(super) struct Selector<'a> {
 }
 
 impl<'a> Selector<'a> {
-    /// Compiles the globs and checks the filter against the table, which is given where there is a filter; `bids`
-    /// tells whether the tree follows BIDS.
+    /// `participants` is needed where the selection filters by it; `bids` is whether the tree follows BIDS.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a glob that does not parse, and for a filter by a table or column that does not exist.
     pub(super) fn new(selection: &'a Selection, participants: Option<Participants>, bids: bool) -> Result<Self> {
         match &participants {
             None if !selection.participants.is_empty() => {
                 return Err(Error::Config(
-                    "the selection asks for values of participants.tsv, but the cohort has no such file at its root: \
-                     remove the participants filter, or select by subjects or globs"
+                    "the selection filters by participants.tsv, but the cohort has no such file at its root: remove the \
+                     participants filter, or select by subjects or globs"
                         .into(),
                 ));
             }
             Some(table) => {
                 if let Some(unknown) = selection.participants.keys().find(|column| !table.columns().contains(column)) {
                     let known = table.columns().join(", ");
-                    return Err(Error::Config(format!("participants.tsv has no column `{unknown}`; it has {known}")));
+                    return Err(Error::Config(format!(
+                        "participants.tsv has no column `{unknown}` to select by; it has {known}"
+                    )));
                 }
             }
             None => {}
@@ -133,7 +136,7 @@ impl<'a> Selector<'a> {
         Ok(Self { selection, include, exclude, participants, bids })
     }
 
-    /// Why the image is not wanted by what its path says, or `None` where it is.
+    /// Why the image is not selected, judged by its path, or `None` where it is.
     pub(super) fn refuses(&self, uri: &str, entities: &Entities) -> Option<Reason> {
         let Selection { suffixes, subjects, sessions, include, participants, derivatives, .. } = self.selection;
         if entities.derivative && !derivatives {
@@ -174,7 +177,7 @@ fn label_fits(wanted: &[String], key: &str, label: Option<&str>) -> bool {
 
 fn glob_set(patterns: &[String]) -> Result<GlobSet> {
     let bad = |pattern: &str, e: globset::Error| {
-        Error::Config(format!("`{pattern}` is not a glob: {}; see include and exclude", e.kind()))
+        Error::Config(format!("`{pattern}` in include or exclude is not a glob: {}", e.kind()))
     };
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn globs_stay_inside_a_folder_unless_told() {
+    fn a_single_star_stays_inside_a_folder() {
         let only = |include: &str| Selection { include: vec![include.to_owned()], ..Selection::default() };
         let uri = "sub-01/anat/sub-01_T1w.nii.gz";
         for fits in ["sub-01/**", "*_T1w.nii.gz", "sub-01/anat/*.nii.gz", "sub-{01,02}/**"] {

@@ -1,51 +1,30 @@
 //! Sidecars: JSON files that describe an image, beside it or further up the tree.
 //!
-//! [`Sidecars`] takes the JSON paths of a listing and gives the nearest one that applies to an image (the BIDS
-//! inheritance principle): a file whose suffix is the image's and whose entities the image has too. [`read`]
-//! opens one when its values are wanted; a listing opens none.
+//! Takes the JSON paths of a listing; gives the nearest one that applies to an image by the BIDS inheritance principle: a
+//! file with the image's suffix and with no entity that the image lacks. Opens none of them.
 
 use std::collections::HashMap;
 
-use object_store::ObjectStoreExt;
-use serde::Deserialize;
-
 use super::bids::{Name, stem};
-use super::store::Location;
-use crate::error::{Error, Result};
-
-/// dcm2niix writes some kB; slice timings and b-values can make it more.
-const MAX_BYTES: u64 = 4 << 20;
-
-/// What a sidecar says about the scanner. Everything is optional in BIDS.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct Sidecar {
-    /// The scanner's maker: `Siemens`, `GE`, `Philips`.
-    pub manufacturer: Option<String>,
-    /// The scanner's model.
-    pub manufacturers_model_name: Option<String>,
-    /// Tesla.
-    pub magnetic_field_strength: Option<f64>,
-}
 
 /// The JSON files of a tree, by folder.
 #[derive(Debug, Default)]
-pub struct Sidecars {
+pub(super) struct Sidecars {
     by_folder: HashMap<String, Vec<String>>,
 }
 
 impl Sidecars {
-    /// Takes in a JSON file, its path relative to the root.
-    pub fn insert(&mut self, uri: &str) {
+    /// Adds a JSON file by its path relative to the root.
+    pub(super) fn insert(&mut self, uri: &str) {
         let (folder, file) = uri.rsplit_once('/').unwrap_or(("", uri));
         self.by_folder.entry(folder.to_owned()).or_default().push(file.to_owned());
     }
 
     /// The path of the nearest sidecar that applies to the image at `uri`, relative to the root.
-    pub fn nearest(&self, uri: &str) -> Option<String> {
+    pub(super) fn nearest(&self, uri: &str) -> Option<String> {
         let (mut folder, file) = uri.rsplit_once('/').unwrap_or(("", uri));
         let image = stem(file);
-        // A name outside the BIDS rules still has its namesake, as dcm2niix writes it.
+        // dcm2niix writes a JSON file of the same name beside each image, also where the name follows no BIDS rule.
         if let Some(namesake) = self.files(folder).find(|json| stem(json) == image) {
             return Some(join(folder, namesake));
         }
@@ -53,7 +32,7 @@ impl Sidecars {
         image.label("sub")?;
         loop {
             let applying = self.files(folder).filter(|json| Name::parse(stem(json)).applies_to(&image));
-            // The name settles a draw, so that a listing's order does not.
+            // The name decides a tie, so that the result does not depend on the order of the listing.
             if let Some(json) = applying.max_by_key(|json| (Name::parse(stem(json)).n_entities(), *json)) {
                 return Some(join(folder, json));
             }
@@ -67,18 +46,6 @@ impl Sidecars {
     fn files(&self, folder: &str) -> impl Iterator<Item = &str> {
         self.by_folder.get(folder).into_iter().flatten().map(String::as_str)
     }
-}
-
-/// Reads a sidecar; `uri` as a manifest's `sidecar_uri`, relative to the root.
-pub async fn read(location: &Location, uri: &str) -> Result<Sidecar> {
-    let attempted = format!("read {uri} in");
-    let found = location.store.get(&location.path_of(uri)?).await.map_err(|e| location.explain(&attempted, e))?;
-    if found.meta.size > MAX_BYTES {
-        return Err(Error::input("sidecar_too_large", format!("{uri} has more than {MAX_BYTES} bytes")));
-    }
-    let bytes = found.bytes().await.map_err(|e| location.explain(&attempted, e))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::input("sidecar_invalid", format!("{uri} is no BIDS sidecar: {e}")))
 }
 
 fn join(folder: &str, file: &str) -> String {

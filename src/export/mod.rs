@@ -1,16 +1,16 @@
 //! Results back to where the scans came from: masks and maps as NIfTI in each scan's native grid.
 //!
-//! Takes the tables, gives a BIDS-derivatives tree (any object store URL or folder):
+//! Takes a session of [`crate::query`]; gives a BIDS-derivatives tree in any object store or folder:
 //!
 //! ```text
 //! dataset_description.json
-//! sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_mask.nii.gz    uint8, 1 = called anomalous
-//! sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_score.nii.gz   float32, 0..1, 0 outside the brain
+//! sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_mask.nii.gz    uint8, 1 = anomalous
+//! sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_score.nii.gz   float32, 0 to 1, 0 outside the brain
 //! sub-X/[ses-Y/]anat/sub-X…_desc-brain_mask.nii.gz      uint8
 //! ```
-//! Masks go by the nearest voxel, the score by linear interpolation, through the inverse of the
-//! registration. Scans of another suffix than `T1w` carry BIDS' `mod-` entity so that names stay
-//! apart; tables with several cohorts give one folder per cohort.
+//! Masks are resampled by the nearest voxel and the score linearly, through the inverse of the registration. Scans with
+//! another suffix than `T1w` get BIDS's `mod-` entity, so that names stay distinct; tables with several cohorts give one
+//! folder per cohort. Refuses scan ids that the tables do not hold.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int32Type};
@@ -18,13 +18,14 @@ use datafusion::prelude::{SessionContext, col, lit};
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt as _;
 
-use crate::cohort::{Location, bids};
+use crate::cohort::bids;
 use crate::error::{Error, Result};
-use crate::flow::rows::{affine_from, unpack_bits};
 use crate::preprocess::mask_to;
+use crate::store::Location;
+use crate::tables::{affine_from_row_major, unpack_bits, unpack_scores};
 use crate::volume::{Affine, Grid, Volume, nifti, resample};
 
-/// What was written.
+/// Numbers of what was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exported {
     /// Scans.
@@ -48,10 +49,11 @@ struct Stored {
     score: Vec<u8>,
 }
 
-/// Writes the masks and maps of the newest result of every scan, or of those with the given ids.
+/// Writes masks and maps of the newest result of every scan, or of the scans with the given ids.
 ///
 /// # Errors
-/// [`Error::Config`] naming the ids that the tables do not hold; storage errors.
+/// [`Error::Config`] naming the ids that the tables do not hold; [`Error::Query`] where the tables cannot be read;
+/// [`Error::Storage`] where a file cannot be written.
 pub async fn export(context: &SessionContext, to: &Location, scan_ids: &[String]) -> Result<Exported> {
     let mut scans = context.table("scans").await?;
     if !scan_ids.is_empty() {
@@ -127,10 +129,10 @@ async fn put(to: &Location, name: &str, bytes: Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Every asked-for scan must be there.
-fn check_ids(listed: &[RecordBatch], asked: &[String]) -> Result<()> {
+/// Refuses ids that the tables do not hold.
+fn check_ids(listed: &[RecordBatch], requested: &[String]) -> Result<()> {
     let found = texts(listed, "scan_id")?;
-    let missing: Vec<&str> = asked.iter().filter(|id| !found.contains(id)).map(String::as_str).collect();
+    let missing: Vec<&str> = requested.iter().filter(|id| !found.contains(id)).map(String::as_str).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -140,16 +142,20 @@ fn check_ids(listed: &[RecordBatch], asked: &[String]) -> Result<()> {
     )))
 }
 
-/// The three files of one scan: relative name and bytes.
+/// The three files of one scan: relative names and bytes.
 fn native_files(scan: &Stored) -> Result<Vec<(String, Vec<u8>)>> {
     let volume = |data| Volume { grid: scan.model, data };
     let n = scan.model.len();
     let mask = volume(unpack_bits(&scan.mask, n));
     let brain = volume(unpack_bits(&scan.brain, n));
     if scan.score.len() != n {
-        return Err(Error::Bug(format!("the stored map of {} has {} voxels, not {n}", scan.uri, scan.score.len())));
+        return Err(Error::Bug(format!(
+            "the stored anomaly map of {} has {} voxels, its grid has {n}",
+            scan.uri,
+            scan.score.len()
+        )));
     }
-    let score = Volume { grid: scan.model, data: scan.score.iter().map(|&s| f32::from(s) / 255.).collect() };
+    let score = Volume { grid: scan.model, data: unpack_scores(&scan.score) };
     let brain = mask_to(&brain, &scan.native, &scan.to_mni);
     let mask = mask_to(&mask, &scan.native, &scan.to_mni);
     let mut score = resample::trilinear(&score, &scan.native, &scan.to_mni);
@@ -162,8 +168,7 @@ fn native_files(scan: &Stored) -> Result<Vec<(String, Vec<u8>)>> {
     ])
 }
 
-/// `sub-1/anat/sub-1_run-2_T1w.nii.gz` to `sub-1/anat/sub-1_run-2`; other suffixes keep theirs as
-/// `mod-<suffix>`.
+/// `sub-1/anat/sub-1_run-2` for `sub-1/anat/sub-1_run-2_T1w.nii.gz`; any other suffix is kept as `mod-<suffix>`.
 fn derivative_stem(uri: &str, suffix: Option<&str>) -> String {
     let (folder, name) = uri.rsplit_once('/').map_or(("", uri), |(folder, name)| (folder, name));
     let stem = bids::stem(name);
@@ -179,7 +184,7 @@ fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a dyn Array> {
     batch.column_by_name(name).map(AsRef::as_ref).ok_or_else(|| Error::Bug(format!("the tables lack column {name}")))
 }
 
-/// A text column as strings, whatever string layout the reader chose.
+/// A text column as strings, in whichever layout the reader returns them.
 fn texts(batches: &[RecordBatch], name: &str) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for batch in batches {
@@ -204,7 +209,7 @@ fn stored(batch: &RecordBatch, row: usize) -> Result<Stored> {
     };
     let affine = |name| -> Result<Affine> {
         let values = list(name)?;
-        affine_from(values.as_primitive_opt::<Float64Type>().ok_or_else(|| bug(name))?.values())
+        affine_from_row_major(values.as_primitive_opt::<Float64Type>().ok_or_else(|| bug(name))?.values())
             .ok_or_else(|| bug(name))
     };
     let bytes = |name| -> Result<Vec<u8>> {

@@ -18,11 +18,11 @@
 use std::sync::Arc;
 
 use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryConsumer, MemoryPool, MemoryReservation};
-use sysinfo::System;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
+use crate::machine::Memory;
 
 const MIB: u64 = 1 << 20;
 
@@ -70,7 +70,7 @@ impl Budget {
     /// [`Error::Config`] where not even one small scan fits; the message says how much is needed.
     pub fn new(memory_mib: u64, threads: usize) -> Result<Self> {
         let total = match memory_mib {
-            0 => (Memory::here().free as f64 * FREE_SHARE) as u64,
+            0 => (Memory::of_process().free as f64 * FREE_SHARE) as u64,
             given => given * MIB,
         };
         let fixed = BASE + threads as u64 * PER_THREAD;
@@ -149,47 +149,6 @@ pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u
     object as u64 + 2 * voxels.unwrap_or(0).min(limit_bytes) + SCRATCH
 }
 
-/// Memory of the machine, or of the control group where it is less; bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// What processes may hold at most.
-    pub total: u64,
-    /// What they may still take.
-    pub free: u64,
-}
-
-impl Memory {
-    /// Of the machine alone.
-    pub fn of_machine() -> Self {
-        Self::of(&seen())
-    }
-
-    fn of(system: &System) -> Self {
-        Self { total: system.total_memory(), free: system.available_memory() }
-    }
-
-    /// Of the machine and the control group that this process is in.
-    pub fn here() -> Self {
-        let system = seen();
-        let machine = Self::of(&system);
-        system.cgroup_limits().map_or(machine, |group| machine.within(group.total_memory, group.rss))
-    }
-
-    /// What is left where a group of processes may hold `limit` bytes and holds `resident`. A group's own count of what is used
-    /// has the files in the page cache, too, which give way to whoever asks: after a night of reading, hardly anything would
-    /// seem to be free.
-    fn within(self, limit: u64, resident: u64) -> Self {
-        Self { total: self.total.min(limit), free: self.free.min(limit.saturating_sub(resident)) }
-    }
-}
-
-/// The system with its memory as it is now.
-fn seen() -> System {
-    let mut system = System::new();
-    system.refresh_memory();
-    system
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,14 +190,6 @@ mod tests {
         assert_eq!(budget.free.available_permits(), 0);
         drop(alone);
         assert_eq!(budget.free.available_permits(), budget.scans_mib() as usize);
-    }
-
-    #[test]
-    fn a_group_has_what_its_processes_do_not_hold() {
-        let machine = Memory { total: 64 << 30, free: 40 << 30 };
-        assert_eq!(machine.within(16 << 30, 2 << 30), Memory { total: 16 << 30, free: 14 << 30 });
-        assert_eq!(machine.within(u64::MAX, 2 << 30), machine, "no limit");
-        assert_eq!(machine.within(1 << 30, 2 << 30).free, 0);
     }
 
     #[test]

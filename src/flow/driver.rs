@@ -32,11 +32,13 @@ use super::screen::ScreenExec;
 use super::screening::Screening;
 use super::waiting::Waiting;
 use super::write::{RollPolicy, WriteExec};
-use crate::cohort::{self, Listing, Location, ScanEntry, store};
+use crate::cohort::{self, Listing, ScanEntry};
 use crate::error::{Error, Result};
+use crate::machine::cores;
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker, recipe_id};
+use crate::store::{self, Location};
 use crate::tables::{Committed, Receipt, RunRow, Tables};
 
 /// A run that knows what is to be done.
@@ -132,7 +134,7 @@ impl Run {
             }
         }
         let (cohort, tables) = (pipeline.cohort.url.clone(), pipeline.tables.url.clone());
-        Self::find(pipeline, || cohort::open(&cohort), || store::open_or_create(&tables)).await
+        Self::find(pipeline, || store::open(&cohort), || store::open_or_create(&tables)).await
     }
 
     /// As [`Run::prepare`], with stores that are already built.
@@ -447,10 +449,6 @@ fn in_flight(pipeline: &Pipeline) -> usize {
         0 => 2 * cores() + 2,
         n => n,
     }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Threads that own networks: the processor has one per core, a GPU one.

@@ -10,14 +10,14 @@ mod limits;
 mod monitor;
 mod pipeline;
 mod progress;
-pub(crate) mod rows;
+mod rows;
 mod schedule;
 mod screen;
 mod screening;
 mod waiting;
 mod write;
 
-pub use budget::{Budget, Grant, Memory};
+pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
 pub use driver::{Outcome, Report, Run};
 pub use limits::{FailureLimit, Shard};

@@ -16,7 +16,7 @@ use crate::cohort::ScanEntry;
 use crate::error::{Error, Result, Retry, Stage};
 use crate::preprocess::{Prepared, REGIONS, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
-use crate::tables::{Table, screen_row};
+use crate::tables::{Table, pack_bits, pack_scores, screen_row};
 use crate::volume::Affine;
 
 /// Milliseconds a scan spent in each stage, waiting left out.
@@ -306,7 +306,6 @@ fn repeated(text: &str, n: usize) -> DictionaryArray<Int8Type> {
 fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let Finished { prepared, assessment, .. } = scan;
     let grid = prepared.image.grid;
-    let score: Vec<u8> = assessment.score.data.iter().map(|s| (s * 255.).round().clamp(0., 255.) as u8).collect();
     let list = |values: ArrayRef, item: DataType| -> Result<ArrayRef> {
         let field = Arc::new(Field::new("element", item, true));
         let offsets = OffsetBuffer::from_lengths([values.len()]);
@@ -321,7 +320,7 @@ fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         list(Arc::new(Float64Array::from_iter_values(grid.affine.to_row_major())), DataType::Float64)?,
         Arc::new(BinaryArray::from_iter_values([pack_bits(&assessment.mask.data)])),
         Arc::new(BinaryArray::from_iter_values([pack_bits(&prepared.brain.data)])),
-        Arc::new(BinaryArray::from_iter_values([score])),
+        Arc::new(BinaryArray::from_iter_values([pack_scores(&assessment.score.data)])),
         Arc::new(Float32Array::from(vec![screening.settings.mask_threshold])),
     ];
     table(Table::Masks, columns)
@@ -331,34 +330,9 @@ fn table(table: Table, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
     RecordBatch::try_new(table.held_schema(), columns).map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))
 }
 
-/// One bit per voxel, least significant bit first.
-pub(crate) fn pack_bits(mask: &[u8]) -> Vec<u8> {
-    mask.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |b, (i, &v)| b | (u8::from(v > 0) << i))).collect()
-}
-
-/// The inverse of [`pack_bits`]: `n` voxels of 0 or 1.
-pub(crate) fn unpack_bits(bits: &[u8], n: usize) -> Vec<u8> {
-    (0..n).map(|i| bits.get(i / 8).map_or(0, |b| b >> (i % 8) & 1)).collect()
-}
-
-/// The affine stored in a row-major list column.
-pub(crate) fn affine_from(values: &[f64]) -> Option<Affine> {
-    let row = |r: usize| values.get(4 * r..4 * r + 4)?.try_into().ok();
-    Some(Affine([row(0)?, row(1)?, row(2)?]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bits_survive_packing() {
-        let mask: Vec<u8> = (0..1003).map(|i| u8::from(i * i % 7 < 3)).collect();
-        let bits = pack_bits(&mask);
-        assert_eq!(bits.len(), 126);
-        assert_eq!(bits[0] & 1, mask[0]);
-        assert_eq!(unpack_bits(&bits, 1003), mask);
-    }
 
     #[test]
     fn a_small_head_that_registration_enlarges_keeps_its_own_millilitres() {

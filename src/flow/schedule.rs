@@ -15,13 +15,13 @@ use chrono::{DateTime, Local};
 use croner::Cron;
 use tokio::sync::watch;
 
-use super::budget::Memory;
 use super::config::ScheduleConfig;
 use super::driver::{Report, Run};
 use super::monitor::Monitor;
 use super::pipeline::Pipeline;
-use crate::cohort::store;
 use crate::error::{Error, Result};
+use crate::machine::Memory;
+use crate::store;
 use crate::tables::{Lease, Optimized, Table, Tables};
 
 /// What is to be done.
@@ -137,7 +137,7 @@ impl Schedule {
         let mut tables = Tables::open(&self.pipeline.tables.url).await?;
         let mut kept = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
-            let optimized = tables.optimize(table, target, Memory::here().free / 2).await?;
+            let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
             let deleted = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?;
             kept.push((table, optimized, deleted.len()));
         }

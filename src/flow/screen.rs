@@ -40,10 +40,11 @@ use super::budget::{self, Grant};
 use super::progress::{Here, Place};
 use super::rows::{self, Finished, StageTimes};
 use super::screening::Screening;
-use crate::cohort::{self, Location, ScanBytes, ScanEntry};
+use crate::cohort::{self, ScanBytes, ScanEntry};
 use crate::error::{Error, Result, Stage};
 use crate::preprocess;
 use crate::score;
+use crate::store::Location;
 use crate::tables::screen_schema;
 
 /// The operator; see the module's documentation.

@@ -10,9 +10,9 @@ use tokio::sync::{Semaphore, watch};
 use super::budget::Budget;
 use super::limits::FailureLimit;
 use super::progress::Progress;
-use crate::cohort::Location;
 use crate::preprocess::PreprocessConfig;
 use crate::score::{Settings, Worker};
+use crate::store::Location;
 
 /// What all partitions of a run share.
 #[derive(Debug)]

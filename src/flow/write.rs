@@ -43,8 +43,8 @@ use futures::future::try_join_all;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::cohort::store::Location;
 use crate::error::{Error, Retry};
+use crate::store::Location;
 use crate::tables::{DataFile, Receipt, Table, scan_rows, screen_schema};
 
 /// When held scans are written out: at whichever bound comes first.

@@ -5,7 +5,7 @@
 //! cut. In a shell around what is left, a logistic regression says for each voxel whether it is brain (with cortical
 //! CSF), from the distances to the mask and to the template and from the intensities along the normal; the odds are
 //! smoothed and the largest piece above evens is the brain. Where the scan is not T1-weighted the intensities mean
-//! something else, and leaks are cut only. The regression's weights are `assets/brain_border.toml`; `train::border` fits
+//! something else, and leaks are cut only. The regression's weights are `assets/brain_border.toml`; `neurosieve fit-border` fits
 //! them to what [`Sight`] sees, the same that is looked at here.
 
 use std::sync::LazyLock;

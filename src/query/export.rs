@@ -1,7 +1,7 @@
-//! Statements from the command line: run them one after the other, give the rows as text or as a file.
+//! Statements from the command line: runs them one after the other, and writes the rows as text or as a file.
 //!
-//! Rows are written as they come, so a result may be larger than memory; only `table` must see all rows to align
-//! them.
+//! Takes SQL and a [`Format`]. Rows are written as they arrive, so a result may be larger than memory; only `table` needs
+//! all rows, to align them. Refuses a file for several statements, and Parquet without a file.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -37,12 +37,20 @@ pub enum Format {
     Parquet,
 }
 
-/// Runs the statements of `sql`. Their rows go to `output`, or to standard output; a file takes one result, so it
-/// takes one statement. Stops at the first error.
+/// Runs the statements of `sql` and writes their rows to `output`, or to standard output. A file holds one result, so it
+/// needs exactly one statement. Stops at the first error.
+///
+/// # Errors
+/// [`Error::Query`] where a statement is wrong or fails; [`Error::Config`] for a file with several statements, or Parquet
+/// without a file; [`Error::Io`] where the rows cannot be written. A reader of standard output that closes it early is no
+/// error.
 pub async fn execute(context: &SessionContext, sql: &str, format: Format, output: Option<&Path>) -> Result<()> {
     let statements = DFParser::parse_sql(sql)?;
     if output.is_some() && statements.len() != 1 {
-        return Err(Error::Config(format!("--output takes the rows of one statement, not of {}", statements.len())));
+        return Err(Error::Config(format!(
+            "--output takes the rows of one statement, not of {}: run them one by one, each with its own file",
+            statements.len()
+        )));
     }
     if output.is_none() && format == Format::Parquet {
         return Err(Error::Config("--format parquet needs a file: add --output FILE".into()));
@@ -53,7 +61,7 @@ pub async fn execute(context: &SessionContext, sql: &str, format: Format, output
         match output {
             Some(path) => to_file(rows, format, path).await?,
             None => match write(rows.execute_stream().await?, format, &mut io::stdout()).await {
-                // Whoever reads has seen enough, as in `… | head`.
+                // The reader closed the pipe, as `… | head` does.
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 outcome => outcome?,
             },
@@ -70,8 +78,8 @@ async fn to_file(rows: DataFrame, format: Format, path: &Path) -> Result<()> {
     file.flush().map_err(|e| Error::io(context(), e))
 }
 
-/// Writes the rows. The writer is a local file or the terminal, and this is the command's only task, so blocking in
-/// it holds up nobody.
+/// Writes the rows. The writer is a local file or the terminal, and this is the only task of the command, so blocking in it
+/// delays no other.
 async fn write(mut rows: SendableRecordBatchStream, format: Format, out: &mut (impl Write + Send)) -> Result<()> {
     let schema = rows.schema();
     match format {
@@ -82,15 +90,15 @@ async fn write(mut rows: SendableRecordBatchStream, format: Format, out: &mut (i
             }
             // A statement such as CREATE VIEW has no columns and nothing to print.
             if !schema.fields().is_empty() {
-                let text = pretty_format_batches_with_schema(schema, &batches).map_err(unwritten)?;
-                writeln!(out, "{text}").map_err(|e| unwritten(e.into()))?;
+                let text = pretty_format_batches_with_schema(schema, &batches).map_err(write_error)?;
+                writeln!(out, "{text}").map_err(|e| write_error(e.into()))?;
             }
         }
         Format::Csv => {
             let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(out);
-            writer.write(&flat(&RecordBatch::new_empty(schema))?).map_err(unwritten)?;
+            writer.write(&flat(&RecordBatch::new_empty(schema))?).map_err(write_error)?;
             while let Some(batch) = rows.next().await {
-                writer.write(&flat(&batch?)?).map_err(unwritten)?;
+                writer.write(&flat(&batch?)?).map_err(write_error)?;
             }
         }
         Format::Json => {
@@ -98,19 +106,19 @@ async fn write(mut rows: SendableRecordBatchStream, format: Format, out: &mut (i
                 .with_explicit_nulls(true)
                 .build::<_, arrow::json::writer::JsonArray>(&mut *out);
             while let Some(batch) = rows.next().await {
-                writer.write(&batch?).map_err(unwritten)?;
+                writer.write(&batch?).map_err(write_error)?;
             }
-            writer.finish().map_err(unwritten)?;
-            writeln!(out).map_err(|e| unwritten(e.into()))?;
+            writer.finish().map_err(write_error)?;
+            writeln!(out).map_err(|e| write_error(e.into()))?;
         }
         Format::Parquet => {
             let properties = WriterProperties::builder().set_compression(Compression::ZSTD(Default::default()));
             let writer = ArrowWriter::try_new(out, schema, Some(properties.build()));
-            let mut writer = writer.map_err(|e| unwritten(e.into()))?;
+            let mut writer = writer.map_err(|e| write_error(e.into()))?;
             while let Some(batch) = rows.next().await {
-                writer.write(&batch?).map_err(|e| unwritten(e.into()))?;
+                writer.write(&batch?).map_err(|e| write_error(e.into()))?;
             }
-            writer.close().map_err(|e| unwritten(e.into()))?;
+            writer.close().map_err(|e| write_error(e.into()))?;
         }
     }
     Ok(())
@@ -123,13 +131,13 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let nested = field.data_type().is_nested();
         let data_type = if nested { DataType::Utf8 } else { field.data_type().clone() };
-        columns.push(cast(column, &data_type).map_err(unwritten)?);
+        columns.push(cast(column, &data_type).map_err(write_error)?);
         fields.push(Field::new(field.name(), data_type, true));
     }
-    RecordBatch::try_new(Schema::new(fields).into(), columns).map_err(unwritten)
+    RecordBatch::try_new(Schema::new(fields).into(), columns).map_err(write_error)
 }
 
-fn unwritten(error: ArrowError) -> Error {
+fn write_error(error: ArrowError) -> Error {
     match error {
         ArrowError::IoError(_, source) => Error::io("cannot write the rows", source),
         other => Error::Query(other.into()),

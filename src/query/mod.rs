@@ -1,11 +1,12 @@
-//! SQL over the result tables: a session with documented views, and a shell.
+//! SQL over the result tables: a session with documented views, statements from the command line, and a shell.
 //!
 //! ```text
-//! Tables ─► raw.scans, raw.tokens, …   every committed row, history and all; read only
-//!        ─► scans, tokens, …           what an analyst means: the newest result of each scan, whole or not at all
+//! Tables ─► raw.scans, raw.tokens, …   every committed row, history included; read only
+//!        ─► scans, tokens, …           the newest result of each scan, and only where it is complete
 //! ```
-//! A session shows the tables as they were when it was made. `scans` is opened before the others, so each of its
-//! rows finds its tokens, mask and findings even while a run is committing.
+//! Takes opened [`Tables`](crate::tables::Tables); gives a DataFusion session, rows as text or files. A session shows the
+//! tables as they were when it was made. `scans` is opened before the others, so each of its rows finds its tokens, mask and
+//! findings even while a run commits. Refuses every statement that would change a table.
 
 mod export;
 mod session;
@@ -13,6 +14,6 @@ mod shell;
 mod views;
 
 pub use self::export::{Format, execute};
-pub use self::session::{RAW_SCHEMA, raw_session, session};
+pub use self::session::session;
 pub use self::shell::repl;
 pub use self::views::{View, views};

@@ -1,4 +1,4 @@
-//! The interactive shell: datafusion-cli's, over a session of ours.
+//! The interactive shell: that of datafusion-cli, over a session with our views.
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
@@ -9,19 +9,23 @@ use datafusion_cli::object_storage::instrumented::InstrumentedObjectStoreRegistr
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::{MaxRows, PrintOptions};
 
-use super::views;
+use super::views::views;
 use crate::error::{Error, Result};
 
-/// Rows of a result that the shell prints before it cuts.
+/// Rows of a result that the shell prints at most.
 const SHOWN_ROWS: usize = 100;
 
-/// Reads statements until the end of input: `\d` lists tables, `\d NAME` columns, `\?` helps, `\q` leaves.
+/// Reads and runs statements until the end of input: `\d` lists tables, `\d NAME` the columns of one, `\?` shows help, `\q`
+/// quits.
+///
+/// # Errors
+/// [`Error::Io`] where the terminal cannot be read or written. A statement that fails is reported, and the next one is read.
 pub async fn repl(context: &SessionContext) -> Result<()> {
     println!("For research use only: scores are not a diagnosis.");
     for view in views() {
         println!("  {:<9} {}", view.name, view.doc);
     }
-    println!("\\d lists tables, \\d NAME its columns, \\? helps, \\q leaves.");
+    println!("\\d lists tables, \\d NAME the columns of one, \\? shows help, \\q quits.");
     let mut options = PrintOptions {
         format: PrintFormat::Table,
         quiet: false,
@@ -30,5 +34,5 @@ pub async fn repl(context: &SessionContext) -> Result<()> {
         instrumented_registry: Arc::new(InstrumentedObjectStoreRegistry::new()),
     };
     let ended = exec_from_repl(context, &mut options).await;
-    ended.map_err(|e| Error::io("the shell ended", std::io::Error::other(e)))
+    ended.map_err(|e| Error::io("the shell ended unexpectedly", std::io::Error::other(e)))
 }

@@ -1,8 +1,8 @@
-//! The public views. Each is one SQL statement over `raw`, with the reason why it is not simply the table.
+//! The public views: SQL over `raw`, each with the reason why it differs from its table.
 
 use crate::tables::Table;
 
-/// A view that a session has.
+/// A view of a session.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
     /// Its name.
@@ -11,11 +11,11 @@ pub struct View {
     pub doc: &'static str,
     /// The query behind it.
     pub sql: &'static str,
-    /// A table that need not be there, and without which there is no such view.
+    /// A table that may be missing; without it, there is no such view.
     pub needs: Option<Table>,
 }
 
-/// The views, in the order in which they must be made: the later ones use `scans`.
+/// The views, in the order in which they must be created: the others use `scans`.
 pub fn views() -> [View; 7] {
     [SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS, EVALUATIONS]
 }
@@ -28,8 +28,8 @@ const SCANS: View = View {
     needs: None,
 };
 
-// A killed run leaves tokens without their row in `scans`; the semi join hides them, and with them the rows of
-// results that a newer one has replaced.
+// A killed run leaves tokens without their row in `scans`. The semi join hides them, and also the tokens of results that a
+// newer one has replaced.
 const TOKENS: View = View {
     name: "tokens",
     doc: "the tokens of the scans in scans",
@@ -54,7 +54,7 @@ const FINDINGS: View = View {
     needs: None,
 };
 
-// A result that came later answers the failure, for whatever content it was.
+// A later result resolves the failure, also where the content has changed.
 const FAILURES: View = View {
     name: "failures",
     doc: "the newest failure of each scan that has no later result",

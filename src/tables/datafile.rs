@@ -1,7 +1,8 @@
-//! One Parquet data file of a table: from rows to bytes and Delta statistics, and from bytes into the store.
+//! One Parquet data file of a table: from rows to bytes and Delta statistics, and from bytes to an object in the store.
 //!
-//! Zstandard and dictionaries; row groups small enough to prune tokens by scan and to read one mask without
-//! its neighbours. Files are never changed: a name is used once, and a file counts only when it is committed.
+//! Takes rows in the order of [`Table::sorted_by`]. Files are compressed with Zstandard and dictionaries; row groups are
+//! small enough to prune tokens by scan and to read one mask without its neighbours. A file is never changed: its name is
+//! used once, and it counts only once it is committed.
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -17,35 +18,38 @@ use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 
-use super::Table;
-use super::schema::Kind;
-use crate::cohort::store::{Location, with_retries};
+use super::column::Kind;
+use super::schema::Table;
 use crate::error::{Error, Result};
+use crate::store::{Location, with_retries};
 
-/// Zstandard level: the third makes tokens a hundredth and masks an eighth smaller, in one and a half times the time.
+/// Zstandard level. Level 3 makes tokens 1 % and masks 12 % smaller, but takes 1.5 times as long.
 const ZSTD_LEVEL: i32 = 1;
-/// Rows in a row group: about 30 scans' tokens.
+/// Rows in a row group: the tokens of about 30 scans.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
-/// Rows in a row group of masks, which are a megabyte each: who asks for one mask reads few others.
+/// Rows in a row group of masks, which have a megabyte each: a query for one mask reads few others.
 const ROW_GROUP_MASKS: usize = 8;
 
-/// Columns of `tokens` that say where a token is.
-const PLACES: [&str; 6] = ["z", "y", "x", "mni_x_mm", "mni_y_mm", "mni_z_mm"];
+/// Columns of `tokens` with the position of a token.
+const POSITIONS: [&str; 6] = ["z", "y", "x", "mni_x_mm", "mni_y_mm", "mni_z_mm"];
 
-/// A data file that is ready to be put into the store.
+/// A data file that is ready to be written to the store.
 #[derive(Debug)]
 pub struct DataFile {
     /// The Parquet file.
     pub bytes: Bytes,
-    /// Its rows.
+    /// Number of rows.
     pub num_rows: usize,
     /// Its Delta statistics as JSON: `numRecords`, `minValues`, `maxValues`, `nullCount`.
     pub stats: String,
 }
 
 impl DataFile {
-    /// Encodes rows, which must be in the order of [`Table::sorted_by`]. Text may come in dictionaries; the file says
-    /// [`Table::arrow_schema`]. Takes processor time: call it off the asynchronous threads.
+    /// Encodes rows, which must be in the order of [`Table::sorted_by`]. Text may come in dictionaries; the schema in the
+    /// file is [`Table::arrow_schema`]. Takes processor time: call it off the asynchronous threads.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for rows that do not fit the table.
     pub fn encode(table: Table, batches: &[RecordBatch]) -> Result<Self> {
         let bug = |e| Error::Bug(format!("cannot encode rows of {}: {e}", table.name()));
         let mut bytes = Vec::new();
@@ -59,12 +63,15 @@ impl DataFile {
         Ok(Self { bytes: bytes.into(), num_rows, stats: stats(table, &metadata, num_rows) })
     }
 
-    /// Puts the file into the table's folder; gives its path relative to that folder.
+    /// Writes the file to the table's folder; gives its path relative to that folder.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where the store fails repeatedly.
     pub async fn put(&self, location: &Location, table: Table) -> Result<String> {
         // Version 7 ids sort by time, so a listing of the folder reads in the order of writing.
         let name = format!("part-{}.zstd.parquet", uuid::Uuid::now_v7());
         let path = location.path_of(&format!("{}/{name}", table.name()))?;
-        // A name is used once: a try whose answer was lost and the next one write the same object.
+        // The name is used once, so an attempt whose answer was lost and the next one write the same object.
         with_retries(|| self.put_once(location, &path)).await?;
         Ok(name)
     }
@@ -75,11 +82,12 @@ impl DataFile {
     }
 }
 
-/// How files of a table are written; `sorted`: their rows are in the order of [`Table::sorted_by`].
+/// How files of a table are written; `sorted` is whether their rows are in the order of [`Table::sorted_by`].
 pub(super) fn properties(table: Table, sorted: bool) -> Result<WriterProperties> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| Error::Bug(e.to_string()))?;
     let index = |name: &&str| table.columns().iter().position(|c| c.name == *name);
-    // Positions are those of Parquet's leaves; every sorting column comes before the table's first nested one.
+    // The index is that of Parquet's leaves. It equals the column's, because every sorting column comes before the table's
+    // first nested column.
     let sorting = table.sorted_by().iter().filter_map(index);
     let sorting = sorting.map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: false });
     let sorting: Vec<_> = sorting.filter(|_| sorted).collect();
@@ -89,26 +97,27 @@ pub(super) fn properties(table: Table, sorted: bool) -> Result<WriterProperties>
         .set_sorting_columns((!sorting.is_empty()).then_some(sorting))
         .set_created_by(format!("neurosieve {}", env!("CARGO_PKG_VERSION")));
     for column in table.columns().iter().filter(|c| c.kind == Kind::Binary) {
-        // No two masks are equal, and nobody searches by their first bytes.
+        // No two masks are equal, and no query searches by their first bytes.
         let path = ColumnPath::from(column.name);
         builder = builder
             .set_column_dictionary_enabled(path.clone(), false)
             .set_column_statistics_enabled(path, EnabledStatistics::None);
     }
     if table == Table::Tokens && sorted {
-        // Places follow each other in the order of the grid, which Zstandard finds by itself, in half the time.
-        for name in PLACES {
+        // Positions follow each other in the order of the grid. Zstandard compresses them as well without dictionaries, in
+        // half the time.
+        for name in POSITIONS {
             builder = builder.set_column_dictionary_enabled(ColumnPath::from(name), false);
         }
-        // A scan has tokens in every region.
+        // A scan has tokens in every region, so the bounds would prune nothing.
         builder = builder.set_column_statistics_enabled(ColumnPath::from("region"), EnabledStatistics::None);
     }
     Ok(builder.build())
 }
 
-/// Delta statistics (PROTOCOL.md, "Per-file Statistics") of the simple columns, from those that the Parquet writer made of
-/// its row groups. Lists and binary have none; a bound that is not known everywhere, or not finite, is left out, which a
-/// reader takes as unknown.
+/// Delta statistics (PROTOCOL.md, "Per-file Statistics") of the simple columns, from those of the Parquet writer for its row
+/// groups. Lists and binary have none. A bound that is not known for every group, or not finite, is omitted, which a reader
+/// takes as unknown.
 fn stats(table: Table, file: &ParquetMetaData, num_rows: usize) -> String {
     let (mut min_values, mut max_values, mut null_count) = (Map::new(), Map::new(), Map::new());
     for column in table.columns() {
@@ -118,7 +127,7 @@ fn stats(table: Table, file: &ParquetMetaData, num_rows: usize) -> String {
         ) {
             continue;
         }
-        // A leaf at the top has its name for a path.
+        // The path of a leaf at the top level is its name.
         let leaf = file.file_metadata().schema_descr().columns().iter().position(|c| c.path().string() == column.name);
         let of_leaf = |leaf| {
             let groups = file.row_groups().iter();
@@ -142,17 +151,17 @@ fn stats(table: Table, file: &ParquetMetaData, num_rows: usize) -> String {
     stats.to_string()
 }
 
-/// The least and the greatest value of a column.
+/// The smallest and the largest value of a column.
 #[derive(Debug, Clone, PartialEq)]
 enum Bounds {
     Int(i64, i64),
     Float(f32, f32),
-    /// Long texts are cut by the writer, the upper one so that it still bounds.
+    /// The writer truncates long texts, the upper one such that it is still a bound.
     Text(String, String),
 }
 
 impl Bounds {
-    /// Those of a row group; none where the writer made none.
+    /// Those of a row group; `None` where the writer computed none.
     fn of(statistics: &Statistics) -> Option<Self> {
         let text = |bytes: Option<&ByteArray>| Some(bytes?.as_utf8().ok()?.to_owned());
         Some(match statistics {
@@ -164,7 +173,7 @@ impl Bounds {
         })
     }
 
-    /// Of both together; they must be of one kind, as those of a column are.
+    /// Of both together, which must be of one kind, like all row groups of a column.
     fn with(self, other: Self) -> Self {
         match (self, other) {
             (Self::Int(a, b), Self::Int(c, d)) => Self::Int(a.min(c), b.max(d)),
@@ -174,11 +183,11 @@ impl Bounds {
         }
     }
 
-    /// As Delta writes them, or nothing where they would not bound.
+    /// As Delta writes them; `None` where the value is not a bound.
     fn in_delta(self, kind: Kind) -> (Option<Value>, Option<Value>) {
         let instant =
             |us| DateTime::from_timestamp_micros(us).map(|t| json!(t.to_rfc3339_opts(SecondsFormat::Micros, true)));
-        // Parquet has -0 for the lesser and +0 for the greater zero.
+        // Parquet writes a zero as -0 for the lower and as +0 for the upper bound; adding 0 makes both +0.
         let float = |v: f32| v.is_finite().then(|| json!(f64::from(v) + 0.));
         match self {
             Self::Int(min, max) if kind == Kind::Timestamp => (instant(min), instant(max)),
@@ -221,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_that_would_not_bound_is_left_out() {
+    fn a_value_that_is_no_bound_is_omitted() {
         let bounds = Bounds::Float(-0., f32::INFINITY);
         assert_eq!(bounds.in_delta(Kind::Float32), (Some(json!(0.)), None));
         assert_eq!(Bounds::Int(3, 5).with(Bounds::Int(-1, 4)), Bounds::Int(-1, 5));

@@ -1,4 +1,4 @@
-//! What earlier runs have done with one recipe: what a new run need not do again, and what it may try again.
+//! What earlier runs have done with one recipe: scans that a new run skips, and scans that it may try again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,27 +7,34 @@ use arrow::datatypes::Int32Type;
 use datafusion::functions_aggregate::expr_fn::{bool_or, max};
 use datafusion::prelude::{DataFrame, col, lit};
 
-use super::{Table, Tables};
+use super::open::Tables;
+use super::schema::Table;
+use super::session::RAW_SCHEMA;
 use crate::error::{Error, Result};
-use crate::query;
 
-/// The state of every scan that was tried with one recipe, by (scan_id, content_id).
+/// The state of every scan that was screened with one recipe, by (scan_id, content_id).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Done {
     /// Scans that finished.
     pub finished: HashSet<(String, String)>,
-    /// Scans that failed: attempts so far, and whether trying again is useless. A scan that finished after a failure
-    /// is in both.
+    /// Scans that failed: attempts so far, and whether a further attempt cannot succeed. A scan that finished after a
+    /// failure is in both.
     pub failed: HashMap<(String, String), (i32, bool)>,
 }
 
 impl Tables {
-    /// What is done with `recipe_id`, as of the last refresh. Reads three columns of `scans` and five of `failures`;
-    /// holds two strings per scan in memory.
+    /// What was done with `recipe_id`, as of the last refresh. Reads three columns of `scans` and five of `failures`; holds
+    /// two strings per scan in memory.
+    ///
+    /// # Errors
+    /// [`Error::Table`] and [`Error::Query`] where the tables cannot be read.
     pub async fn done(&self, recipe_id: &str) -> Result<Done> {
-        let context = query::raw_session(self).await?;
+        let context = self.raw_session().await?;
         let of_recipe = async |table: Table| -> Result<DataFrame> {
-            Ok(context.table(format!("raw.{}", table.name())).await?.filter(col("recipe_id").eq(lit(recipe_id)))?)
+            Ok(context
+                .table(format!("{RAW_SCHEMA}.{}", table.name()))
+                .await?
+                .filter(col("recipe_id").eq(lit(recipe_id)))?)
         };
 
         let mut done = Done::default();

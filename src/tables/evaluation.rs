@@ -1,10 +1,11 @@
-//! The `evaluations` table: what `neurosieve eval` found, a row per method, so that methods, bundles and versions can be
-//! compared by SQL.
+//! The `evaluations` table: the figures of `neurosieve eval`, one row per method, so that SQL can compare methods, bundles
+//! and versions.
 
 use serde::Serialize;
 
-use super::{DataFile, Receipt, Table, Tables};
-use crate::error::{Error, Result};
+use super::open::Tables;
+use super::schema::Table;
+use crate::error::Result;
 
 /// One row of `evaluations`; the fields are its columns. Times are microseconds since 1970, UTC.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,28 +50,15 @@ pub struct EvaluationRow {
 }
 
 impl Tables {
-    /// Writes and commits the rows of one evaluation, making the table where it is not there yet.
+    /// Writes and commits the rows of one evaluation, and creates the table where it does not exist. Does nothing without
+    /// rows.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be created
+    /// or written.
     pub async fn record_evaluation(&mut self, rows: &[EvaluationRow]) -> Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
-        self.with_evaluations().await?;
-        let receipt = self.put_rows(Table::Evaluations, rows, &first.evaluation_id).await?;
-        self.append(&first.evaluation_id, 0, receipt).await
-    }
-
-    /// Puts rows into a data file of their own, which awaits its commit.
-    pub(super) async fn put_rows<T: Serialize>(&self, table: Table, rows: &[T], batch_id: &str) -> Result<Receipt> {
-        let batch = table.rows(rows)?;
-        let encoded = tokio::task::spawn_blocking(move || DataFile::encode(table, &[batch])).await;
-        let file = encoded.map_err(|e| Error::Bug(format!("encoding rows of {}: {e}", table.name())))??;
-        Ok(Receipt {
-            batch_id: batch_id.to_owned(),
-            table,
-            path: file.put(self.location(), table).await?,
-            size_bytes: file.bytes.len() as i64,
-            num_rows: rows.len() as i64,
-            stats: file.stats,
-            n_scans: 0,
-            n_failed: 0,
-        })
+        self.create_evaluations().await?;
+        self.append_rows(Table::Evaluations, rows, &first.evaluation_id, 0).await
     }
 }

@@ -1,38 +1,38 @@
-//! Tables of another version of this program: columns that came later are added, what does not fit is refused.
+//! Tables of another version of this program: missing columns are added, columns that do not fit are refused.
 //!
-//! A column that is added to [`super::columns`] after tables exist must be one that may be null: rows from before have
-//! nothing in it. Reading needs none of this: a view of an older table lacks the column until the next run.
+//! Takes a table that is about to be written to; gives it with all columns of this version. A column that is added to
+//! `columns.rs` after tables exist must be nullable, because it is null in the rows that exist. Reading changes nothing: a
+//! view of an older table lacks the column until the next run.
 
 use deltalake_core::DeltaTable;
 use deltalake_core::kernel::transaction::CommitProperties;
 
-use super::{Table, load};
-use crate::cohort::Location;
+use super::delta::load;
+use super::schema::Table;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
 /// The table with all columns of this version.
 ///
 /// # Errors
-/// [`Error::Config`] where it cannot have them, or has some that this version cannot fill; storage errors.
-pub(super) async fn evolved(location: &Location, table: Table, found: DeltaTable) -> Result<DeltaTable> {
+/// [`Error::Config`] where a column that must have a value is missing on either side or has another type; [`Error::Table`]
+/// where the columns cannot be added.
+pub(super) async fn add_missing_columns(location: &Location, table: Table, found: DeltaTable) -> Result<DeltaTable> {
     let missing = missing(table, &found)?;
     if missing.is_empty() {
         return Ok(found);
     }
     let names: Vec<&str> = missing.iter().map(|field| field.name().as_str()).collect();
-    tracing::info!(table = table.name(), columns = names.join(", "), "columns of this version are added");
-    // With retries, whoever comes second would add them twice.
+    tracing::info!(table = table.name(), columns = names.join(", "), "adding columns of this version");
+    // With retries, the second of two processes would add them again.
     let properties = CommitProperties::default().with_max_retries(0);
-    match found.add_columns().with_fields(missing.clone()).with_commit_properties(properties).await {
+    match found.add_columns().with_fields(missing).with_commit_properties(properties).await {
         Ok(evolved) => Ok(evolved),
-        // Another process may have added them in the meantime, which is as good.
-        Err(error) => {
-            let again = load(location, table).await?;
-            match again.as_ref().map(|again| self::missing(table, again)).transpose()? {
-                Some(missing) if missing.is_empty() => again.ok_or_else(|| Error::Bug("a table went away".into())),
-                _ => Err(Error::table(format!("cannot add columns to table {}", table.name()), error)),
-            }
-        }
+        // Another process may have added them meanwhile.
+        Err(error) => match load(location, table).await? {
+            Some(reloaded) if self::missing(table, &reloaded)?.is_empty() => Ok(reloaded),
+            _ => Err(Error::table(format!("cannot add columns to table {}", table.name()), error)),
+        },
     }
 }
 
@@ -42,7 +42,7 @@ fn missing(table: Table, found: &DeltaTable) -> Result<Vec<deltalake_core::kerne
     let schema = found.snapshot().map_err(unreadable)?.schema();
     let misfit = |what: String| {
         Error::Config(format!(
-            "table {} was made by another version of this program: {what}. Screen into new tables, or use that version",
+            "table {} was created by another version of this program: {what}. Screen into new tables, or use that version",
             table.name()
         ))
     };
@@ -51,7 +51,12 @@ fn missing(table: Table, found: &DeltaTable) -> Result<Vec<deltalake_core::kerne
     for field in &ours {
         match schema.field(field.name()) {
             Some(theirs) if theirs.data_type() != field.data_type() => {
-                return Err(misfit(format!("column {} is {} there", field.name(), theirs.data_type())));
+                return Err(misfit(format!(
+                    "column {} is {} there, not {}",
+                    field.name(),
+                    theirs.data_type(),
+                    field.data_type()
+                )));
             }
             Some(_) => {}
             None if field.is_nullable() => missing.push(field.clone()),
@@ -61,7 +66,7 @@ fn missing(table: Table, found: &DeltaTable) -> Result<Vec<deltalake_core::kerne
     let unknown =
         schema.fields().find(|theirs| !theirs.is_nullable() && ours.iter().all(|f| f.name() != theirs.name()));
     match unknown {
-        Some(theirs) => Err(misfit(format!("this one does not know column {}", theirs.name()))),
+        Some(theirs) => Err(misfit(format!("this version does not know column {}", theirs.name()))),
         None => Ok(missing),
     }
 }

@@ -1,11 +1,12 @@
-//! The right to look after tables alone, which a crash gives back.
+//! The lease: the right of one schedule to work on the tables alone. A crash gives it back.
 //!
 //! | tables | what is held | after a crash |
 //! |---|---|---|
-//! | in a folder | a lock of the operating system on `_schedule.lock` | it is gone with the process |
-//! | in a store | an object of that name, written under a condition and renewed every minute | it runs out after five minutes |
+//! | in a folder | a lock of the operating system on `_schedule.lock` | it ends with the process |
+//! | in a store | an object of that name, written conditionally and renewed every minute | it expires after five minutes |
 //!
-//! Nothing that is written depends on it: commits are exactly once without. It keeps two schedules from doing the same work.
+//! Takes the tables' location; gives the lease, or nothing where another process has it. Correctness does not depend on
+//! it, because commits are exactly once without; it keeps two schedules from doing the same work.
 
 use std::fs::{File, TryLockError};
 use std::time::Duration;
@@ -17,16 +18,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cohort::Location;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
 const NAME: &str = "_schedule.lock";
 
-/// How long a lease in a store holds unless it is renewed: longer than clocks of two machines differ.
+/// How long a lease in a store lasts unless it is renewed: longer than the clocks of two machines differ.
 const TERM: TimeDelta = TimeDelta::minutes(5);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 
-/// The right, as long as this lives and [`Lease::lost`] does not say otherwise.
+/// The right, until this is dropped or [`Lease::lost`] resolves.
 #[derive(Debug)]
 pub struct Lease {
     held: Held,
@@ -35,22 +36,26 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Held {
-    /// Closing the file gives the lock back.
+    /// Closing the file releases the lock.
     Folder {
         _file: File,
     },
-    Store(Box<InStore>),
+    Store {
+        lock: Box<LockObject>,
+        renewing: JoinSet<()>,
+    },
 }
 
-#[derive(Debug)]
-struct InStore {
+/// The object that a lease in a store consists of.
+#[derive(Debug, Clone)]
+struct LockObject {
     location: Location,
     path: Path,
     holder: String,
-    renewing: JoinSet<()>,
+    term: TimeDelta,
 }
 
-/// What the object says.
+/// The content of the object.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
     holder: String,
@@ -58,10 +63,10 @@ struct Claim {
 }
 
 impl Lease {
-    /// Takes the lease of the tables at `location`; none where another has it.
+    /// Takes the lease of the tables at `location`; `None` where another process has it.
     ///
     /// # Errors
-    /// [`Error::Storage`] and [`Error::Io`] where nobody can tell.
+    /// [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or written.
     pub async fn take(location: &Location) -> Result<Option<Self>> {
         Self::take_for(location, TERM, RENEWED_EVERY).await
     }
@@ -79,15 +84,15 @@ impl Lease {
                 Err(TryLockError::Error(e)) => Err(Error::io(format!("cannot lock {NAME} of the tables"), e)),
             };
         }
-        let path = location.path_of(NAME)?;
         let holder = uuid::Uuid::now_v7().to_string();
-        let mode = match location.store.get(&path).await {
+        let lock = LockObject { location: location.clone(), path: location.path_of(NAME)?, holder, term };
+        let mode = match location.store.get(&lock.path).await {
             Err(Store::NotFound { .. }) => PutMode::Create,
             Err(error) => return Err(location.explain("read the lock of the tables at", error)),
             Ok(found) => {
                 let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
                 let bytes = found.bytes().await.map_err(|e| location.explain("read the lock of the tables at", e))?;
-                // One that nobody can read is nobody's.
+                // A claim that cannot be parsed has no holder.
                 let until = serde_json::from_slice(&bytes).map_or(DateTime::UNIX_EPOCH, |claim: Claim| claim.until);
                 if until > Utc::now() {
                     return Ok(None);
@@ -95,19 +100,18 @@ impl Lease {
                 PutMode::Update(version)
             }
         };
-        let version = match write(location, &path, &holder, term, mode).await {
+        let version = match lock.write(mode).await {
             Ok(version) => version,
             Err(error) if error.is_about_content() => return Ok(None),
             Err(error) => return Err(error),
         };
-        // Dropped, it ends the task.
+        // Dropping the set ends the task.
         let mut renewing = JoinSet::new();
-        renewing.spawn(renew(location.clone(), path.clone(), holder.clone(), term, renewed_every, version, losing));
-        let held = InStore { location: location.clone(), path, holder, renewing };
-        Ok(Some(Self { held: Held::Store(Box::new(held)), lost }))
+        renewing.spawn(renew(lock.clone(), renewed_every, version, losing));
+        Ok(Some(Self { held: Held::Store { lock: Box::new(lock), renewing }, lost }))
     }
 
-    /// Resolves when the lease is another's: the store was out of reach for too long.
+    /// Resolves when another process has the lease, because the store was unreachable for too long.
     pub async fn lost(&self) {
         if self.lost.clone().wait_for(|&lost| lost).await.is_err() {
             // A lock of the operating system is never lost.
@@ -115,12 +119,12 @@ impl Lease {
         }
     }
 
-    /// Gives it back at once. One that is dropped instead runs out.
+    /// Gives the lease back at once. A lease in a store that is dropped instead expires.
     pub async fn give_back(self) {
-        if let Held::Store(held) = self.held {
-            let InStore { location, path, holder, mut renewing } = *held;
+        if let Held::Store { lock, mut renewing } = self.held {
+            let LockObject { location, path, holder, .. } = *lock;
             renewing.shutdown().await;
-            // Whatever fails here, the lease runs out. Only one's own is deleted: it may have passed to another.
+            // An error here is harmless: the lease expires. Another process may have taken the lease, and its object stays.
             let own = async {
                 let bytes = location.store.get(&path).await?.bytes().await?;
                 Ok::<_, Store>(serde_json::from_slice(&bytes).is_ok_and(|claim: Claim| claim.holder == holder))
@@ -132,36 +136,25 @@ impl Lease {
     }
 }
 
-async fn write(
-    location: &Location,
-    path: &Path,
-    holder: &str,
-    term: TimeDelta,
-    mode: PutMode,
-) -> Result<UpdateVersion> {
-    let claim = Claim { holder: holder.to_owned(), until: Utc::now() + term };
-    let bytes = serde_json::to_vec(&claim).map_err(|e| Error::Bug(format!("a lease: {e}")))?;
-    let put = location.store.put_opts(path, bytes.into(), mode.into()).await;
-    put.map(Into::into).map_err(|e| location.explain("write the lock of the tables at", e))
+impl LockObject {
+    /// Claims the lease for a term from now.
+    async fn write(&self, mode: PutMode) -> Result<UpdateVersion> {
+        let claim = Claim { holder: self.holder.clone(), until: Utc::now() + self.term };
+        let bytes = serde_json::to_vec(&claim).map_err(|e| Error::Bug(format!("a lease is not JSON: {e}")))?;
+        let put = self.location.store.put_opts(&self.path, bytes.into(), mode.into()).await;
+        put.map(Into::into).map_err(|e| self.location.explain("write the lock of the tables at", e))
+    }
 }
 
-/// Renews the lease until it is another's, or could not be renewed for its whole term.
-async fn renew(
-    location: Location,
-    path: Path,
-    holder: String,
-    term: TimeDelta,
-    every: Duration,
-    mut version: UpdateVersion,
-    losing: watch::Sender<bool>,
-) {
-    let mut until = Utc::now() + term;
+/// Renews the lease until another process has it, or it could not be renewed for its whole term.
+async fn renew(lock: LockObject, every: Duration, mut version: UpdateVersion, losing: watch::Sender<bool>) {
+    let mut until = Utc::now() + lock.term;
     while Utc::now() < until {
         tokio::time::sleep(every).await;
-        match write(&location, &path, &holder, term, PutMode::Update(version.clone())).await {
-            Ok(renewed) => (version, until) = (renewed, Utc::now() + term),
+        match lock.write(PutMode::Update(version.clone())).await {
+            Ok(renewed) => (version, until) = (renewed, Utc::now() + lock.term),
             Err(error) if error.is_about_content() => break,
-            Err(error) => tracing::warn!(%error, "the lease of the tables was not renewed, trying again"),
+            Err(error) => tracing::warn!(%error, "the lease of the tables was not renewed; trying again"),
         }
     }
     losing.send_replace(true);
@@ -174,7 +167,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::cohort::store::open_or_create;
+    use crate::store::open_or_create;
 
     #[tokio::test]
     async fn a_folder_has_one_holder_at_a_time() {
@@ -196,14 +189,15 @@ mod tests {
         assert!(take().await.unwrap().is_none(), "it was renewed beyond its term");
         first.give_back().await;
         let second = take().await.unwrap().unwrap();
-        // As by SIGKILL: nobody renews it.
+        // Like after SIGKILL, it is not renewed.
         drop(second);
         assert!(take().await.unwrap().is_none());
         tokio::time::sleep(Duration::from_millis(300)).await;
         let third = take().await.unwrap().unwrap();
-        // Somebody whose clock is ahead took it: the holder hears of it, and leaves it alone.
+        // A process whose clock is ahead takes it: the holder notices, and does not delete the object.
         let path = location.path_of(NAME).unwrap();
-        write(&location, &path, "other", TERM, PutMode::Overwrite).await.unwrap();
+        let other = LockObject { location: location.clone(), path, holder: "other".into(), term: TERM };
+        other.write(PutMode::Overwrite).await.unwrap();
         tokio::time::timeout(Duration::from_secs(5), third.lost()).await.unwrap();
         third.give_back().await;
         assert!(take().await.unwrap().is_none());

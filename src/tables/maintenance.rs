@@ -1,8 +1,9 @@
-//! Maintenance of the tables: fewer and larger files, no files that nothing refers to, and who did what when.
+//! Maintenance of the tables: compaction, deletion of files that no version refers to, and the history of commits.
 //!
-//! A run commits small files, so that little is lost when it is killed. [`Tables::optimize`] puts them together, tokens
-//! clustered by scan and region; readers of older versions still find the files they know. [`Tables::vacuum`] deletes what no
-//! version that is kept refers to, and what killed runs left without a commit. Neither changes what a query answers.
+//! A run commits small files, so that little is lost when it is killed. [`Tables::optimize`] compacts them, tokens clustered
+//! by scan and region; readers of older versions still find the old files. [`Tables::vacuum`] deletes files that no retained
+//! version refers to, among them those that killed runs left uncommitted. Neither changes the result of a query. Refuses to
+//! delete files of less than a day, which may belong to a run that is at work.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -15,35 +16,36 @@ use deltalake_core::operations::vacuum::VacuumMode;
 use futures::TryStreamExt as _;
 
 use super::datafile::properties;
-use super::{Table, Tables};
+use super::open::Tables;
+use super::schema::Table;
 use crate::error::{Error, Result};
 
 /// What [`Tables::optimize`] did to a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Optimized {
-    /// Files that were put together.
+    /// Small files that were replaced.
     pub removed: u64,
-    /// Files that they became.
+    /// Files that replace them.
     pub added: u64,
 }
 
 /// One commit to a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
-    /// When, UTC.
+    /// When it was made, UTC.
     pub at: Option<DateTime<Utc>>,
-    /// What: `WRITE`, `OPTIMIZE`, `VACUUM END` and so on.
+    /// What it did: `WRITE`, `OPTIMIZE`, `VACUUM END` and so on.
     pub operation: String,
     /// The program that made it.
     pub engine: String,
 }
 
 impl Tables {
-    /// Puts files together that are smaller than `target_bytes`; tokens lie together by scan and region afterwards.
-    /// Sorting takes `memory_bytes` and goes by way of temporary files beyond. Runs that commit meanwhile are not disturbed.
+    /// Compacts files smaller than `target_bytes`; tokens are clustered by scan and region. Sorting takes up to
+    /// `memory_bytes`, then spills to temporary files. Runs may commit meanwhile.
     ///
     /// # Errors
-    /// [`Error::Table`] where the table cannot be read or written; it is as before then.
+    /// [`Error::Table`] where the table cannot be read or written; it is then unchanged.
     pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64, memory_bytes: u64) -> Result<Optimized> {
         let failed = |e| Error::table(format!("cannot optimize table {}", table.name()), e);
         let delta = self.delta_mut(table);
@@ -58,7 +60,7 @@ impl Tables {
             .with_type(how)
             .with_target_size(target_bytes)
             .with_session_state(Arc::new(create_session_state_with_spill_config(Some(memory_bytes as usize), None)))
-            // The files' rows follow each other, which is no order of the whole.
+            // The rows of the small files follow one another, so the large file is not sorted as a whole.
             .with_writer_properties(properties(table, false)?)
             .await
             .map_err(failed)?;
@@ -66,22 +68,25 @@ impl Tables {
         Ok(Optimized { removed: metrics.num_files_removed, added: metrics.num_files_added })
     }
 
-    /// Deletes files that no version of the last `keep` refers to; gives their names. `keep` must be longer than any run
-    /// and any query takes. With `dry_run` they are only named.
+    /// Deletes files that no version of the last `keep` refers to; gives their names. `keep` must be longer than any run and
+    /// any query. With `dry_run` no file is deleted.
     ///
     /// # Errors
-    /// [`Error::Config`] for a `keep` of less than a day, [`Error::Table`] where the store refuses.
+    /// [`Error::Config`] for a `keep` of less than a day; [`Error::Table`] where the table cannot be read or a file cannot be
+    /// deleted.
     pub async fn vacuum(&mut self, table: Table, keep: Duration, dry_run: bool) -> Result<Vec<String>> {
-        /// A run that is at work has files in the store that are not committed yet.
-        const LEAST: Duration = Duration::from_secs(24 * 3600);
-        if keep < LEAST {
-            return Err(Error::Config(
-                "files of runs that are still at work must not be deleted: keep those of a day at least".into(),
-            ));
+        /// A run that is at work has uncommitted files in the store.
+        const SHORTEST: Duration = Duration::from_secs(24 * 3600);
+        if keep < SHORTEST {
+            return Err(Error::Config(format!(
+                "vacuum would keep files for {} hours only, and may delete those of a run that is at work: keep at least \
+                 a day",
+                keep.as_secs() / 3600
+            )));
         }
         let failed = |e| Error::table(format!("cannot vacuum table {}", table.name()), e);
-        let keep =
-            chrono::Duration::from_std(keep).map_err(|_| Error::Config("the time to keep is too long".into()))?;
+        let keep = chrono::Duration::from_std(keep)
+            .map_err(|_| Error::Config(format!("{} days are too long to keep files", keep.as_secs() / 86400)))?;
         let delta = self.delta_mut(table);
         delta.update_state().await.map_err(failed)?;
         let vacuum = delta.clone().vacuum().with_retention_period(keep).with_enforce_retention_duration(false);

@@ -1,20 +1,23 @@
-//! Receipts: what the writing operator gives to the driver. One receipt says that one data file lies in the store
-//! and is not yet part of any table; [`Tables::commit`](super::Tables::commit) makes it so.
+//! Receipts: what the writing operator gives to the driver.
+//!
+//! A receipt says that a data file is in the store and is not part of a table yet; `Tables::commit` makes it
+//! part. A **roll** is the scans that one partition writes together, as at most one file per table: its receipts
+//! share a `batch_id` and are committed together.
 
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use super::Table;
+use super::schema::Table;
 use crate::error::{Error, Result};
 
-/// One data file that was written and awaits its commit.
+/// A data file that was written and is not committed yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
-    /// Shared by the files of one roll: their scans are complete in them, so they are committed together.
+    /// The roll: its files hold every row of its scans, so they are committed together.
     pub batch_id: String,
-    /// The table the file is for.
+    /// The file's table.
     pub table: Table,
     /// The file's path, relative to the table's folder.
     pub path: String,
@@ -46,12 +49,15 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 });
 
 impl Receipt {
-    /// The columns of receipts as rows.
+    /// The columns of receipts as a record batch.
     pub fn schema() -> SchemaRef {
         Arc::clone(&SCHEMA)
     }
 
-    /// Receipts as rows.
+    /// Receipts as a record batch.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] where the columns do not fit the schema, which is a defect of this program.
     pub fn to_batch(receipts: &[Self]) -> Result<RecordBatch> {
         let text = |get: fn(&Self) -> &str| {
             Arc::new(receipts.iter().map(|r| Some(get(r))).collect::<StringArray>()) as ArrayRef
@@ -67,10 +73,14 @@ impl Receipt {
             number(|r| r.n_scans),
             number(|r| r.n_failed),
         ];
-        RecordBatch::try_new(Self::schema(), columns).map_err(|e| Error::Bug(format!("receipts: {e}")))
+        RecordBatch::try_new(Self::schema(), columns)
+            .map_err(|e| Error::Bug(format!("the receipts do not fit their schema: {e}")))
     }
 
-    /// Rows as receipts.
+    /// Receipts from a record batch.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a batch of another schema, or with an unknown table.
     pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>> {
         let text = column::<StringArray>;
         let number = column::<Int64Array>;
@@ -82,7 +92,8 @@ impl Receipt {
                 let name = table.value(i);
                 Ok(Self {
                     batch_id: batch_id.value(i).to_owned(),
-                    table: Table::from_name(name).ok_or_else(|| Error::Bug(format!("receipt for table {name}")))?,
+                    table: Table::from_name(name)
+                        .ok_or_else(|| Error::Bug(format!("a receipt names the unknown table {name}")))?,
                     path: path.value(i).to_owned(),
                     size_bytes: size_bytes.value(i),
                     num_rows: num_rows.value(i),
@@ -97,7 +108,7 @@ impl Receipt {
 
 fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A> {
     let column = batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref());
-    column.ok_or_else(|| Error::Bug(format!("receipts without a usable column {name}")))
+    column.ok_or_else(|| Error::Bug(format!("the receipts lack column {name}, or it has another type")))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! The `runs` table: a row when a run starts, with status `running`, and one when it ends. The newest counts; a run
-//! that was killed stays `running` without an end, which is how an operator sees it.
+//! The `runs` table: one row when a run starts, with status `running`, and one when it ends.
+//!
+//! The newest row of a run counts. A run that was killed stays `running` without an end, by which an operator recognises it.
 
 use serde::Serialize;
 
-use super::{Table, Tables};
+use super::open::Tables;
+use super::schema::Table;
 use crate::error::Result;
 
 /// One row of `runs`; the fields are its columns. Times are microseconds since 1970, UTC.
@@ -31,10 +33,12 @@ pub struct RunRow {
 }
 
 impl Tables {
-    /// Writes and commits one row of `runs`. At most one row per run without an end and one with.
+    /// Writes and commits one row of `runs`: at most one per run without an end and one with.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be written.
     pub async fn record_run(&mut self, row: &RunRow) -> Result<()> {
-        let receipt = self.put_rows(Table::Runs, std::slice::from_ref(row), &row.run_id).await?;
         let epoch = i64::from(row.finished_at.is_some());
-        self.append(&row.run_id, epoch, receipt).await
+        self.append_rows(Table::Runs, std::slice::from_ref(row), &row.run_id, epoch).await
     }
 }

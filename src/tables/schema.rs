@@ -1,85 +1,28 @@
-//! The six tables and what their columns are in Arrow, in Delta and for a reader.
+//! The tables: their columns in Arrow, in Delta and as text for a reader.
 //!
 //! ```text
 //! columns.rs  ──►  arrow_schema()  what rows are built, written and queried with
-//!             ──►  delta_fields()  what the Delta log says, with unit and meaning as comments
+//!             ──►  delta_fields()  what the Delta log holds, with unit and meaning as comments
 //!             ──►  describe()      what `neurosieve tables describe` prints
 //! ```
-//! Types are the ones that Delta knows: no unsigned integers, timestamps in microseconds UTC. [`screen_schema`] is
-//! the shape in which a whole scan travels from screening to writing: one row per scan, one list per table.
+//! The types are those that Delta has: no unsigned integers, timestamps in microseconds UTC. Refuses rows with an unknown
+//! column or without a required one.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, StructArray};
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use deltalake_core::kernel::StructField;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use serde::Serialize;
 
+use super::column::{Column, Kind};
 use super::columns;
 use crate::error::{Error, Result};
 
-/// One column, as defined in `columns.rs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Column {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type.
-    pub kind: Kind,
-    /// Whether it may be null.
-    pub nullable: bool,
-    /// Unit of its values; empty for names and labels.
-    pub unit: &'static str,
-    /// What it means.
-    pub doc: &'static str,
-}
-
-/// Types that Arrow, Delta and Parquet all have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each says what it is")]
-pub enum Kind {
-    Text,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    Float32,
-    Boolean,
-    /// Microseconds since 1970, UTC.
-    Timestamp,
-    Binary,
-    TextList,
-    Int32List,
-    Float32List,
-    Float64List,
-}
-
-impl Kind {
-    /// The Arrow type. List items are called `element` and may be null, as the Delta reader has them.
-    pub fn data_type(self) -> DataType {
-        let list = |item| DataType::List(Arc::new(Field::new("element", item, true)));
-        match self {
-            Self::Text => DataType::Utf8,
-            Self::Int8 => DataType::Int8,
-            Self::Int16 => DataType::Int16,
-            Self::Int32 => DataType::Int32,
-            Self::Int64 => DataType::Int64,
-            Self::Float32 => DataType::Float32,
-            Self::Boolean => DataType::Boolean,
-            Self::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-            Self::Binary => DataType::Binary,
-            Self::TextList => list(DataType::Utf8),
-            Self::Int32List => list(DataType::Int32),
-            Self::Float32List => list(DataType::Float32),
-            Self::Float64List => list(DataType::Float64),
-        }
-    }
-}
-
-/// The tables.
+/// A table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     /// One row per scan that finished.
@@ -94,23 +37,24 @@ pub enum Table {
     Failures,
     /// One row per change of a run's state.
     Runs,
-    /// One row per method of an evaluation; the table is there once something was evaluated.
+    /// One row per method of an evaluation. The first evaluation creates the table.
     Evaluations,
 }
 
 impl Table {
-    /// All, those of [`Table::ALL`] first.
-    pub const EVERY: [Self; 7] =
+    /// All tables, those of [`Table::REQUIRED`] first.
+    pub const ALL: [Self; 7] =
         [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs, Self::Evaluations];
 
-    /// Those of a screening, in the order in which a reader must open them: `scans` first. What a reader then finds in `scans` was
-    /// committed last, so its rows in the other tables are there.
-    pub const ALL: [Self; 6] = [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs];
+    /// The tables that every place of results has, in the order in which a reader must open them: `scans` first. Because
+    /// `scans` is committed last, the rows that a reader finds there have their rows in the other tables.
+    pub const REQUIRED: [Self; 6] =
+        [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs];
 
-    /// Those that screening fills, in the order in which they are committed: `scans` last.
+    /// The tables that screening fills, in the order in which they are committed: `scans` last.
     pub const SCREENED: [Self; 5] = [Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Scans];
 
-    /// Its name, which is also its folder's.
+    /// Its name, which is also the name of its folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scans => "scans",
@@ -123,9 +67,9 @@ impl Table {
         }
     }
 
-    /// The table of that name.
+    /// The table with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::EVERY.into_iter().find(|t| t.name() == name)
+        Self::ALL.into_iter().find(|t| t.name() == name)
     }
 
     /// What one row is.
@@ -169,13 +113,16 @@ impl Table {
         Arc::clone(&SCHEMAS[self as usize].0)
     }
 
-    /// The Arrow schema of rows on their way to a file: as [`Table::arrow_schema`], but the texts of `tokens`, which repeat
-    /// from row to row of a scan, stand once, in a dictionary. They would be three quarters of its bytes.
+    /// The Arrow schema of rows that are held in memory until they are written: [`Table::arrow_schema`], but with the texts
+    /// of `tokens` in dictionaries. They repeat from row to row of a scan and would take three quarters of the bytes.
     pub fn held_schema(self) -> SchemaRef {
         Arc::clone(&SCHEMAS[self as usize].1)
     }
 
     /// The Delta columns; each carries `comment` (which Spark, DuckDB and Unity Catalog show) and `unit`.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a type that Delta lacks, which is a defect of this program.
     pub fn delta_fields(self) -> Result<Vec<StructField>> {
         let commented = |c: &Column| {
             let mut metadata = HashMap::from([("comment".to_owned(), c.doc.to_owned())]);
@@ -190,8 +137,11 @@ impl Table {
         self.columns().iter().map(delta).collect()
     }
 
-    /// Rows from anything that serialises to this table's columns. Lists are arrays, timestamps are microseconds
-    /// since 1970 or RFC 3339 text, binary is hexadecimal text.
+    /// Rows from values that serialise to this table's columns. Lists are arrays, timestamps are microseconds since 1970 or
+    /// RFC 3339 text, binary is hexadecimal text.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a value with an unknown column, without a required one, or of another type.
     pub fn rows<T: Serialize>(self, rows: &[T]) -> Result<RecordBatch> {
         let bug = |e| Error::Bug(format!("a row does not fit table {}: {e}", self.name()));
         let mut decoder = arrow::json::ReaderBuilder::new(self.arrow_schema())
@@ -216,9 +166,9 @@ impl Table {
     }
 }
 
-/// [`Table::arrow_schema`] and [`Table::held_schema`] of every table: each scan asks for them several times.
+/// [`Table::arrow_schema`] and [`Table::held_schema`] of every table, built once because each scan needs them several times.
 static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 7]> = LazyLock::new(|| {
-    Table::EVERY.map(|table| {
+    Table::ALL.map(|table| {
         let schema = |data_type: &dyn Fn(Kind) -> DataType| {
             let fields = table.columns().iter().map(|c| Field::new(c.name, data_type(c.kind), c.nullable));
             Arc::new(Schema::new(fields.collect::<Fields>()))
@@ -231,64 +181,20 @@ static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 7]> = LazyLock::new(|| {
     })
 });
 
-static SCREEN_SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    let list = |t: Table| Field::new(t.name(), DataType::List(scan_item(t)), false);
-    Arc::new(Schema::new(Table::SCREENED.map(list).to_vec()))
-});
-
-fn scan_item(table: Table) -> FieldRef {
-    Arc::new(Field::new("element", DataType::Struct(table.held_schema().fields().clone()), false))
-}
-
-/// One row per scan: for each table of [`Table::SCREENED`] a list of that scan's rows. Exactly one of `scans` and
-/// `failures` holds exactly one row; `tokens` come in z, y, x order and `findings` by rank.
-pub fn screen_schema() -> SchemaRef {
-    Arc::clone(&SCREEN_SCHEMA)
-}
-
-/// One scan's rows, in the order of [`Table::SCREENED`] and of their [`Table::held_schema`], as one row of
-/// [`screen_schema`].
-pub fn screen_row(tables: [RecordBatch; 5]) -> Result<RecordBatch> {
-    let bug = |e| Error::Bug(format!("a scan's rows do not fit the tables: {e}"));
-    let mut lists = Vec::with_capacity(tables.len());
-    for (table, rows) in Table::SCREENED.into_iter().zip(tables) {
-        let n = rows.num_rows();
-        let values =
-            StructArray::try_new(table.held_schema().fields().clone(), rows.columns().to_vec(), None).map_err(bug)?;
-        let offsets = OffsetBuffer::from_lengths([n]);
-        let list = ListArray::try_new(scan_item(table), offsets, Arc::new(values), None).map_err(bug)?;
-        lists.push(Arc::new(list) as ArrayRef);
-    }
-    RecordBatch::try_new(screen_schema(), lists).map_err(bug)
-}
-
-/// The inverse of [`screen_row`]: row `row` of `screened`, per table in the order of [`Table::SCREENED`].
-pub fn scan_rows(screened: &RecordBatch, row: usize) -> Result<[RecordBatch; 5]> {
-    let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()));
-    for ((table, rows), column) in Table::SCREENED.into_iter().zip(&mut tables).zip(screened.columns()) {
-        let bug = || Error::Bug(format!("column {} is not a list of rows", table.name()));
-        let list = column.as_any().downcast_ref::<ListArray>().ok_or_else(bug)?.value(row);
-        let values = list.as_any().downcast_ref::<StructArray>().ok_or_else(bug)?;
-        *rows = RecordBatch::try_new(table.held_schema(), values.columns().to_vec())
-            .map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))?;
-    }
-    Ok(tables)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn tables_are_opened_in_the_order_of_declaration() {
-        assert!(Table::EVERY.into_iter().enumerate().all(|(i, table)| table as usize == i));
-        assert!(Table::EVERY.starts_with(&Table::ALL));
+        assert!(Table::ALL.into_iter().enumerate().all(|(i, table)| table as usize == i));
+        assert!(Table::ALL.starts_with(&Table::REQUIRED));
         assert_eq!(Table::SCREENED.last(), Some(&Table::Scans));
     }
 
     #[test]
     fn every_column_is_documented_and_named_once() {
-        for table in Table::EVERY {
+        for table in Table::ALL {
             let mut names: Vec<_> = table.columns().iter().map(|c| c.name).collect();
             assert!(table.columns().iter().all(|c| !c.doc.is_empty()), "{}", table.name());
             assert!(table.describe().lines().count() == names.len() + 1);
@@ -305,24 +211,6 @@ mod tests {
         assert_eq!(volume.metadata()["unit"].to_string(), "ml");
         assert!(volume.metadata()["comment"].to_string().contains("brain mask"));
         assert!(!volume.is_nullable());
-    }
-
-    #[test]
-    fn a_scan_survives_packing_and_unpacking() {
-        let failure = Table::Failures
-            .rows(&[serde_json::json!({
-                "run_id": "r1", "scan_id": "sub-01", "content_id": "c", "recipe_id": "p", "cohort": "study",
-                "uri": "sub-01.nii.gz", "stage": "decode", "kind": "truncated", "message": "cut short",
-                "permanent": true, "attempts": 1, "failed_at": 1_700_000_000_000_000_i64
-            })])
-            .unwrap();
-        let rows = Table::SCREENED.map(|t| match t {
-            Table::Failures => failure.clone(),
-            other => RecordBatch::new_empty(other.held_schema()),
-        });
-        let packed = screen_row(rows.clone()).unwrap();
-        assert_eq!((packed.num_rows(), packed.num_columns()), (1, 5));
-        assert_eq!(scan_rows(&packed, 0).unwrap(), rows);
     }
 
     #[test]

@@ -19,7 +19,6 @@
 mod adamw;
 mod anomaly;
 mod augment;
-pub mod border;
 mod bundle;
 mod calibrate;
 mod card;

@@ -16,6 +16,7 @@ use super::work;
 use crate::cohort::{self, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
+use crate::store;
 
 /// Largest scan of a training cohort, compressed or not.
 const MAX_SCAN_BYTES: u64 = 2 << 30;
@@ -42,7 +43,7 @@ pub(super) async fn brains(
     split: &str,
 ) -> Result<Vec<Brain>> {
     let config = &pipeline.train;
-    let location = cohort::open(&pipeline.cohort.url)?;
+    let location = store::open(&pipeline.cohort.url)?;
     let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
     selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
     let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
@@ -120,7 +121,7 @@ pub(super) async fn outlines(url: &str) -> Result<Vec<Outline>> {
     if url.is_empty() {
         return Ok(outlines);
     }
-    let location = cohort::open(url)?;
+    let location = store::open(url)?;
     let everything = Selection { suffixes: Vec::new(), ..Selection::default() };
     for entry in cohort::list(&location, "shapes", &everything).await?.selected {
         let bytes = cohort::read(&location, &entry, MAX_SCAN_BYTES).await?;

@@ -3,7 +3,8 @@
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use neurosieve::cohort::{self, Listing, Location, Reason, Selection, manifest, report, sidecar};
+use neurosieve::cohort::{self, Listing, Reason, Selection, manifest, report};
+use neurosieve::store::{self, Location};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -148,24 +149,12 @@ async fn participants_are_filtered_by_their_table() {
 }
 
 #[tokio::test]
-async fn sidecars_are_read_when_asked() {
-    let json = r#"{"Manufacturer": "Philips", "MagneticFieldStrength": 3, "EchoTime": 0.0046}"#;
-    let location = bucket(&[("T1w.json", json), ("bad.json", "{"), ("sub-01/anat/sub-01_T1w.nii.gz", "x")]).await;
-    let listing = cohort::list(&location, "c", &Selection::default()).await.unwrap();
-    let uri = listing.selected[0].sidecar_uri.as_deref().unwrap();
-    let read = sidecar::read(&location, uri).await.unwrap();
-    assert_eq!((read.manufacturer.as_deref(), read.magnetic_field_strength), (Some("Philips"), Some(3.0)));
-    assert_eq!(sidecar::read(&location, "bad.json").await.unwrap_err().kind(), "sidecar_invalid");
-    assert_eq!(sidecar::read(&location, "none.json").await.unwrap_err().kind(), "not_found");
-}
-
-#[tokio::test]
 async fn a_local_folder_lists_like_a_bucket_and_a_scan_opens_by_its_uri() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("My cohort ü #2");
     write(&root, "b/Scan [1] 100%.nii", "voxels");
     write(&root, "a.nii.gz", "voxels");
-    let location = cohort::open(root.to_str().unwrap()).unwrap();
+    let location = store::open(root.to_str().unwrap()).unwrap();
     assert_eq!(location.name(), "My cohort ü #2");
     let listing = cohort::list(&location, "c", &Selection::default()).await.unwrap();
     assert_eq!(ids(&listing), ["c/a", "c/b/Scan [1] 100%"]);
@@ -174,7 +163,7 @@ async fn a_local_folder_lists_like_a_bucket_and_a_scan_opens_by_its_uri() {
         assert_eq!(&bytes[..], b"voxels");
     }
     // The same folder by its URL is the same cohort.
-    let by_url = cohort::open(location.url.as_str()).unwrap();
+    let by_url = store::open(location.url.as_str()).unwrap();
     assert_eq!(cohort::list(&by_url, "c", &Selection::default()).await.unwrap().selected, listing.selected);
 }
 
@@ -183,7 +172,7 @@ async fn a_changed_file_gets_a_new_content_id_and_an_untouched_one_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "a.nii", "voxels");
     write(folder.path(), "b.nii", "voxels");
-    let location = cohort::open(folder.path().to_str().unwrap()).unwrap();
+    let location = store::open(folder.path().to_str().unwrap()).unwrap();
     let before = cohort::list(&location, "c", &Selection::default()).await.unwrap().selected;
     write(folder.path(), "b.nii", "more voxels");
     let after = cohort::list(&location, "c", &Selection::default()).await.unwrap().selected;
@@ -194,7 +183,7 @@ async fn a_changed_file_gets_a_new_content_id_and_an_untouched_one_keeps_it() {
 #[tokio::test]
 async fn what_cannot_be_listed_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let said = |given: &str| cohort::open(given).unwrap_err().to_string();
+    let said = |given: &str| store::open(given).unwrap_err().to_string();
     assert!(said(folder.path().join("typo").to_str().unwrap()).contains("check the spelling"));
     assert!(said("ftp://host/scans").contains("`ftp://` is not supported: use s3://"));
     write(folder.path(), "one.nii", "x");
@@ -204,11 +193,11 @@ async fn what_cannot_be_listed_says_what_to_do() {
         assert!(said(signed).contains("AWS_*") && !said(signed).contains("secret"), "{}", said(signed));
     }
 
-    let location = cohort::open(folder.path().to_str().unwrap()).unwrap();
+    let location = store::open(folder.path().to_str().unwrap()).unwrap();
     let unnamed = cohort::list(&location, "a/b", &Selection::default()).await.unwrap_err();
     assert!(unnamed.to_string().contains("without `/`"), "{unnamed}");
 
-    let made = cohort::open_or_create(folder.path().join("new/tables").to_str().unwrap()).unwrap();
+    let made = store::open_or_create(folder.path().join("new/tables").to_str().unwrap()).unwrap();
     let empty = cohort::list(&made, "c", &Selection::default()).await.unwrap();
     assert!(report::describe(&empty, 5).contains("Nothing is here"));
 }
@@ -219,7 +208,7 @@ async fn real_datasets_list_whole() {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let shared = std::env::var_os("NEUROSIEVE_SHARED").map_or(beside, PathBuf::from).join("data");
     for (name, scans, validation) in [("healthy-t1", 222, None), ("lesions-dev", 20, Some(20))] {
-        let Ok(location) = cohort::open(&shared.join(name).to_string_lossy()) else {
+        let Ok(location) = store::open(&shared.join(name).to_string_lossy()) else {
             println!("skipped: no dataset {name}; NEUROSIEVE_SHARED names the folder above data/");
             continue;
         };
@@ -256,7 +245,7 @@ async fn a_pair_is_read_whole_and_pinned_to_what_was_listed() {
     for half in ["pair.hdr", "pair.img"] {
         std::fs::copy(golden.join(half), folder.path().join(half)).unwrap();
     }
-    let location = cohort::open(folder.path().to_str().unwrap()).unwrap();
+    let location = store::open(folder.path().to_str().unwrap()).unwrap();
     let before = cohort::list(&location, "c", &Selection::default()).await.unwrap().selected;
     let bytes = cohort::read(&location, &before[0], 1 << 20).await.unwrap();
     assert_eq!(bytes.n_bytes() as i64, before[0].size_bytes);

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt as _;
-use neurosieve::cohort::Location;
 use neurosieve::flow::{Outcome, Pipeline, Report, Run};
 use neurosieve::query;
+use neurosieve::store::Location;
 use neurosieve::synth::{CohortSpec, write};
 use neurosieve::tables::Tables;
 use object_store::path::Path;

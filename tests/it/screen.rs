@@ -454,7 +454,7 @@ async fn a_schedule_screens_what_is_new_and_one_works_at_a_time() {
     assert_eq!(rows(&tables, "SELECT 1 FROM raw.scans").len(), 3);
 
     // Somebody else is at work.
-    let location = neurosieve::cohort::open(&tables).unwrap();
+    let location = neurosieve::store::open(&tables).unwrap();
     let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
     let mut third = Scheduled::start(&cohort, &tables, &["--now"]);
     third.says("another schedule is at work");

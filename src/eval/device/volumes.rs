@@ -22,6 +22,7 @@ use crate::model::{Bundle, Networks, device};
 use crate::preprocess;
 use crate::score::memory::within_memory;
 use crate::score::{self, Inference, Method, Scan, ScoreConfig, Settings, batch_slices};
+use crate::store;
 use crate::volume::Volume;
 
 /// Share of tokens that are in-painted where weights are random and no threshold means anything.
@@ -134,7 +135,7 @@ async fn load(cohort: &CohortConfig, bundle: &Bundle, most: usize) -> Result<Vec
     if cohort.url.is_empty() {
         return Err(Error::Config("which scans are scored? Add `--cohort FOLDER`, or `--preset paper`".into()));
     }
-    let location = cohort::open(&cohort.url)?;
+    let location = store::open(&cohort.url)?;
     let name = cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
     let listing = cohort::list(&location, &name, &cohort.select).await?;
     let mut fetched = Vec::new();

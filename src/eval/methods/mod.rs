@@ -24,11 +24,12 @@ pub use report::{Estimate, MethodFigures, Ratio, Report, ScanFigures};
 use self::figures::Counts;
 use super::config::EvalPipeline;
 use super::preprocess::MAX_SCAN_BYTES;
-use crate::cohort::{self, CohortConfig, Location};
+use crate::cohort::{self, CohortConfig};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
 use crate::score::{self, Assessment, Scan, ScoreConfig, Settings};
+use crate::store::{self, Location};
 use crate::tables::Tables;
 use crate::volume::{Volume, nifti, resample};
 
@@ -88,7 +89,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
         bundle_digest: bundle.digest.clone(),
         device: format!("{device:?}").to_lowercase(),
         cohort: pipeline.cohort.name.clone().unwrap_or_else(|| {
-            cohort::open(&pipeline.cohort.url).map_or_else(|_| String::new(), |l| l.name().to_owned())
+            store::open(&pipeline.cohort.url).map_or_else(|_| String::new(), |l| l.name().to_owned())
         }),
         n_lesioned: lesioned.len(),
         n_healthy: healthy.len(),
@@ -225,7 +226,7 @@ fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
 
 /// Reads and prepares the scans of a cohort, with their truth where `truth` names its folder.
 async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &PreprocessConfig) -> Result<Vec<Case>> {
-    let location = cohort::open(&config.url)?;
+    let location = store::open(&config.url)?;
     let name = config.name.clone().unwrap_or_else(|| location.name().to_owned());
     let listing = cohort::list(&location, &name, &config.select).await?;
     let mut read = Vec::new();

@@ -14,6 +14,7 @@
 //! same cohort gives the same figures, times aside.
 
 mod bias;
+pub mod border;
 mod geometry;
 mod intensity;
 mod lesions;
@@ -33,9 +34,10 @@ use sha2::{Digest, Sha256};
 pub use report::{Bar, Report};
 pub use speed::{Measured, measure};
 
-use crate::cohort::{self, Location, ScanBytes, Selection, participants::Participants};
+use crate::cohort::{self, Participants, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
+use crate::store::{self, Location};
 use crate::synth;
 use crate::volume::{Volume, nifti};
 
@@ -126,7 +128,7 @@ pub struct ScanFigures {
 /// [`Error::Config`] where the cohort has no scan of that split; storage errors. A scan that is refused is a figure,
 /// not an error.
 pub async fn evaluate(settings: &Settings) -> Result<Report> {
-    let location = cohort::open(&settings.cohort)?;
+    let location = store::open(&settings.cohort)?;
     let participants = Participants::load(&location).await?.unwrap_or_default();
     let mut selection = Selection { limit: settings.limit, ..Selection::default() };
     if let Some(split) = &settings.split {
@@ -171,7 +173,7 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
 /// # Errors
 /// Storage errors, and those of a mask that cannot be read.
 pub async fn heads_with_masks(cohort: &str, split: &str, nth: usize) -> Result<Vec<(Volume, Volume)>> {
-    let location = cohort::open(cohort)?;
+    let location = store::open(cohort)?;
     let participants = Participants::load(&location).await?.unwrap_or_default();
     let selection = Selection {
         participants: BTreeMap::from([("split".to_owned(), vec![split.to_owned()])]),

@@ -1,11 +1,11 @@
-//! The weights of the brain border's regression: `assets/brain_border.toml` is what [`fit`] gives.
+//! Fits the weights of the regression that places the brain's border: [`fit`] writes `assets/brain_border.toml`.
 //!
-//! Takes whole heads with their brain masks; gives the text of the asset. Every head is seen as it is and in a few
-//! copies that another scanner could have made: turned, on voxels of another size, with another contrast, a bias field
-//! and noise. Each goes through preprocessing up to its registration, so that the regression learns from masks and maps
-//! as it will get them. The fit is a ridge-penalised logistic regression by iteratively reweighted least squares
-//! (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 4.4.1) in f64. Same heads, same text. Heads that
-//! preprocessing refuses or takes for bare brains teach nothing. Refuses a list without a usable head.
+//! Takes whole heads with their brain masks; gives the text of the asset. Each head is used as it is and in a few copies as
+//! another scanner could have taken it: rotated, with another voxel size and contrast, a bias field and noise. Each copy is
+//! preprocessed up to its registration, so that the regression is fitted on masks and maps like those that it gets later.
+//! The fit is a ridge-penalised logistic regression by iteratively reweighted least squares (Hastie, Tibshirani, Friedman,
+//! The Elements of Statistical Learning, 4.4.1) in f64. The same heads give the same text. Heads that preprocessing
+//! refuses, or takes for brains without a skull, are not used. Refuses a list without a usable head.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,13 +18,13 @@ use crate::preprocess::{self, PreprocessConfig};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
-/// Copies of every head beside itself.
+/// Copies of each head, besides the head itself.
 const COPIES: usize = 2;
 
-/// Voxels that are learnt from in every copy.
+/// Voxels used of each copy.
 const VOXELS: usize = 2000;
 
-/// Penalty on the squares of standardised weights, in voxels' worth of evidence.
+/// Penalty on the squares of the standardised weights, in units of one voxel's evidence.
 const RIDGE: f64 = 20.0;
 
 /// Rounds of reweighting; the weights settle after about ten.
@@ -33,42 +33,42 @@ const ROUNDS: usize = 15;
 /// A constant beside the features.
 const TERMS: usize = FEATURES + 1;
 
-/// What one voxel looks like, and whether it is brain.
+/// Features of one voxel, and whether it is brain.
 type Example = ([f32; FEATURES], bool);
 
-/// The asset's text from heads and their brain masks (above 0 is brain), each on any grid in the head's world. `source`
-/// is a line on where they come from and under which licence, for the asset's reader.
+/// The asset's text, from heads and their brain masks (above 0 is brain), each on any grid in the head's world. `source`
+/// is a line for the asset's reader: where the heads come from, and under which licence.
 ///
 /// # Errors
-/// [`Error::Config`] where no head could be learnt from, or the heads leave the weights open.
+/// [`Error::Config`] where no head is usable, or the heads do not determine the weights.
 pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> Result<String> {
-    let views: Vec<Vec<Example>> = (0..cases.len() * (1 + COPIES))
+    let images: Vec<Vec<Example>> = (0..cases.len() * (1 + COPIES))
         .into_par_iter()
-        .map(|view| {
-            let (head, reference) = &cases[view / (1 + COPIES)];
-            if view % (1 + COPIES) == 0 {
+        .map(|index| {
+            let (head, reference) = &cases[index / (1 + COPIES)];
+            if index % (1 + COPIES) == 0 {
                 return examples(head, reference, cfg);
             }
-            let (head, reference) = copy(head, reference, &mut ChaCha8Rng::seed_from_u64(view as u64));
+            let (head, reference) = copy(head, reference, &mut ChaCha8Rng::seed_from_u64(index as u64));
             examples(&head, &reference, cfg)
         })
         .collect();
-    let used = views.iter().filter(|view| !view.is_empty()).count();
-    let examples = views.concat();
+    let used = images.iter().filter(|image| !image.is_empty()).count();
+    let examples = images.concat();
     if examples.is_empty() {
         return Err(Error::Config(
-            "no head to learn the brain's border from: give whole T1-weighted heads with their brain masks".into(),
+            "no head is usable to fit the brain's border: give whole T1-weighted heads with their brain masks".into(),
         ));
     }
     let weights = regression(&examples)?;
-    let right = examples.iter().filter(|(seen, brain)| (weights.log_odds(seen) > 0.0) == *brain).count();
-    let text = toml::to_string(&weights).map_err(|e| Error::Bug(format!("the weights are no TOML: {e}")))?;
+    let correct = examples.iter().filter(|(seen, brain)| (weights.log_odds(seen) > 0.0) == *brain).count();
+    let text = toml::to_string(&weights).map_err(|e| Error::Bug(format!("the weights are not TOML: {e}")))?;
     Ok(format!(
-        "# The regression of src/preprocess/border.rs, fitted by src/train/border.rs.\n# Learnt from: {source}\n# {} heads, \
-         {used} views of them, {} voxels, {:.1} % of which it gets right.\n{text}",
+        "# The regression of src/preprocess/border.rs, fitted by src/eval/preprocess/border.rs.\n# Fitted on: {source}\n\
+         # {} heads, {used} images of them, {} voxels, {:.1} % of them classified correctly.\n{text}",
         cases.len(),
         examples.len(),
-        100.0 * right as f64 / examples.len() as f64
+        100.0 * correct as f64 / examples.len() as f64
     ))
 }
 
@@ -89,8 +89,8 @@ fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Ex
     seen.into_iter().step_by(stride).collect()
 }
 
-/// The head as another scanner could have taken it, and its mask: turned up to 30 degrees, on voxels of another size,
-/// with another contrast, a bias field and noise.
+/// The head as another scanner could have taken it, and its mask: rotated up to 30 degrees, with another voxel size and
+/// contrast, a bias field and noise.
 fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volume) {
     let native = head.grid.to_ras();
     let middle = native.affine.apply(native.shape.map(|n| (n as f64 - 1.0) / 2.0));
@@ -99,7 +99,7 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     let scale = [[spacing, 0.0, 0.0, 0.0], [0.0, spacing, 0.0, 0.0], [0.0, 0.0, spacing, 0.0]];
     let centred = Affine::translation(shape.map(|n| (1.0 - n as f64) / 2.0));
     let affine = centred.then(&Affine::from_rows(scale)).then(&Affine::translation(middle));
-    let turn = turned(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
+    let turn = rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
     let turn = Affine::translation(middle.map(|c| -c)).then(&turn).then(&Affine::translation(middle));
     let grid = Grid { shape, affine };
     let mut image = trilinear(head, &grid, &turn);
@@ -107,8 +107,8 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     (image, trilinear(reference, &grid, &turn))
 }
 
-/// The turn by these angles (radians) about x, then y, then z.
-fn turned(angles: [f64; 3]) -> Affine {
+/// The rotation by these angles (radians) about x, then y, then z.
+fn rotation(angles: [f64; 3]) -> Affine {
     let mut map = Affine::identity();
     for (axis, angle) in angles.into_iter().enumerate() {
         let (sin, cos) = angle.sin_cos();
@@ -120,7 +120,7 @@ fn turned(angles: [f64; 3]) -> Affine {
     map
 }
 
-/// Another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
+/// Adds another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
 fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     let top = image.data.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
     let power = rng.random_range(0.75f32..1.35);
@@ -136,7 +136,7 @@ fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     }
 }
 
-/// The weights that make the examples most likely, less the penalty; [`Error::Config`] where nothing settles them.
+/// The weights that maximise the penalised likelihood of the examples; [`Error::Config`] where they are not determined.
 fn regression(examples: &[Example]) -> Result<Weights> {
     let n = examples.len() as f64;
     let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
@@ -154,7 +154,7 @@ fn regression(examples: &[Example]) -> Result<Weights> {
             });
             let odds: f64 = terms.iter().zip(&weights).map(|(t, w)| t * w).sum();
             let share = 1.0 / (1.0 + (-odds).exp());
-            // A floor under the curvature keeps the step short where all voxels seem sure.
+            // A minimum curvature keeps the step short where every voxel is classified with certainty.
             let curvature = share * (1.0 - share) + 1e-4;
             let miss = f64::from(u8::from(*brain)) - share;
             for (i, row) in normal.iter_mut().enumerate() {
@@ -168,13 +168,15 @@ fn regression(examples: &[Example]) -> Result<Weights> {
             right[k] -= if k < FEATURES { RIDGE * weights[k] } else { 0.0 };
         }
         let steps = solve_damped(normal, right, 0.0).ok_or_else(|| {
-            Error::Config("the heads do not settle the brain's border: give more of them, with masks that fit".into())
+            Error::Config(
+                "the heads do not determine the brain's border: give more heads, with masks that fit them".into(),
+            )
         })?;
         weights.iter_mut().zip(steps).for_each(|(w, step)| *w += step);
     }
     let raw: [f64; FEATURES] = std::array::from_fn(|k| weights[k] / deviation[k]);
     let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
-    // Four decimals are more than the odds can tell apart, and make the asset readable.
+    // Four decimals change the odds by less than their error, and keep the asset readable.
     let rounded = |w: f64| ((w * 1e4).round() / 1e4) as f32;
     Ok(Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
 }

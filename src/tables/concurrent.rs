@@ -1,55 +1,64 @@
-//! What other runs have committed meanwhile: two that work on the same scans leave one result of each.
+//! What other runs commit at the same time: two runs that work on the same scans leave one result of each scan.
 //!
-//! A run plans with the tables as they were opened. Before it commits, it reads in the log of `scans` what came since,
-//! and leaves out of its own files the keys (scan_id, content_id, recipe_id) that are there already. `scans` is then
-//! committed on top of exactly the version that was read, so nobody can come in between.
+//! A run plans with the tables as it opened them. Before it commits, it reads from the log of `scans` what was added since,
+//! and excludes from its own files the keys (scan_id, content_id, recipe_id) that are there. `scans` is then committed on
+//! top of exactly the version that was read, so no other commit can come in between.
+//!
+//! Takes the log of `scans` and the receipts of a commit; gives the receipts without superseded scans. Refuses a log with
+//! a gap after the version at which the tables were opened.
 
 use std::collections::HashSet;
 
 use arrow::array::{Array as _, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use deltalake_core::DeltaTable;
-use object_store::ObjectStoreExt as _;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
-use super::{DataFile, Receipt, Table};
-use crate::cohort::store::{Location, with_retries};
+use super::datafile::DataFile;
+use super::receipt::Receipt;
+use super::schema::Table;
 use crate::error::{Error, Result};
+use crate::store::{self, Location, with_retries};
 
-/// A scan with its content and the recipe.
+/// (scan_id, content_id, recipe_id).
 type Key = [String; 3];
 
 /// Results of other runs, as far as the log of `scans` was read.
 #[derive(Debug)]
-pub(super) struct Others {
+pub(super) struct ConcurrentRuns {
     location: Location,
-    /// Version of `scans` up to which `keys` is complete; before it lies what the plan knew.
-    seen: u64,
+    /// Version of `scans` up to which `keys` is complete. What was there when the tables were opened is not in `keys`: the
+    /// plan excludes it.
+    read_up_to: u64,
     keys: HashSet<Key>,
 }
 
-impl Others {
-    /// Nothing is known of what comes after version `seen` of the tables at `location`.
-    pub(super) fn since(seen: u64, location: Location) -> Self {
-        Self { location, seen, keys: HashSet::new() }
+impl ConcurrentRuns {
+    /// Those that commit after version `opened` of `scans` at `location`.
+    pub(super) fn since(opened: u64, location: Location) -> Self {
+        Self { location, read_up_to: opened, keys: HashSet::new() }
     }
 
-    /// Reads what others have added to `scans` since the last call, up to the version that is loaded. `own`: the application
-    /// whose entries are not of others.
-    pub(super) async fn look(&mut self, scans: &DeltaTable, own: &str) -> Result<()> {
-        let now = scans.version().unwrap_or_default();
+    /// Reads what others have added to `scans` since the last call, up to the version that is loaded. Commits of the
+    /// application `own` are not those of others.
+    ///
+    /// # Errors
+    /// [`Error::Table`] and [`Error::Storage`] where log or data files cannot be read; [`Error::Config`] where the log lacks
+    /// a version.
+    pub(super) async fn read_log(&mut self, scans: &DeltaTable, own: &str) -> Result<()> {
+        let newest = scans.version().unwrap_or_default();
         let log = scans.log_store();
         let mut files = Vec::new();
-        for version in self.seen + 1..=now {
+        for version in self.read_up_to + 1..=newest {
             let read = async || {
                 let entry = log.read_commit_entry(version).await;
                 entry.map_err(|e| Error::table("cannot read the log of table scans", e))
             };
-            let entry = with_retries(read).await?;
-            let entry = entry.ok_or_else(|| {
+            let entry = with_retries(read).await?.ok_or_else(|| {
                 Error::Config(format!(
-                    "the log of table scans lacks version {version}, made while this run was at work: start it again"
+                    "the log of table scans lacks version {version}, which was committed during this run: start the run \
+                     again, what it has committed is kept"
                 ))
             })?;
             files.extend(added_by_others(&entry, own)?);
@@ -57,67 +66,71 @@ impl Others {
         for file in files {
             self.keys.extend(keys(&rows(&self.location, Table::Scans, &file).await?)?);
         }
-        self.seen = now;
+        self.read_up_to = newest;
         Ok(())
     }
 
-    /// Takes scans that others have committed out of a roll's files; gives how many. Files are written anew, those that it
-    /// leaves empty are dropped. `compared`: how many keys of others the files were compared with already.
-    pub(super) async fn leave_out(&self, receipts: &mut Vec<Receipt>, compared: &mut usize) -> Result<usize> {
+    /// Excludes scans that others have committed from the files of a commit; gives their number. A file with such scans is
+    /// written again without them, or dropped where it would be empty. `compared` is the number of keys of others that
+    /// the files were compared with before.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where a data file cannot be read or written.
+    pub(super) async fn exclude_committed(&self, receipts: &mut Vec<Receipt>, compared: &mut usize) -> Result<usize> {
         if self.keys.len() == *compared {
             return Ok(0);
         }
         *compared = self.keys.len();
-        let mut gone = HashSet::new();
+        let mut superseded = HashSet::new();
         for receipt in receipts.iter().filter(|r| r.table == Table::Scans) {
             let ours = keys(&rows(&self.location, Table::Scans, &receipt.path).await?)?;
-            gone.extend(ours.filter(|key| self.keys.contains(key)).map(|[scan_id, ..]| scan_id));
+            superseded.extend(ours.filter(|key| self.keys.contains(key)).map(|[scan_id, ..]| scan_id));
         }
-        if gone.is_empty() {
+        if superseded.is_empty() {
             return Ok(0);
         }
-        let mut kept = Vec::with_capacity(receipts.len());
+        let mut remaining = Vec::with_capacity(receipts.len());
         for receipt in receipts.drain(..) {
-            kept.extend(self.without(receipt, &gone).await?);
+            remaining.extend(self.without(&superseded, receipt).await?);
         }
-        *receipts = kept;
-        Ok(gone.len())
+        *receipts = remaining;
+        Ok(superseded.len())
     }
 
-    /// The receipt of a file like that of `receipt` without these scans.
-    async fn without(&self, receipt: Receipt, gone: &HashSet<String>) -> Result<Option<Receipt>> {
+    /// The receipt of a file like that of `receipt` without these scans; `None` where no row is left.
+    async fn without(&self, scan_ids: &HashSet<String>, receipt: Receipt) -> Result<Option<Receipt>> {
         let table = receipt.table;
         let all = rows(&self.location, table, &receipt.path).await?;
         let scans = text(&all, "scan_id")?;
-        let keep: BooleanArray = (0..scans.len()).map(|i| Some(!gone.contains(scans.value(i)))).collect();
-        if keep.false_count() == 0 {
+        let stays: BooleanArray = (0..scans.len()).map(|i| Some(!scan_ids.contains(scans.value(i)))).collect();
+        if stays.false_count() == 0 {
             return Ok(Some(receipt));
         }
         let left =
-            filter_record_batch(&all, &keep).map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))?;
+            filter_record_batch(&all, &stays).map_err(|e| Error::Bug(format!("rows of {}: {e}", table.name())))?;
         if left.num_rows() == 0 {
             return Ok(None);
         }
         let encode = move || DataFile::encode(table, &[left]);
         let file = tokio::task::spawn_blocking(encode).await.map_err(|e| Error::Bug(format!("encoding: {e}")))??;
         let path = file.put(&self.location, table).await?;
-        let n_gone = if table == Table::Scans { keep.false_count() as i64 } else { 0 };
+        let n_superseded = if table == Table::Scans { stays.false_count() as i64 } else { 0 };
         Ok(Some(Receipt {
             path,
             size_bytes: file.bytes.len() as i64,
             num_rows: file.num_rows as i64,
             stats: file.stats,
-            n_scans: receipt.n_scans - n_gone,
+            n_scans: receipt.n_scans - n_superseded,
             ..receipt
         }))
     }
 }
 
-/// Data files that an entry of the log adds, unless the application `own` made it, or it only puts rows together anew.
+/// Data files that an entry of the log adds; none where the application `own` committed it, or it only compacts files.
 fn added_by_others(entry: &[u8], own: &str) -> Result<Vec<String>> {
     let mut files = Vec::new();
     for action in serde_json::Deserializer::from_slice(entry).into_iter::<Value>() {
-        let action = action.map_err(|e| Error::Bug(format!("the log of table scans: {e}")))?;
+        let action = action.map_err(|e| Error::Bug(format!("an entry in the log of table scans is not JSON: {e}")))?;
         if action["txn"]["appId"].as_str().is_some_and(|id| id == own) {
             return Ok(Vec::new());
         }
@@ -130,12 +143,7 @@ fn added_by_others(entry: &[u8], own: &str) -> Result<Vec<String>> {
 
 /// All rows of a data file.
 async fn rows(location: &Location, table: Table, file: &str) -> Result<RecordBatch> {
-    let path = location.path_of(&format!("{}/{file}", table.name()))?;
-    let bytes = with_retries(async || {
-        let found = location.store.get(&path).await.map_err(|e| location.explain("read a data file under", e))?;
-        found.bytes().await.map_err(|e| location.explain("read a data file under", e))
-    })
-    .await?;
+    let bytes = store::read(location, &format!("{}/{file}", table.name()), None, |_| Ok(())).await?;
     let unreadable = |e: String| Error::Bug(format!("a data file of {}: {e}", table.name()));
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| unreadable(e.to_string()))?;
     let schema = reader.schema().clone();
@@ -151,7 +159,7 @@ fn keys(scans: &RecordBatch) -> Result<impl Iterator<Item = Key> + use<>> {
 
 fn text<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a arrow::array::StringArray> {
     let column = rows.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
-    column.ok_or_else(|| Error::Bug(format!("a data file without {name}")))
+    column.ok_or_else(|| Error::Bug(format!("a data file has no text column {name}")))
 }
 
 #[cfg(test)]
@@ -159,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_rows_that_others_add_are_of_interest() {
+    fn only_rows_that_others_add_count() {
         let entry = |app_id: &str, data_change: bool| {
             format!(
                 "{{\"txn\":{{\"appId\":\"{app_id}\",\"version\":3}}}}\n\

@@ -1,9 +1,10 @@
-//! AWS profiles: what `aws configure` wrote, for those who have no variables set.
+//! AWS profiles, as `aws configure` writes them: credentials for users who set no variables.
 //!
-//! Reads `~/.aws/credentials` and `~/.aws/config`, or the files that `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE`
-//! name, and of these the profile that `AWS_PROFILE` names, else `default`. Keys, token, region and endpoint are taken; what is
-//! in the environment wins. Profiles that get their keys elsewhere (SSO, a role, a process) are refused with the command
-//! that turns them into variables. Roles of machines and pods need no profile: the store's client finds them by itself.
+//! Takes the environment; reads the profile that `AWS_PROFILE` names, else `default`, from `~/.aws/credentials` and
+//! `~/.aws/config`, or from the files that `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE` name. Gives its keys, token,
+//! region and endpoint; the environment wins over them. Refuses a profile whose keys come from elsewhere (SSO, a role, a
+//! process), with the command that turns them into variables. The roles of machines and pods need no profile: the store's
+//! client finds them.
 
 use std::path::PathBuf;
 
@@ -11,8 +12,8 @@ use configparser::ini::{Ini, IniDefault};
 
 use crate::error::{Error, Result};
 
-/// What a profile may hold that a store understands.
-const TAKEN: [&str; 6] = [
+/// Settings of a profile that a store understands.
+const USED: [&str; 6] = [
     "aws_access_key_id",
     "aws_secret_access_key",
     "aws_session_token",
@@ -21,15 +22,16 @@ const TAKEN: [&str; 6] = [
     "aws_endpoint_url_s3",
 ];
 
-/// Signs of a profile whose keys are elsewhere.
+/// Settings of a profile whose keys come from elsewhere.
 const ELSEWHERE: [&str; 5] =
     ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file"];
 
-/// The profile's settings, named as the variables are: `aws_region`. None where the environment has keys of its own, or
-/// there is no profile.
+/// The profile's settings, named like the variables: `aws_region`. Empty where the environment has keys, or there is no
+/// profile.
 ///
 /// # Errors
-/// [`Error::Config`] where the named profile is not there, cannot be read, or has its keys elsewhere.
+/// [`Error::Config`] where the named profile does not exist, a file is no file of profiles, or the profile's keys come
+/// from elsewhere.
 pub(super) fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>> {
     let set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
     if set("AWS_ACCESS_KEY_ID") || set("AWS_SKIP_SIGNATURE") || set("AWS_WEB_IDENTITY_TOKEN_FILE") {
@@ -39,7 +41,7 @@ pub(super) fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(
     let name = named.as_deref().unwrap_or("default");
     let home = variable("HOME").map(PathBuf::from).unwrap_or_default();
     let file = |name: &str, usual: &str| variable(name).map_or_else(|| home.join(".aws").join(usual), PathBuf::from);
-    // What is in the second one wins.
+    // The second one wins.
     let places = [
         (
             file("AWS_CONFIG_FILE", "config"),
@@ -48,30 +50,35 @@ pub(super) fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(
         (file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), name.to_owned()),
     ];
     let mut found = Vec::new();
-    let mut there = false;
+    let mut exists = false;
     for (path, section) in places {
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         let mut ini = Ini::new_from_defaults(ini_of_aws());
-        // The parser's words repeat the line, which may hold a key.
-        let sections =
-            ini.read(text).map_err(|_| Error::Config(format!("{} is no file of profiles", path.display())))?;
+        // The parser's message repeats the line, which may hold a key.
+        let sections = ini.read(text).map_err(|_| {
+            Error::Config(format!(
+                "{} is not a file of AWS profiles: correct it, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                path.display()
+            ))
+        })?;
         let Some(settings) = sections.get(&section) else { continue };
-        there = true;
+        exists = true;
         found.extend(settings.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))));
     }
-    if !there {
+    if !exists {
         return match named {
             None => Ok(Vec::new()),
             Some(name) => Err(Error::Config(format!(
-                "AWS_PROFILE is {name}, but neither ~/.aws/credentials nor ~/.aws/config has it: see `aws configure list-profiles`"
+                "AWS_PROFILE is {name}, but neither ~/.aws/credentials nor ~/.aws/config has such a profile: \
+                 `aws configure list-profiles` lists them"
             ))),
         };
     }
     let has = |key: &str| found.iter().any(|(k, _)| k == key);
     if !has("aws_access_key_id") && ELSEWHERE.iter().any(|key| has(key)) {
         return Err(Error::Config(format!(
-            "the AWS profile {name} gets its keys from elsewhere, which is not followed: \
-             `eval $(aws configure export-credentials --profile {name} --format env)` makes variables of them"
+            "the AWS profile {name} gets its keys from elsewhere (SSO, a role or a process), which is not supported: \
+             `eval $(aws configure export-credentials --profile {name} --format env)` sets them as variables"
         )));
     }
     let variable_of = |key: String| match key.as_str() {
@@ -79,7 +86,7 @@ pub(super) fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(
         _ if key.starts_with("aws_") => key,
         _ => format!("aws_{key}"),
     };
-    Ok(found.into_iter().filter(|(key, _)| TAKEN.contains(&key.as_str())).map(|(k, v)| (variable_of(k), v)).collect())
+    Ok(found.into_iter().filter(|(key, _)| USED.contains(&key.as_str())).map(|(k, v)| (variable_of(k), v)).collect())
 }
 
 fn ini_of_aws() -> IniDefault {

@@ -1,0 +1,31 @@
+//! An image that a listing finds, before the selection decides about it.
+
+use object_store::ObjectMeta;
+
+use super::bids::{self, Entities, Part};
+
+/// An image: one file, or a `.hdr` with its `.img`.
+pub(super) struct Image {
+    /// Path below the cohort's root; of a pair, that of the `.hdr`.
+    pub(super) uri: String,
+    pub(super) entities: Entities,
+    pub(super) meta: ObjectMeta,
+    /// The `.img` of a `.hdr`, with its path.
+    pub(super) voxels: Option<(String, ObjectMeta)>,
+}
+
+impl Image {
+    pub(super) fn new(uri: String, meta: ObjectMeta, voxels: Option<(String, ObjectMeta)>) -> Self {
+        Self { entities: bids::entities(&uri), uri, meta, voxels }
+    }
+
+    /// A `.hdr` without its `.img`, or the reverse.
+    pub(super) fn is_half(&self) -> bool {
+        self.voxels.is_none() && bids::image_part(&self.uri) != Some(Part::Whole)
+    }
+
+    /// Whether the file, or one of a pair, has no bytes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.meta.size == 0 || self.voxels.as_ref().is_some_and(|(_, meta)| meta.size == 0)
+    }
+}

@@ -1,0 +1,28 @@
+//! Object stores: from the address that a user types to objects that are read and written.
+//!
+//! ```text
+//! address ── open (open.rs) ──► Location (location.rs) ─┬─ read (read.rs)    one object, whole, of the version asked for
+//!   environment, AWS profile ───┘                       ├─ store, path_of    everything else, by object_store's own calls
+//!                                                       └─ explain           a store's error with the next step
+//! ```
+//! Takes `s3://`, `gs://`, `az://`, `abfss://`, `https://` (WebDAV), `file://` or a local folder; gives a [`Location`]: a
+//! store, the root inside it, and a form of the address that is safe to print. An S3-compatible service (MinIO, Ceph, R2)
+//! is `s3://bucket` with its endpoint in `AWS_ENDPOINT_URL`.
+//!
+//! Credentials come from the environment (`AWS_*`, `AZURE_*`, `GOOGLE_*`), from an AWS profile (`profile.rs`) or from the
+//! machine's role, never from the address. Refuses an unknown scheme, a local folder that does not exist, and an address
+//! with a login, a query or a fragment.
+//!
+//! Retries have two layers: the store's client repeats single requests, and `with_retries` repeats whole calls
+//! (`retry.rs`).
+
+mod location;
+mod open;
+mod profile;
+mod read;
+mod retry;
+
+pub use self::location::Location;
+pub use self::open::{open, open_or_create};
+pub use self::read::read;
+pub(crate) use self::retry::with_retries;

@@ -1,0 +1,41 @@
+//! Retries: those of a store's client, for single requests, and those around whole calls.
+
+use std::time::Duration;
+
+use object_store::RetryConfig;
+
+use crate::error::{Result, Retry};
+
+/// Attempts at a whole call.
+const MAX_ATTEMPTS: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The client's retries of server errors and dropped connections: about 10 s in total, which is enough for a throttled
+/// bucket and short enough for a user who mistyped an endpoint.
+pub(super) fn of_client() -> RetryConfig {
+    RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(120), ..RetryConfig::default() }
+}
+
+/// Repeats `call` up to three times while it fails for a reason that may pass: a body that broke off, or a server that was
+/// busy for longer than the client waits.
+///
+/// The pauses are 0.25, 1 and 4 s, each lengthened at random up to twice that, so that many processes do not return at the
+/// same moment.
+///
+/// # Errors
+/// The error of the last attempt.
+pub(crate) async fn with_retries<T, F: Future<Output = Result<T>>>(call: impl Fn() -> F) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        let error = match call().await {
+            Err(error) if attempt < MAX_ATTEMPTS && error.retry() == Retry::Backoff && !error.is_about_content() => {
+                error
+            }
+            outcome => return outcome,
+        };
+        let pause = FIRST_PAUSE * 4_u32.pow(attempt - 1);
+        tracing::warn!(attempt, kind = error.kind(), "the store failed; trying again");
+        tokio::time::sleep(pause.mul_f64(1. + rand::random::<f64>())).await;
+        attempt += 1;
+    }
+}

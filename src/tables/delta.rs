@@ -1,0 +1,126 @@
+//! One Delta table over this program's own store: loading and creating it.
+
+use std::sync::Arc;
+
+use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::logstore::{StorageConfig, default_logstore};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use object_store::prefix::PrefixStore;
+use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
+use url::Url;
+
+use super::schema::Table;
+use crate::error::{Error, Result};
+use crate::store::Location;
+
+/// How long the log remembers the commits of a run: longer than any run, but not for ever, because each run adds an entry
+/// to every checkpoint.
+const TRANSACTION_RETENTION: &str = "interval 30 days";
+
+/// Commits between two checkpoints of a log. The library reads all commits since the last checkpoint at every commit.
+const CHECKPOINT_INTERVAL: &str = "10";
+
+/// Loads a table; `None` where it does not exist.
+///
+/// # Errors
+/// [`Error::Table`] where it exists and cannot be read; [`Error::Config`] for an address that cannot hold tables.
+pub(super) async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
+    let unreadable = |e| Error::table(format!("cannot read table {} at {location}", table.name()), e);
+    let mut delta = handle(location, table)?;
+    if !delta.verify_deltatable_existence().await.map_err(unreadable)? {
+        return Ok(None);
+    }
+    delta.load().await.map_err(unreadable)?;
+    Ok(Some(delta))
+}
+
+/// Creates a table, or loads it where another process created it meanwhile.
+///
+/// # Errors
+/// [`Error::Table`] where neither succeeds; [`Error::Config`] for an address that cannot hold tables.
+pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
+    let created = CreateBuilder::new()
+        .with_log_store(handle(location, table)?.log_store())
+        .with_table_name(table.name())
+        .with_comment(table.doc())
+        .with_columns(table.delta_fields()?)
+        .with_configuration_property(TableProperty::SetTransactionRetentionDuration, Some(TRANSACTION_RETENTION))
+        .with_configuration_property(TableProperty::CheckpointInterval, Some(CHECKPOINT_INTERVAL))
+        // With retries, the second of two processes would commit its metadata over that of the first.
+        .with_commit_properties(CommitProperties::default().with_max_retries(0))
+        .await;
+    match created {
+        Ok(delta) => Ok(delta),
+        // Another process may have created it meanwhile.
+        Err(error) => load(location, table).await?.ok_or_else(|| uncreated(location, table, error)),
+    }
+}
+
+/// Writes an object under the condition that it does not exist, twice. A store that accepts the second write cannot
+/// arbitrate between two commits.
+///
+/// # Errors
+/// [`Error::Storage`] for such a store, and where the place cannot be written to.
+pub(super) async fn refuse_without_conditional_writes(location: &Location) -> Result<()> {
+    let path = location.path_of(&format!("_conditional_write_{}", uuid::Uuid::now_v7()))?;
+    let create = || location.store.put_opts(&path, "probe".into(), PutMode::Create.into());
+    let unsupported = |source: object_store::Error| {
+        Error::storage(
+            format!(
+                "{location} has no conditional writes (`If-None-Match: *`), without which two runs could overwrite each \
+                 other's commits; put the tables into another store, or on a disk"
+            ),
+            source,
+        )
+    };
+    let outcome = match create().await {
+        Err(error @ (Store::NotImplemented { .. } | Store::NotSupported { .. })) => return Err(unsupported(error)),
+        // The name is unique: the answer to the client's first request was lost, and its second one was refused.
+        Err(refused @ (Store::AlreadyExists { .. } | Store::Precondition { .. })) => Err(refused),
+        Err(error) => return Err(location.explain("write to", error)),
+        Ok(_) => create().await,
+    };
+    // An object that cannot be deleted is harmless.
+    let _ = location.store.delete(&path).await;
+    match outcome {
+        Err(Store::AlreadyExists { .. } | Store::Precondition { .. }) => Ok(()),
+        Err(error) => Err(location.explain("write to", error)),
+        Ok(_) => Err(unsupported(Store::NotSupported { source: "the second write was accepted".into() })),
+    }
+}
+
+/// A table over our own store, not loaded. The Delta library splits a table's URL into store and path; it gets a URL with
+/// the path inside the store, which for some Azure addresses is not the one that users write.
+fn handle(location: &Location, table: Table) -> Result<DeltaTable> {
+    let path = location.path_of(table.name())?;
+    let url = table_url(&location.url, path.as_ref())?;
+    let prefixed = Arc::new(PrefixStore::new(Arc::clone(&location.store), path));
+    let store = Arc::clone(&location.store);
+    Ok(DeltaTable::new(default_logstore(prefixed, store, &url, &StorageConfig::default())))
+}
+
+fn table_url(base: &Url, path: &str) -> Result<Url> {
+    let mut url = base.clone();
+    let unusable = |()| Error::Config(format!("{base} cannot hold tables: give a folder or a bucket"));
+    url.path_segments_mut().map_err(unusable)?.clear().extend(path.split('/')).push("");
+    Ok(url)
+}
+
+fn uncreated(location: &Location, table: Table, error: DeltaTableError) -> Error {
+    Error::table(format!("cannot create table {} at {location}; check that you may write there", table.name()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_url_decodes_to_its_path_in_the_store() {
+        let base = Url::parse("https://account.blob.core.windows.net/container/out").unwrap();
+        let path = object_store::path::Path::parse("out/100% done/scans").unwrap();
+        let url = table_url(&base, path.as_ref()).unwrap();
+        assert_eq!(url.as_str(), "https://account.blob.core.windows.net/out/100%25%20done/scans/");
+        assert_eq!(object_store::path::Path::from_url_path(url.path()).unwrap(), path);
+    }
+}
