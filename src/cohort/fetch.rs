@@ -40,11 +40,14 @@ impl ScanBytes {
     }
 
     /// The scan's volume; `limit_bytes` as in [`nifti::decode`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] of the kinds of [`nifti`].
     pub fn decode(&self, limit_bytes: u64) -> Result<Decoded> {
-        match self {
-            Self::File(bytes) => nifti::decode(bytes, limit_bytes),
-            Self::Pair { header, voxels } => nifti::decode_pair(header, voxels, limit_bytes),
-        }
+        Ok(match self {
+            Self::File(bytes) => nifti::decode(bytes, limit_bytes)?,
+            Self::Pair { header, voxels } => nifti::decode_pair(header, voxels, limit_bytes)?,
+        })
     }
 }
 

@@ -20,7 +20,7 @@ impl Affine {
         Self([[1.0, 0.0, 0.0, t[0]], [0.0, 1.0, 0.0, t[1]], [0.0, 0.0, 1.0, t[2]]])
     }
 
-    /// Where `p` goes.
+    /// The image of `p`.
     pub fn apply(&self, p: [f64; 3]) -> [f64; 3] {
         self.0.map(|r| r[0] * p[0] + r[1] * p[1] + r[2] * p[2] + r[3])
     }
@@ -36,7 +36,7 @@ impl Affine {
         }))
     }
 
-    /// The map back, or `None` where the 3 x 3 part is singular (to rounding) or not finite.
+    /// The inverse map, or `None` where the 3 x 3 part is singular (to rounding) or not finite.
     pub fn inverse(&self) -> Option<Self> {
         // Singular relative to the columns' lengths: 0.1 mm voxels have a small determinant too.
         let det = self.determinant3();
@@ -72,7 +72,7 @@ impl Affine {
         std::array::from_fn(|c| self.0.iter().map(|r| r[c] * r[c]).sum::<f64>().sqrt())
     }
 
-    /// Determinant of the 3 x 3 part: its sign tells a mirror, its size the volume of one voxel.
+    /// Determinant of the 3 x 3 part: negative where the map mirrors; its absolute value is the volume of one voxel.
     pub fn determinant3(&self) -> f64 {
         let m = &self.0;
         m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
