@@ -18,7 +18,7 @@ use super::field::{Field, Region, normal_pair};
 use super::head::{self, Tissues, Variation, smooth_step};
 use super::template::{Distance, Template};
 use crate::error::{Error, Result};
-use crate::preprocess::prior::prior;
+use crate::preprocess::template_surface::template_surface;
 use crate::preprocess::{brain_hull, signed_distance};
 use crate::volume::resample::{nearest, trilinear};
 use crate::volume::{Affine, Grid, Volume};
@@ -52,7 +52,7 @@ pub fn put_in_head(brain: &Volume, seed: u64) -> Result<(Volume, Volume<u8>)> {
         Error::input("no_brain", "this is no bare brain with 0 around it: give one whose skull was removed")
     })?;
     let template = Template::embedded()?;
-    let to_mni = prior().fit(&hull, &centred(&hull), FIT_ROUNDS);
+    let to_mni = template_surface().fit(&hull, &centred(&hull), FIT_ROUNDS);
     let grid = grown(&brain.grid, &hull);
     // The hull's distance map is interpolated, so that its surface is smooth on voxels finer than its own.
     let distance = trilinear(&signed_distance(&hull, REACH_MM), &grid, &Affine::identity());
@@ -214,7 +214,7 @@ mod tests {
         let grid = Grid { shape: [60, 70, 55], affine };
         let data = (0..grid.len()).map(|i| {
             let p = affine.apply([i % 60, i / 60 % 70, i / 4200].map(|c| c as f64)).map(|c| c as f32);
-            if prior().distance(p).0 < -1.0 { 500.0 } else { 0.0 }
+            if template_surface().distance(p).0 < -1.0 { 500.0 } else { 0.0 }
         });
         let brain = Volume::new(grid, data.collect());
         let (head, truth) = put_in_head(&brain, 3).expect("a bare brain");
@@ -224,7 +224,7 @@ mod tests {
             let [nx, ny, _] = head.grid.shape;
             let here = (0..head.data.len()).filter(|&i| {
                 let p = head.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
-                p[2] > 20.0 && d(prior().distance(p.map(|c| c as f32)).0)
+                p[2] > 20.0 && d(template_surface().distance(p.map(|c| c as f32)).0)
             });
             let values: Vec<f32> = here.map(|i| head.data[i]).collect();
             values.iter().sum::<f32>() / values.len() as f32

@@ -12,8 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::preprocess::border::{FEATURES, Sight, Weights, trimmed};
-use crate::preprocess::register::linear::solve_damped;
+use crate::preprocess::border::{BorderWeights, FEATURES, Shell, trimmed};
+use crate::preprocess::linear::solve_damped;
 use crate::preprocess::{self, PreprocessConfig};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
@@ -80,11 +80,11 @@ fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Ex
     }
     let to_mni = &steps.registration.to_mni;
     let mask = trimmed(&steps.first_mask, to_mni, &cfg.skull_strip);
-    let Some(sight) = Sight::new(&mask, &steps.working, to_mni) else { return Vec::new() };
+    let Some(shell) = Shell::new(&mask, &steps.working, to_mni) else { return Vec::new() };
     let brain = Volume::new(reference.grid, reference.data.iter().map(|&v| u8::from(v > 0.0)).collect());
-    let brain = preprocess::mask_to(&brain, sight.grid(), &Affine::identity());
+    let brain = preprocess::mask_to(&brain, shell.grid(), &Affine::identity());
     let seen: Vec<Example> =
-        brain.data.iter().enumerate().filter_map(|(i, &b)| Some((sight.features(i)?, b != 0))).collect();
+        brain.data.iter().enumerate().filter_map(|(i, &b)| Some((shell.features(i)?, b != 0))).collect();
     let stride = (seen.len() / VOXELS).max(1);
     seen.into_iter().step_by(stride).collect()
 }
@@ -137,7 +137,7 @@ fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
 }
 
 /// The weights that make the examples most likely, less the penalty; [`Error::Config`] where nothing settles them.
-fn regression(examples: &[Example]) -> Result<Weights> {
+fn regression(examples: &[Example]) -> Result<BorderWeights> {
     let n = examples.len() as f64;
     let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
         std::array::from_fn(|k| examples.iter().map(|(seen, _)| of(k, f64::from(seen[k]))).sum::<f64>() / n)
@@ -176,7 +176,7 @@ fn regression(examples: &[Example]) -> Result<Weights> {
     let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
     // Four decimals are more than the odds can tell apart, and make the asset readable.
     let rounded = |w: f64| ((w * 1e4).round() / 1e4) as f32;
-    Ok(Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
+    Ok(BorderWeights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
 }
 
 #[cfg(test)]

@@ -41,6 +41,11 @@ impl<T: Copy> Volume<T> {
         Self { grid, data }
     }
 
+    /// `f` of every voxel, on the same grid.
+    pub fn map<U: Copy>(&self, f: impl FnMut(T) -> U) -> Volume<U> {
+        Volume::new(self.grid, self.data.iter().copied().map(f).collect())
+    }
+
     /// A volume of `T::default()` everywhere.
     pub fn zeros(grid: Grid) -> Self
     where

@@ -175,10 +175,7 @@ fn bad_spacing(spacing: [f64; 3]) -> Error {
 }
 
 fn bad_affine(why: &str) -> Error {
-    Error::new(
-        "affine",
-        format!("{why}, so the voxels have no place in space; convert the scan again from its source"),
-    )
+    Error::new("affine", format!("{why}, so the voxels have no place in space; convert the scan again from its source"))
 }
 
 #[cfg(test)]
