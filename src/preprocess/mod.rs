@@ -51,7 +51,10 @@ pub use register::{RegisterConfig, Registration, register};
 pub use skull_strip::{SkullStripConfig, skull_strip};
 pub use stripped::StrippedConfig;
 pub use template::{Template, template, template_brain};
-pub(crate) use {bias::cubic_b_spline, distance::signed_distance, stripped::brain_hull, template::embedded_map};
+pub(crate) use {
+    bias::cubic_b_spline, distance::signed_distance, statistics::percentile, stripped::brain_hull,
+    template::embedded_map,
+};
 
 /// Incremented when the same scan and settings give another result.
 pub const VERSION: u32 = 3;

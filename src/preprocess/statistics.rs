@@ -23,7 +23,7 @@ pub(super) fn air_level(scan: &Volume) -> f32 {
 ///
 /// Counts the values by their leading bits, then selects among those of the right bucket. That is several times faster
 /// than selecting among all values, and leaves `values` as they are.
-pub(super) fn percentile(values: &[f32], q: f64) -> f32 {
+pub(crate) fn percentile(values: &[f32], q: f64) -> f32 {
     /// Sign, exponent and three bits of the mantissa.
     const BUCKETS: usize = 1 << 12;
     if values.is_empty() {

@@ -99,25 +99,12 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     let scale = [[spacing, 0.0, 0.0, 0.0], [0.0, spacing, 0.0, 0.0], [0.0, 0.0, spacing, 0.0]];
     let centred = Affine::translation(shape.map(|n| (1.0 - n as f64) / 2.0));
     let affine = centred.then(&Affine::from_rows(scale)).then(&Affine::translation(middle));
-    let turn = turned(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
+    let turn = Affine::rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
     let turn = Affine::translation(middle.map(|c| -c)).then(&turn).then(&Affine::translation(middle));
     let grid = Grid { shape, affine };
     let mut image = trilinear(head, &grid, &turn);
     acquire(&mut image, middle, rng);
     (image, trilinear(reference, &grid, &turn))
-}
-
-/// The turn by these angles (radians) about x, then y, then z.
-fn turned(angles: [f64; 3]) -> Affine {
-    let mut map = Affine::identity();
-    for (axis, angle) in angles.into_iter().enumerate() {
-        let (sin, cos) = angle.sin_cos();
-        let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
-        let mut turn = Affine::identity();
-        (turn.0[a][a], turn.0[a][b], turn.0[b][a], turn.0[b][b]) = (cos, -sin, sin, cos);
-        map = map.then(&turn);
-    }
-    map
 }
 
 /// Another contrast (a power of the intensity), a bias field that rises along one direction, and noise.

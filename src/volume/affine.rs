@@ -20,6 +20,19 @@ impl Affine {
         Self([[1.0, 0.0, 0.0, t[0]], [0.0, 1.0, 0.0, t[1]], [0.0, 0.0, 1.0, t[2]]])
     }
 
+    /// The rotations by these angles (radians) about x, then y, then z.
+    pub fn rotation(angles: [f64; 3]) -> Self {
+        let mut map = Self::identity();
+        for (axis, angle) in angles.into_iter().enumerate() {
+            let (sin, cos) = angle.sin_cos();
+            let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
+            let mut rows = Self::identity().0;
+            (rows[a][a], rows[a][b], rows[b][a], rows[b][b]) = (cos, -sin, sin, cos);
+            map = map.then(&Self(rows));
+        }
+        map
+    }
+
     /// The image of `p`.
     pub fn apply(&self, p: [f64; 3]) -> [f64; 3] {
         self.0.map(|r| r[0] * p[0] + r[1] * p[1] + r[2] * p[2] + r[3])
@@ -114,6 +127,12 @@ mod tests {
         let shift = Affine::translation([1.0, 2.0, 3.0]);
         assert_eq!(scale.then(&shift).apply([1.0, 1.0, 1.0]), [3.0, 4.0, 5.0]);
         assert_eq!(shift.then(&scale).apply([1.0, 1.0, 1.0]), [4.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn a_rotation_is_about_the_axis_named_and_right_handed() {
+        let [x, y, z] = Affine::rotation([0.0, 0.0, 90f64.to_radians()]).apply([1.0, 0.0, 5.0]);
+        assert!(x.abs() < 1e-12 && (y - 1.0).abs() < 1e-12 && (z - 5.0).abs() < 1e-12);
     }
 
     #[test]

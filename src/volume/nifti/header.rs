@@ -299,7 +299,7 @@ fn millimetres(xyzt_units: u8) -> f64 {
 }
 
 fn not_nifti() -> Error {
-    Error::new("not_nifti", "this is no NIfTI file (it has no such header); convert it, for example with dcm2niix")
+    Error::new("not_nifti", "this is no NIfTI file (no such header); convert it, for example with dcm2niix")
 }
 
 fn dimensions(why: &str) -> Error {
