@@ -4,23 +4,13 @@
 //! where it is a bare brain ([`stripped`](super::stripped)), else what skull stripping finds. Refuses, as `no_brain`,
 //! what does not have the volume of a brain.
 
+use super::brain::Brain;
 use super::config::PreprocessConfig;
 use super::mask::volume_ml;
 use super::skull_strip::skull_strip;
 use super::stripped::stripped_brain;
 use crate::error::{Error, Result};
 use crate::volume::Volume;
-
-/// The brain of one scan, in the scan's own world.
-#[derive(Debug, Clone)]
-pub struct Brain {
-    /// 1 in the brain, 0 elsewhere, on a world-aligned 2 mm RAS grid that covers the field of view.
-    pub mask: Volume<u8>,
-    /// True where the input already had no skull.
-    pub stripped_input: bool,
-    /// True where skull stripping fell back on thresholds, which find less of the brain.
-    pub fallback: bool,
-}
 
 /// Takes a bare brain as it is, or strips the skull.
 pub(super) fn locate(scan: &Volume, working: &Volume, cfg: &PreprocessConfig) -> Result<Brain> {

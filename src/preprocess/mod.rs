@@ -17,6 +17,7 @@
 
 mod bias;
 pub(crate) mod border;
+mod brain;
 mod check;
 mod config;
 mod conform;
@@ -39,9 +40,9 @@ pub(crate) mod template_surface;
 mod timer;
 
 pub use bias::{BiasConfig, BiasField, estimate_bias};
+pub use brain::Brain;
 pub use config::PreprocessConfig;
 pub use conform::{mask_to, model_grid};
-pub use locate::Brain;
 pub use mask::dice;
 pub use normalize::{NormalizeConfig, NormalizeMethod, normalize};
 pub use pipeline::{Prepared, Steps, prepare, steps};

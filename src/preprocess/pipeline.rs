@@ -5,11 +5,12 @@
 
 use super::bias::{BiasField, estimate_bias};
 use super::border;
+use super::brain::Brain;
 use super::check::{check, finite};
 use super::config::PreprocessConfig;
 use super::conform::{Conformed, conformed, mask_to, model_grid};
 use super::contrast::t1_like;
-use super::locate::{Brain, locate};
+use super::locate::locate;
 use super::mask::volume_ml;
 use super::normalize::{NormalizeConfig, normalize};
 use super::qc::{Evidence, Qc, judge, refuse_brain, refuse_scan};

@@ -21,7 +21,7 @@ mod refuse;
 
 use serde::{Deserialize, Serialize};
 
-use super::locate::Brain;
+use super::brain::Brain;
 use super::mask::{count, dice, volume_ml};
 use crate::volume::{Affine, Grid, Volume};
 pub use refuse::RefuseConfig;

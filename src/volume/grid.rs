@@ -1,6 +1,6 @@
 //! The lattice of a volume: how many voxels it has, and where they lie in the world.
 
-use super::Affine;
+use super::affine::Affine;
 use super::orientation::AxisMap;
 
 /// A lattice of voxels in the world. Voxels are counted x fastest.

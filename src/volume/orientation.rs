@@ -4,7 +4,7 @@
 //! closest RAS order. The rule is nibabel's `io_orientation`: the affine's shear is removed, then voxel axes are matched
 //! to world axes, the best aligned one first.
 
-use super::Affine;
+use super::affine::Affine;
 
 /// For each voxel axis, the world axis (0 = x, 1 = y, 2 = z) it follows and whether it runs against it.
 pub(super) struct AxisMap {
