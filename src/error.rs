@@ -236,3 +236,18 @@ impl fmt::Display for Stage {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::nifti;
+
+    #[test]
+    fn an_unusable_file_is_a_permanent_input_error_of_the_same_kind() {
+        let refused = nifti::decode(b"a text", 1 << 20).expect_err("refused");
+        let (kind, message) = (refused.kind, refused.message.clone());
+        let error = Error::from(refused);
+        assert_eq!((error.domain(), error.retry()), (Domain::Input, Retry::Never));
+        assert_eq!((error.kind(), error.to_string()), (kind, message));
+    }
+}

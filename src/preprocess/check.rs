@@ -1,4 +1,4 @@
-//! The first look at a scan: whether it can hold a brain at all, and all voxels made finite.
+//! Checks whether a scan can hold a brain, and makes all its voxels finite.
 //!
 //! Takes the native scan. Refuses, as [`Error::Input`], a volume without extent or with a field of view that is not a
 //! head's (`field_of_view`), voxels that are too coarse (`too_coarse`), and voxels that are all equal (`constant`).
@@ -20,7 +20,7 @@ pub(super) fn check(native: &Volume, cfg: &PreprocessConfig) -> Result<()> {
             "too_coarse",
             format!(
                 "voxels of {:.1} x {:.1} x {:.1} mm are coarser than {} mm: a localiser or a thick-slice scan; \
-                 leave it out, or resample it from a finer one",
+                 leave it out, or use a finer scan of the subject",
                 spacing[0], spacing[1], spacing[2], cfg.spacing_max_mm
             ),
         ));

@@ -5,7 +5,7 @@
 pub struct Affine(pub [[f64; 4]; 3]);
 
 impl Affine {
-    /// The map that changes nothing.
+    /// The identity map.
     pub const fn identity() -> Self {
         Self([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     }

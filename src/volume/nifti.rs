@@ -57,7 +57,7 @@ pub struct Decoded {
     pub qform_disagrees: bool,
 }
 
-/// Decodes the bytes of a `.nii` or `.nii.gz` (told apart by content, not by name).
+/// Decodes the bytes of a `.nii` or `.nii.gz` (recognised by content, not by name).
 ///
 /// `limit_bytes` bounds both the uncompressed file and the decoded `f32` voxels. The size that the header promises is
 /// checked against it before memory is reserved, and decompression stops at it.
@@ -75,7 +75,7 @@ pub fn decode(bytes: &[u8], limit_bytes: u64) -> Result<Decoded> {
     }
 }
 
-/// Decodes a `.hdr` and its `.img`, either of them plain or gzip (told apart by content). `limit_bytes` as in
+/// Decodes a `.hdr` and its `.img`, either of them plain or gzip (recognised by content). `limit_bytes` as in
 /// [`decode`].
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Refuses what is no MRI scan of a brain.
 //!
-//! | kind | before | what it is | by what it is recognised |
+//! | kind | before | what it is | how it is recognised |
 //! |---|---|---|---|
 //! | `not_mri` | skull stripping | CT in Hounsfield units | a large share of air near -1000, the rest around 0 |
 //! | `no_brain` | skull stripping | noise, an empty bore | neighbouring voxels are uncorrelated |

@@ -148,7 +148,7 @@ fn points(maps: &Maps<4>, stride: usize, centre: [f64; 3]) -> Vec<Point> {
     let mut points = Vec::new();
     for (i, &[grey, white, t1, share]) in maps.voxels.iter().enumerate() {
         let index = maps.grid.ijk(i);
-        // Half of the voxels, as on a chessboard, give the same result as all of them.
+        // Half of the voxels, as on a chessboard, are enough.
         let kept = index.iter().all(|c| c % stride == 0) && index.iter().sum::<usize>().is_multiple_of(2 * stride);
         if !kept || near.data[i] == 0 {
             continue;

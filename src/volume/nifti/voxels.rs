@@ -115,7 +115,7 @@ fn in_place<const SIZE: usize>(buffer: Vec<f32>, n: usize, voxel: impl Fn([u8; S
         for (to, &bytes) in voxels.data[chunk.clone()].iter_mut().zip(&*raw) {
             *to = voxel(bytes);
         }
-        voxels.settle(chunk);
+        voxels.make_finite(chunk);
     }
     voxels.data.truncate(n);
     voxels
@@ -123,7 +123,7 @@ fn in_place<const SIZE: usize>(buffer: Vec<f32>, n: usize, voxel: impl Fn([u8; S
 
 impl Voxels {
     /// Sets NaN and infinite voxels among these to 0, and notes whether voxels vary.
-    fn settle(&mut self, which: Range<usize>) {
+    fn make_finite(&mut self, which: Range<usize>) {
         let new = &mut self.data[which];
         if !self.varies {
             // Stops at the first difference, which a real image has early.
