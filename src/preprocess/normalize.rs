@@ -11,7 +11,7 @@
 //! | `tissue` | air, fluid by a low percentile, grey and white matter by the template's maps | |
 //!
 //! `neurosieve eval preprocess` prints how well each makes the tissues of two sites agree, and how much of a lesion's
-//! contrast it keeps; the default is the best in those tables. Refuses, by giving `None`, a brain that is not brighter
+//! contrast it keeps; these tables decided the default. Refuses, by giving `None`, a brain that is not brighter
 //! than air or has no contrast.
 
 use std::fmt;

@@ -112,7 +112,7 @@ pub(super) struct OverNoise {
     pub(super) contrast: f32,
 }
 
-/// Signal and contrast over noise. The noise's standard deviation is the median of |v[x-1] - 2 v[x] + v[x+1]| times
+/// Signal and contrast over noise. The noise's standard deviation is the median of `|v[x-1] - 2 v[x] + v[x+1]|` times
 /// 1.4826 / sqrt(6). It keeps rising with noise, unlike the classes' own standard deviations, which cannot exceed the
 /// width of a class; and it can be measured in scans whose air was cleaned or rounded to zero. Fine anatomy counts as
 /// noise, so that the ratios are lower than those of a phantom.
