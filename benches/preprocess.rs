@@ -9,7 +9,7 @@
 
 use divan::{AllocProfiler, Bencher, black_box};
 use neurosieve::preprocess::{self, PreprocessConfig, Steps};
-use neurosieve::synth::{Subject, Template};
+use neurosieve::synth::{HeadTemplate, Subject};
 use neurosieve::volume::{Affine, Volume, nifti};
 
 #[global_allocator]
@@ -25,7 +25,7 @@ fn main() {
 }
 
 fn file(spacing_mm: f64) -> Vec<u8> {
-    let template = Template::embedded().expect("embedded template");
+    let template = HeadTemplate::embedded().expect("embedded template");
     nifti::encode(&Subject::draw(&template, 1, 0, spacing_mm, false).image, "bench")
 }
 

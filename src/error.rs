@@ -1,9 +1,11 @@
 //! One error type for the whole crate: what went wrong, and what a caller should do about it.
 //!
-//! An error says its [`Domain`] (whose fault) and its [`Retry`] (what may help). A scan's failure
-//! additionally knows its [`Stage`]; together they become one row in the `failures` table.
+//! An error gives its [`Domain`] (where the fault lies) and its [`Retry`] (what may help). A scan's failure also has a
+//! [`Stage`]; together they become one row in the `failures` table.
 
 use std::fmt;
+
+use crate::volume;
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -18,15 +20,15 @@ pub enum Error {
     Input {
         /// Short stable word for grouping, snake_case.
         kind: &'static str,
-        /// What a human should know, with what to do next.
+        /// What was found, what was expected, and what to do next.
         message: String,
     },
-    /// An object store did not do as asked.
+    /// A request to an object store failed.
     #[error("{context}: {source}")]
     Storage {
         /// What was being attempted.
         context: String,
-        /// The store's own words.
+        /// The store's error.
         #[source]
         source: object_store::Error,
     },
@@ -35,11 +37,11 @@ pub enum Error {
     Table {
         /// What was being attempted.
         context: String,
-        /// The table library's own words.
+        /// The table library's error.
         #[source]
         source: Box<deltalake_core::DeltaTableError>,
     },
-    /// The query engine refused or failed.
+    /// The query engine refused a query or failed.
     #[error("{0}")]
     Query(#[from] datafusion::error::DataFusionError),
     /// libtorch failed on a device.
@@ -47,13 +49,13 @@ pub enum Error {
     Device {
         /// What happened.
         message: String,
-        /// True where a smaller batch may pass (out of device memory).
+        /// True where a smaller batch may fit (out of device memory).
         smaller: bool,
     },
-    /// A scan took longer than it may.
-    #[error("not finished after {seconds} s; raise run.scan_timeout_s where such scans are to be waited for")]
+    /// A scan exceeded its time limit.
+    #[error("not finished after {seconds} s; raise run.scan_timeout_s to give such scans more time")]
     TimedOut {
-        /// How long it may take.
+        /// The limit.
         seconds: u64,
     },
     /// A bundle is missing, damaged or does not fit this program.
@@ -67,7 +69,7 @@ pub enum Error {
     Io {
         /// What was being attempted.
         context: String,
-        /// The system's own words.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -76,7 +78,7 @@ pub enum Error {
     Bug(String),
 }
 
-/// Whose fault it is.
+/// Where the fault lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Domain {
     /// The scan.
@@ -125,7 +127,7 @@ impl Error {
         Self::Io { context: context.into(), source }
     }
 
-    /// Whose fault it is.
+    /// Where the fault lies.
     pub fn domain(&self) -> Domain {
         match self {
             Self::Input { .. } | Self::TimedOut { .. } => Domain::Input,
@@ -156,7 +158,8 @@ impl Error {
         }
     }
 
-    /// Whether a store says that an object is another one than was asked for: the same call soon again says the same.
+    /// True where a store reports that an object's content is not the expected one. Repeating the call at once does not
+    /// help.
     pub fn is_about_content(&self) -> bool {
         use object_store::Error as S;
         matches!(
@@ -187,10 +190,16 @@ impl Error {
     }
 }
 
+impl From<volume::Error> for Error {
+    fn from(e: volume::Error) -> Self {
+        Self::Input { kind: e.kind, message: e.message }
+    }
+}
+
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
         let message = e.to_string();
-        // The C++ stack trace that libtorch appends helps nobody who screens a cohort.
+        // libtorch appends a C++ stack trace, which does not help somebody who screens a cohort.
         let message = message.split("\nException raised from").next().unwrap_or_default().to_owned();
         // The words of CUDA, of libtorch's allocator on the processor, and of oneDNN, which does not say why.
         let words = ["out of memory", "can't allocate memory", "not enough memory", "could not create a primitive"];
@@ -225,5 +234,20 @@ impl fmt::Display for Stage {
             Self::Preprocess => "preprocess",
             Self::Score => "score",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::nifti;
+
+    #[test]
+    fn an_unusable_file_is_a_permanent_input_error_of_the_same_kind() {
+        let refused = nifti::decode(b"a text", 1 << 20).expect_err("refused");
+        let (kind, message) = (refused.kind, refused.message.clone());
+        let error = Error::from(refused);
+        assert_eq!((error.domain(), error.retry()), (Domain::Input, Retry::Never));
+        assert_eq!((error.kind(), error.to_string()), (kind, message));
     }
 }

@@ -1,7 +1,7 @@
-//! Valid files with a few header fields replaced: gets past the checks that arbitrary bytes seldom pass.
+//! Valid files with a few header bytes replaced, to pass the checks that arbitrary bytes seldom pass.
 //!
-//! A file of either version, byte order and storage is made with a shape, a type and voxels of the fuzzer's choice,
-//! then patched at header offsets, and given plain and as gzip.
+//! Makes a file of either version, byte order and storage with a shape, a type and voxels of the fuzzer's choice,
+//! patches it at header offsets, and decodes it plain or as gzip.
 #![no_main]
 
 use std::io::Write;
@@ -69,7 +69,7 @@ impl Header {
         self.bytes[at..at + N].copy_from_slice(&little);
     }
 
-    /// An integer that both versions hold, but in 2 and `wide` bytes.
+    /// An integer field, of 2 bytes in NIfTI-1 and of `wide` bytes in NIfTI-2.
     fn int(&mut self, at: [usize; 2], wide: usize, value: i16) {
         match (self.nifti2, wide) {
             (false, _) => self.put(at[0], value.to_le_bytes()),

@@ -1,22 +1,21 @@
-//! The reader of volumes alone, from the program's own sources, for the fuzz targets.
+//! The program's module `volume` alone, for the fuzz targets.
 //!
-//! `volume` needs nothing of the crate but [`error`], so that the targets build in seconds; the `#[path]` keeps them on
-//! the very files that the program is built from.
+//! `volume` uses nothing else of the crate, so that the targets build in seconds. `#[path]` takes the program's own
+//! source files.
 
-pub mod error;
 #[path = "../../src/volume/mod.rs"]
 pub mod volume;
 
 use volume::Grid;
 use volume::nifti::Decoded;
 
-/// Small, so that what reserves more than it may is found by the fuzzer's memory limit.
+/// Small, so that a decoder that reserves more than allowed meets the fuzzer's memory limit.
 pub const LIMIT_BYTES: u64 = 8 << 20;
 
-/// What holds for every file that decodes.
+/// Asserts what holds for every file that decodes.
 ///
 /// # Panics
-/// If it does not: that is the finding.
+/// If it does not hold, which is what the fuzzer looks for.
 pub fn check(decoded: &Decoded) {
     let grid: &Grid = &decoded.volume.grid;
     assert_eq!(decoded.volume.data.len(), grid.len(), "as many voxels as the grid has");

@@ -43,10 +43,10 @@ impl ScanBytes {
     /// # Errors
     /// Those of [`nifti::decode`]: [`Error::Input`] with the reason why the bytes are not a usable volume.
     pub fn decode(&self, limit_bytes: u64) -> Result<Decoded> {
-        match self {
-            Self::File(bytes) => nifti::decode(bytes, limit_bytes),
-            Self::Pair { header, voxels } => nifti::decode_pair(header, voxels, limit_bytes),
-        }
+        Ok(match self {
+            Self::File(bytes) => nifti::decode(bytes, limit_bytes)?,
+            Self::Pair { header, voxels } => nifti::decode_pair(header, voxels, limit_bytes)?,
+        })
     }
 }
 

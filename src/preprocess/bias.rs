@@ -1,13 +1,13 @@
-//! The smooth change of brightness that coils and the body itself put over a scan.
+//! The bias field: the smooth change of brightness over a scan that comes from the coils and from the body itself.
 //!
 //! Takes a scan on the 2 mm working grid with air at 0 and its brain mask; gives a [`BiasField`] in native world mm to
 //! divide the scan by, with geometric mean 1 over the brain. As in Van Leemput et al. (IEEE Transactions on Medical
-//! Imaging 18:885, 1999), tissues and field are found in turn: a mixture of tissues ([`mixture`]) tells how far each
-//! voxel's log intensity lies from its tissue's mean, and a cubic B-spline ([`lattice`]) approximates that, as in N4
-//! (Tustison et al., IEEE Transactions on Medical Imaging 29:1310, 2010), refined from level to level. Unlike N4's
-//! sharpened histogram, the mixture knows outliers: a bright lesion is no tissue, so the field does not follow it.
-//! Needs no tissue's contrast to have a sign, so FLAIR and T2 pass too. Refuses nothing: where there is too little
-//! brain to tell, the field is 1 everywhere.
+//! Imaging 18:885, 1999), tissues and field are estimated in turn: a mixture of tissues ([`mixture`]) gives the distance
+//! of each voxel's log intensity from its tissue's mean, and a cubic B-spline ([`lattice`]) approximates these distances,
+//! refined from level to level as in N4 (Tustison et al., IEEE Transactions on Medical Imaging 29:1310, 2010). Unlike
+//! N4's sharpened histogram, the mixture has outliers: a bright lesion belongs to no tissue, so the field does not follow
+//! it. The order of the tissues' intensities does not matter, so that FLAIR and T2 work too. Refuses nothing: where there
+//! is too little brain for an estimate, the field is 1 everywhere.
 
 mod lattice;
 mod mixture;
@@ -15,29 +15,31 @@ mod mixture;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::percentile;
+use super::mask::bounds;
+use super::statistics::percentile;
 use crate::volume::{Affine, Grid, Volume};
-use lattice::{Fit, Lattice};
+pub(crate) use lattice::cubic_b_spline;
+use lattice::{Approximation, Lattice};
 use mixture::Mixture;
 
-/// Parameters of the bias field. Defaults chosen on 6 heads of the IXI training split, multiplied by
+/// Parameters of the bias field. The defaults were chosen on 6 heads of the IXI training split, multiplied by
 /// known fields, and on heads with artificial lesions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BiasConfig {
-    /// Distance of the voxels that are looked at, in mm.
+    /// Distance between the voxels that are sampled, in mm.
     pub sampling_mm: f64,
-    /// Size of the spline's cells at the first level, in mm; halved at every further level.
+    /// Size of the spline's cells at the first level, in mm; every further level halves it.
     pub coarse_mm: f64,
-    /// How many levels.
+    /// Number of levels.
     pub levels: usize,
     /// Most iterations per level.
     pub iterations: usize,
-    /// A level ends where an iteration changes the field by less than this (standard deviation of the log).
+    /// A level ends when an iteration changes the field by less than this (standard deviation of its logarithm).
     pub converged: f32,
-    /// Standard deviations from its tissue at which a voxel counts half as an outlier.
+    /// Distance from its tissue's mean, in standard deviations, at which a voxel counts half as an outlier.
     pub outlier: f32,
-    /// The percentiles of brain intensities (0..1) between which a voxel counts.
+    /// The percentiles of brain intensities (0..1) between which voxels are used.
     pub range: [f64; 2],
     /// Largest factor by which the field brightens or darkens.
     pub largest: f32,
@@ -58,32 +60,31 @@ impl Default for BiasConfig {
     }
 }
 
-/// How much further than the approximation of what is left each iteration goes: it undershoots, and from 2 on the
-/// field would swing.
+/// Over-relaxation of each iteration. The approximation undershoots; from a factor of 2 on, the field would oscillate.
 const STRIDE: f32 = 1.8;
 
-/// Where in the brain's intensities the search for tissues starts: fluid, grey and white matter of a T1w image.
+/// Percentiles of the brain's intensities from which the tissues start: fluid, grey and white matter of a T1w image.
 const TISSUE_PERCENTILES: [f64; 3] = [0.1, 0.45, 0.85];
 
-/// A smooth positive field in native world mm, geometric mean 1 over the brain it was estimated in. Outside the box
-/// around that brain it keeps the value of the box's border.
+/// A smooth positive field in native world mm, with geometric mean 1 over the brain it was estimated in. Outside the box
+/// around that brain it keeps the value at the box's border.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BiasField {
-    /// Native world mm to cells of the lattice.
+    /// Native world mm to the lattice's cells.
     to_cells: Affine,
     /// The field's natural logarithm.
     log: Lattice,
 }
 
 impl BiasField {
-    /// The factor at `world_mm`: divide the scan by it.
+    /// The factor at `world_mm`, by which the scan is divided.
     pub fn value(&self, world_mm: [f64; 3]) -> f32 {
         self.log.at(self.to_cells.apply(world_mm)).exp()
     }
 
-    /// The factor at every voxel of `grid`, whose world `grid_world_to_native` takes to native world mm. The spline is
-    /// evaluated every 4 mm and interpolated linearly between, which differs from [`BiasField::value`] by well below
-    /// 1 %: its cells are ten times as large.
+    /// The factor at every voxel of `grid`; `grid_world_to_native` maps the grid's world mm to native world mm. The
+    /// spline is evaluated every 4 mm and interpolated linearly in between. Its cells are ten times as large, so that the
+    /// result differs from [`BiasField::value`] by well below 1 %.
     pub fn on(&self, grid: &Grid, grid_world_to_native: &Affine) -> Volume<f32> {
         let mut out = Volume::zeros(*grid);
         if grid.is_empty() {
@@ -104,7 +105,7 @@ impl BiasField {
         let [nx, ny, _] = grid.shape;
         out.data.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
             let mut line = vec![0.0; mx];
-            // The node before a voxel, the one after it, and how far it has gone from one to the other.
+            // The node before a voxel, the one after it, and the voxel's relative position between them.
             let between = |i: usize, axis: usize, nodes: usize| {
                 let k = i / steps[axis];
                 (k, (k + 1).min(nodes - 1), (i % steps[axis]) as f32 / steps[axis] as f32)
@@ -128,34 +129,34 @@ impl BiasField {
         out
     }
 
-    /// The field that changes nothing.
+    /// The field that is 1 everywhere.
     fn flat() -> Self {
         Self { to_cells: Affine::identity(), log: Lattice::flat([1; 3]) }
     }
 }
 
-/// The field over `image`, a scan on the working grid with air at 0, whose brain is `brain`.
-pub fn estimate(image: &Volume<f32>, brain: &Volume<u8>, cfg: &BiasConfig) -> BiasField {
+/// The bias field of `image`, a scan on the working grid with air at 0, within its mask `brain` on the same grid.
+pub fn estimate_bias(image: &Volume<f32>, brain: &Volume<u8>, cfg: &BiasConfig) -> BiasField {
     let Some(samples) = Samples::of(image, brain, cfg) else { return BiasField::flat() };
     let mut mixture = Mixture::new(samples.range, samples.starts, cfg.outlier);
     let mut log = Lattice::flat(samples.cells(cfg.coarse_mm));
     let mut field = vec![0.0; samples.log.len()];
-    let (mut excess, mut trust) = (field.clone(), field.clone());
+    let (mut excess, mut trust) = (vec![0.0; field.len()], vec![0.0; field.len()]);
     for level in 0..cfg.levels {
         if level > 0 {
             log = log.refined();
         }
-        let fit = Fit::new(samples.shape, log.cells());
+        let spline = Approximation::new(samples.shape, log.cells());
         for _ in 0..cfg.iterations {
             let corrected: Vec<f32> = samples.log.iter().zip(&field).map(|(v, f)| v - f).collect();
             let table = mixture.update(samples.brain.iter().map(|&i| corrected[i]));
             for &i in &samples.brain {
-                let told = mixture.look_up(&table, corrected[i]);
-                (excess[i], trust[i]) = (STRIDE * told.excess, told.trust);
+                let deviation = mixture.look_up(&table, corrected[i]);
+                (excess[i], trust[i]) = (STRIDE * deviation.excess, deviation.trust);
             }
-            let mut step = fit.lattice(&excess, &trust);
-            let mut change = fit.values(&step);
-            // Only the shape counts: a common factor would drift away with the brightness of the brain.
+            let mut step = spline.lattice(&excess, &trust);
+            let mut change = spline.values(&step);
+            // Only the field's shape matters: a common factor would drift with the brightness of the brain.
             let n = samples.brain.len() as f32;
             let mean = samples.brain.iter().map(|&i| change[i]).sum::<f32>() / n;
             step.knots.iter_mut().chain(&mut change).for_each(|v| *v -= mean);
@@ -167,31 +168,33 @@ pub fn estimate(image: &Volume<f32>, brain: &Volume<u8>, cfg: &BiasConfig) -> Bi
             }
         }
     }
-    // A spline stays within the hull of its knots, and so does what it is continued with outside the brain.
+    // A spline stays within the range of its knots, also where it is continued outside the brain.
     let bound = cfg.largest.max(1.0).ln();
     log.knots.iter_mut().for_each(|v| *v = v.clamp(-bound, bound));
     let to_cells = samples.to_cells(image, log.cells());
     BiasField { to_cells, log }
 }
 
-/// Log intensities of every so many voxels of the working grid, over the box around the brain.
+/// Log intensities on a regular subset of the working grid's voxels, over the box around the brain.
 struct Samples {
-    /// Voxels of the working grid from one sample to the next along each axis, and the first one.
+    /// Voxels of the working grid from one sample to the next along each axis.
     step: [usize; 3],
+    /// Voxel of the first sample.
     first: [usize; 3],
     shape: [usize; 3],
     spacing: [f64; 3],
-    /// x fastest; 0 where there is no brain.
+    /// x fastest; 0 outside the brain.
     log: Vec<f32>,
-    /// Which of them lie in the brain.
+    /// The samples in the brain, as places in `log`.
     brain: Vec<usize>,
-    /// The log intensities that count, and those at which tissues are sought first.
+    /// Lowest and highest log intensity that is used.
     range: [f32; 2],
+    /// Log intensities from which the tissues start.
     starts: [f32; 3],
 }
 
 impl Samples {
-    /// `None` where fewer than a hundred samples lie in the brain, or all are alike.
+    /// `None` where fewer than a hundred samples lie in the brain, or all are equal.
     fn of(image: &Volume<f32>, brain: &Volume<u8>, cfg: &BiasConfig) -> Option<Self> {
         let [nx, ny, _] = image.grid.shape;
         let spacing = image.grid.spacing();
@@ -225,7 +228,7 @@ impl Samples {
         })
     }
 
-    /// Native world mm to cells: the first and the last sample lie on the domain's borders.
+    /// Native world mm to the lattice's cells. The first and the last sample lie on the domain's borders.
     fn to_cells(&self, image: &Volume<f32>, cells: [usize; 3]) -> Affine {
         let mut rows = Affine::identity().0;
         for (a, row) in rows.iter_mut().enumerate() {
@@ -235,21 +238,6 @@ impl Samples {
         }
         image.grid.affine.inverse().map_or(Affine::identity(), |to_index| to_index.then(&Affine(rows)))
     }
-}
-
-/// The lowest and the highest index of the mask along each axis; `None` where it is empty.
-fn bounds(mask: &Volume<u8>) -> Option<([usize; 3], [usize; 3])> {
-    let [nx, ny, _] = mask.grid.shape;
-    let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
-    for (row, voxels) in mask.data.chunks(nx).enumerate() {
-        let Some(first) = voxels.iter().position(|&v| v != 0) else { continue };
-        let last = voxels.iter().rposition(|&v| v != 0).unwrap_or(first);
-        for (a, (from, to)) in [(first, last), (row % ny, row % ny), (row / ny, row / ny)].into_iter().enumerate() {
-            low[a] = low[a].min(from);
-            high[a] = high[a].max(to);
-        }
-    }
-    (low[0] <= high[0]).then_some((low, high))
 }
 
 #[cfg(test)]
@@ -262,7 +250,7 @@ mod tests {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, -71.0], [0.0, 2.0, 0.0, -71.0], [0.0, 0.0, 2.0, -71.0]]);
         let grid = Grid { shape: [72; 3], affine };
         let voxel = |i: usize| {
-            let p = affine.apply([i % 72, i / 72 % 72, i / 5184].map(|c| c as f64));
+            let p = grid.world_mm(i);
             let r = p.iter().map(|c| c * c).sum::<f64>().sqrt();
             let folds = 6.0 * ((p[0] / 9.0).sin() + (p[1] / 9.0).sin() + (p[2] / 9.0).sin());
             let tissue = if r + folds < 42.0 {
@@ -276,16 +264,16 @@ mod tests {
             if r < 60.0 { ((tissue + 8.0 * noise) * field(p)) as f32 } else { 0.0 }
         };
         let image = Volume::new(grid, (0..grid.len()).map(voxel).collect());
-        let mask = Volume::new(grid, image.data.iter().map(|v| u8::from(*v > 0.0)).collect());
+        let mask = image.map(|v| u8::from(v > 0.0));
         (image, mask)
     }
 
-    /// Standard deviation over the brain of the log of what was found over what was multiplied with.
+    /// Standard deviation over the brain of the logarithm of the estimated over the true field.
     fn error(found: &BiasField, truth: impl Fn([f64; 3]) -> f64, mask: &Volume<u8>) -> f64 {
         let inside = (0..mask.data.len()).filter(|&i| mask.data[i] != 0);
         let differences: Vec<f64> = inside
             .map(|i| {
-                let p = mask.grid.affine.apply([i % 72, i / 72 % 72, i / 5184].map(|c| c as f64));
+                let p = mask.grid.world_mm(i);
                 f64::from(found.value(p)).ln() - truth(p).ln()
             })
             .collect();
@@ -298,48 +286,42 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_was_multiplied_is_found() {
+    fn a_known_field_is_estimated() {
         let (image, mask) = brain(sloping);
-        let field = estimate(&image, &mask, &BiasConfig::default());
+        let field = estimate_bias(&image, &mask, &BiasConfig::default());
         let error = error(&field, sloping, &mask);
         assert!(error < 0.03, "{error} of a field with standard deviation 0.17");
     }
 
     #[test]
-    fn a_scan_without_a_field_is_left_alone_and_a_bright_lesion_too() {
+    fn without_a_field_the_scan_and_a_bright_lesion_keep_their_intensities() {
         let (mut image, mask) = brain(|_| 1.0);
         let cfg = BiasConfig::default();
-        assert!(error(&estimate(&image, &mask, &cfg), |_| 1.0, &mask) < 0.01);
+        assert!(error(&estimate_bias(&image, &mask, &cfg), |_| 1.0, &mask) < 0.01);
         // 48 ml, 40 % brighter than the white matter around it.
         let lesion: Vec<usize> = (0..image.data.len())
-            .filter(|i| {
-                [i % 72, i / 72 % 72, i / 5184]
-                    .iter()
-                    .zip([44.0, 36.0, 36.0])
-                    .map(|(&c, o)| (c as f64 - o).powi(2))
-                    .sum::<f64>()
-                    < 11.3 * 11.3
+            .filter(|&i| {
+                let ijk = mask.grid.ijk(i);
+                ijk.iter().zip([44.0, 36.0, 36.0]).map(|(&c, o)| (c as f64 - o).powi(2)).sum::<f64>() < 11.3 * 11.3
             })
             .collect();
         lesion.iter().for_each(|&i| image.data[i] = 150.0);
-        let field = estimate(&image, &mask, &cfg);
-        let inside = lesion
-            .iter()
-            .map(|&i| field.value(mask.grid.affine.apply([i % 72, i / 72 % 72, i / 5184].map(|c| c as f64))));
+        let field = estimate_bias(&image, &mask, &cfg);
+        let inside = lesion.iter().map(|&i| field.value(mask.grid.world_mm(i)));
         let mean = inside.sum::<f32>() / lesion.len() as f32;
         assert!(mean < 1.03, "the field rises to {mean} over a lesion 1.4 times as bright");
     }
 
     #[test]
-    fn the_field_on_a_grid_is_the_field_at_its_voxels() {
+    fn the_field_on_a_grid_has_the_values_at_its_voxels() {
         let (image, mask) = brain(sloping);
-        let field = estimate(&image, &mask, &BiasConfig::default());
+        let field = estimate_bias(&image, &mask, &BiasConfig::default());
         // A turned and shifted world.
         let (sin, cos) = 0.3f64.sin_cos();
         let turn = Affine::from_rows([[cos, -sin, 0.0, 3.0], [sin, cos, 0.0, -7.0], [0.0, 0.0, 1.0, 5.0]]);
         let on = field.on(&mask.grid, &turn);
         for i in (0..on.data.len()).step_by(97) {
-            let p = turn.apply(mask.grid.affine.apply([i % 72, i / 72 % 72, i / 5184].map(|c| c as f64)));
+            let p = turn.apply(mask.grid.world_mm(i));
             assert!((on.data[i] / field.value(p) - 1.0).abs() < 0.01, "{} and {} at {p:?}", on.data[i], field.value(p));
         }
     }
@@ -348,6 +330,6 @@ mod tests {
     fn without_a_brain_the_field_is_one() {
         let (image, mask) = brain(|_| 1.0);
         let empty = Volume::<u8>::zeros(mask.grid);
-        assert_eq!(estimate(&image, &empty, &BiasConfig::default()).value([1.0, 2.0, 3.0]), 1.0);
+        assert_eq!(estimate_bias(&image, &empty, &BiasConfig::default()).value([1.0, 2.0, 3.0]), 1.0);
     }
 }

@@ -1,8 +1,9 @@
-//! Voxels to another grid: the 2 mm working grid of skull stripping and the model's grid in MNI space.
+//! The two grids of preprocessing, both world-aligned, RAS and of 2 mm: the working grid in native space and the model's
+//! grid in MNI space.
 //!
-//! Takes a volume in native space and gives it on a world-aligned 2 mm lattice by one trilinear interpolation.
-//! Voxels finer than the target are averaged in whole blocks first, so that 1 mm and 0.5 mm scans arrive with the
-//! sharpness and the noise of a 2 mm acquisition instead of with aliases.
+//! Takes a volume in native space; gives it on the working grid by one trilinear interpolation. Finer voxels are first
+//! averaged in whole blocks, so that 1 mm and 0.5 mm scans get the sharpness and the noise of a 2 mm acquisition instead
+//! of aliasing. Refuses nothing.
 
 use std::borrow::Cow;
 
@@ -12,18 +13,18 @@ use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
 /// Voxel size of the working grid and of the model's grid, in mm.
-pub const SPACING_MM: f64 = 2.0;
+pub(super) const SPACING_MM: f64 = 2.0;
 
-/// The grid that every model sees: 80 x 96 x 96 voxels of 2 mm, RAS, in MNI space.
+/// The grid of every model's input: 80 x 96 x 96 voxels of 2 mm, RAS, in MNI space.
 ///
 /// Voxel centres run from (-79, -112, -90) to (79, 78, 100) mm. The ICBM 2009a brain spans -72..72, -107..73 and
-/// -72..82 mm; the affine registration has scaled every brain to it, so that a few millimetres around it suffice, and
-/// the networks look at little air. Quality control flags a brain that still does not fit.
+/// -72..82 mm. Affine registration scales every brain to it, so that a few millimetres around it suffice and the
+/// networks process little air. Quality control flags a brain that does not fit.
 pub fn model_grid() -> Grid {
     Grid { shape: [80, 96, 96], affine: lattice([-79.0, -112.0, -90.0]) }
 }
 
-/// Index to world of a world-aligned 2 mm lattice whose first voxel centre is `origin`.
+/// Voxel index to world mm of a world-aligned 2 mm lattice whose first voxel centre is `origin`.
 fn lattice(origin: [f64; 3]) -> Affine {
     let [x, y, z] = origin;
     Affine::from_rows([[SPACING_MM, 0.0, 0.0, x], [0.0, SPACING_MM, 0.0, y], [0.0, 0.0, SPACING_MM, z]])
@@ -45,19 +46,19 @@ pub(super) fn world_box(grid: &Grid) -> [[f64; 2]; 3] {
 #[derive(Debug)]
 pub(super) struct Conformed<'a> {
     pub working: Volume,
-    /// The scan with voxels of about 2 mm, in RAS order, where it is more than the working grid holds: one interpolation
-    /// from it to the model's grid is less blur than two.
+    /// The scan with voxels of about 2 mm, in RAS order; `None` where the working grid already has these voxels.
+    /// Interpolating it once to the model's grid blurs less than interpolating the working grid again.
     pub finer: Option<Cow<'a, Volume>>,
 }
 
 /// `native` on the working grid.
 pub(super) fn conformed(native: &Volume) -> Conformed<'_> {
-    // Starting on a voxel centre keeps world-aligned 2 mm and 1 mm scans free of the blur of interpolation.
+    // Starting on a voxel centre spares world-aligned 2 mm and 1 mm scans the blur of interpolation.
     let coarse = coarsened(native);
     let bounds = world_box(&coarse.grid);
     let shape = bounds.map(|[low, high]| ((high - low) / SPACING_MM + 1e-6).floor() as usize + 1);
     let grid = Grid { shape, affine: lattice(bounds.map(|[low, _]| low)) };
-    // Rows along x, as in the grids it is interpolated on, are read faster than rows across its storage.
+    // In RAS order its rows run along x like those of the target grids, which makes interpolation faster.
     let ras = if coarse.grid.to_ras() == coarse.grid { coarse } else { Cow::Owned(coarse.reoriented_ras()) };
     if ras.grid.shape == grid.shape && ras.grid.affine.is_close(&grid.affine, 1e-6) {
         return Conformed { working: Volume::new(grid, ras.into_owned().data), finer: None };
@@ -65,17 +66,17 @@ pub(super) fn conformed(native: &Volume) -> Conformed<'_> {
     Conformed { working: trilinear(&ras, &grid, &Affine::identity()), finer: Some(ras) }
 }
 
-/// A mask on another grid: 1 where at least half of it is there. `to_mask` takes world mm of `grid` to those of `mask`.
+/// A mask on another grid: 1 where its interpolated value is at least one half. `to_mask` maps world mm of `grid` to
+/// world mm of `mask`.
 ///
-/// Interpolated and cut at one half, a border keeps its place to a fraction of a voxel; the nearest voxel would move it
-/// by up to half a voxel.
+/// This keeps a border in place to a fraction of a voxel; the nearest voxel would move it by up to half a voxel.
 pub fn mask_to(mask: &Volume<u8>, grid: &Grid, to_mask: &Affine) -> Volume<u8> {
-    let share = Volume::new(mask.grid, mask.data.iter().map(|&v| f32::from(u8::from(v != 0))).collect());
-    let share = trilinear(&coarsened(&share), grid, to_mask);
-    Volume::new(*grid, share.data.iter().map(|&s| u8::from(s >= 0.5)).collect())
+    let share = mask.map(|v| f32::from(u8::from(v != 0)));
+    trilinear(&coarsened(&share), grid, to_mask).map(|s| u8::from(s >= 0.5))
 }
 
-/// Means of whole blocks of voxels, as many along each axis as fit into 2 mm; unchanged where none fit twice.
+/// Means of whole blocks of voxels, with as many voxels along each axis as fit into 2 mm; the volume itself where that is
+/// one along every axis.
 fn coarsened(volume: &Volume) -> Cow<'_, Volume> {
     let spacing = volume.grid.spacing();
     let [fx, fy, fz] = spacing.map(|s| ((SPACING_MM / s + 1e-3).floor() as usize).max(1));
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_grid_holds_the_template_brain_with_room() {
+    fn the_model_grid_spans_the_documented_box() {
         let [x, y, z] = world_box(&model_grid());
         assert_eq!([x, y, z], [[-79.0, 79.0], [-112.0, 78.0], [-90.0, 100.0]]);
     }

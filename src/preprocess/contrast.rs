@@ -1,54 +1,50 @@
-//! Other contrasts than T1, made to look like it.
+//! A T1-like contrast from a T2-weighted head, for finding the brain's border.
 //!
-//! Takes a head on the working grid (air at 0) and a first mask of its brain; gives the head as it is where it is
-//! T1-weighted or a FLAIR, and a T1-like one where fluid is the brightest there is (T2-weighted): intensities folded so
-//! that white matter is brighter than grey matter, grey matter than fluid, and fluid than bone. The fold is made for
-//! finding the border of the brain; nothing else may use it, as it maps different tissues onto one intensity. Refuses
-//! nothing: what has no such fluid passes unchanged.
+//! Takes a head on the working grid (air at 0) and a first mask of its brain; gives the head itself where it is
+//! T1-weighted or a FLAIR. Where fluid is the brightest tissue (T2-weighted), it gives intensities folded so that white
+//! matter is brighter than grey matter, grey matter than fluid, and fluid than bone. The fold maps different tissues onto
+//! one intensity, so that it serves for the border alone. Refuses nothing: a head without bright fluid is returned
+//! unchanged.
 
 use std::borrow::Cow;
 
 use super::morphology::erode;
-use super::percentile;
+use super::statistics::{percentile, values_in};
 use crate::volume::Volume;
 
-/// The 95th percentile of the brain over its median above which the bright voxels may be fluid: 1.4 to 1.57 on the
+/// Ratio of the brain's 95th percentile to its median above which the bright voxels may be fluid; 1.4 to 1.57 on the
 /// T1-weighted heads of IXI.
 const FLUID_MIN: f32 = 1.6;
 
-/// Depths in mm of the brain's rim, mostly cortex and fluid, and of its inside, mostly white matter.
+/// Depth in mm of the brain's rim, which is mostly cortex and fluid.
 const RIM_MM: f64 = 8.0;
+/// Depth in mm below which the brain is mostly white matter.
 const INSIDE_MM: f64 = 14.0;
 
-/// Intensity over the brain's median, and what a T1-weighted scan shows of the same tissue: air and cortical bone,
-/// muscle, white matter, grey matter, fluid.
+/// Intensity relative to the brain's median, and the intensity that a T1-weighted scan shows of the same tissue: air and
+/// cortical bone, muscle, white matter, grey matter, fluid.
 const FOLD: [[f32; 2]; 5] = [[0.1, 0.0], [0.4, 0.45], [0.8, 1.0], [1.1, 0.7], [1.7, 0.25]];
 
-/// `head` where fluid is dark in it; its fold to T1-like contrast where fluid is bright.
+/// `head` itself where its fluid is dark; folded to T1-like contrast where its fluid is bright.
 pub(super) fn t1_like<'a>(head: &'a Volume, brain: &Volume<u8>) -> Cow<'a, Volume> {
-    let inside = values(head, brain);
+    let inside = values_in(head, brain);
     let (median, bright) = (percentile(&inside, 0.5), percentile(&inside, 0.95));
     if median <= 0.0 || bright < FLUID_MIN * median || !rim_is_brighter(head, brain) {
         return Cow::Borrowed(head);
     }
-    Cow::Owned(Volume::new(head.grid, head.data.iter().map(|v| folded(v / median)).collect()))
+    Cow::Owned(head.map(|v| folded(v / median)))
 }
 
-/// True where the rim of the brain is brighter than its inside, as it never is with T1 weighting.
+/// True where the rim of the brain is brighter than its inside, which T1 weighting rules out.
 fn rim_is_brighter(head: &Volume, brain: &Volume<u8>) -> bool {
     let eroded = |mm: f64| erode(brain, (mm / head.grid.spacing()[0]).round() as usize);
     let mut rim = eroded(RIM_MM);
     rim.data.iter_mut().zip(&brain.data).for_each(|(v, b)| *v = b & !*v);
-    let median = |mask: &Volume<u8>| percentile(&values(head, mask), 0.5);
+    let median = |mask: &Volume<u8>| percentile(&values_in(head, mask), 0.5);
     median(&rim) > median(&eroded(INSIDE_MM))
 }
 
-/// Intensities in a mask.
-fn values(head: &Volume, mask: &Volume<u8>) -> Vec<f32> {
-    head.data.iter().zip(&mask.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect()
-}
-
-/// Piecewise linear through [`FOLD`], constant beyond its ends.
+/// The piecewise linear map through [`FOLD`], constant beyond its ends.
 fn folded(v: f32) -> f32 {
     let next = FOLD.partition_point(|knot| knot[0] <= v);
     match (FOLD.get(next.wrapping_sub(1)), FOLD.get(next)) {
@@ -68,10 +64,7 @@ mod tests {
     fn head([white, grey, fluid, bone]: [f32; 4]) -> (Volume, Volume<u8>) {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, -79.0], [0.0, 2.0, 0.0, -79.0], [0.0, 0.0, 2.0, -79.0]]);
         let grid = Grid { shape: [80; 3], affine };
-        let radius = |i: usize| {
-            let p = affine.apply([i % 80, i / 80 % 80, i / 6400].map(|c| c as f64));
-            p.iter().map(|c| c * c).sum::<f64>().sqrt()
-        };
+        let radius = |i: usize| grid.world_mm(i).iter().map(|c| c * c).sum::<f64>().sqrt();
         let image = (0..grid.len()).map(|i| match radius(i) {
             r if r < 45.0 => white,
             r if r < 60.0 => grey,

@@ -1,15 +1,15 @@
-//! Distance to the surface of a mask.
+//! Signed distance to the surface of a mask.
 //!
-//! Takes a mask on a lattice of cubes and gives, on the same lattice, the Euclidean distance in mm from each voxel
-//! centre to the nearest centre on the other side: positive outside, negative inside, cut at `reach_mm` either way.
+//! Takes a mask with cubic voxels; gives on the same grid the Euclidean distance in mm from each voxel centre to the
+//! nearest centre on the other side of the surface: positive outside, negative inside, clamped to `reach_mm` either way.
 //! Exact within the reach: squared distances separate by axis (Felzenszwalb and Huttenlocher, Theory of Computing
-//! 8:415, 2012), and a short reach makes the lower envelope a minimum over a few shifted rows.
+//! 8:415, 2012), and with a short reach the lower envelope is a minimum over a few shifted rows.
 
 use rayon::prelude::*;
 
 use crate::volume::Volume;
 
-/// The signed distance in mm to the surface of `mask`, at most `reach_mm` either way.
+/// The signed distance in mm to the surface of `mask`, clamped to `reach_mm` either way.
 pub fn signed_distance(mask: &Volume<u8>, reach_mm: f32) -> Volume<f32> {
     let spacing = mask.grid.spacing()[0] as f32;
     let reach = (reach_mm / spacing).ceil() as usize;
@@ -22,8 +22,8 @@ pub fn signed_distance(mask: &Volume<u8>, reach_mm: f32) -> Volume<f32> {
     Volume::new(mask.grid, signed.collect())
 }
 
-/// Squared distance in voxels to the nearest voxel of `value`; larger than `reach` squared where none is so near.
-/// Signed, because every x86-64 takes the minimum of eight such numbers at once.
+/// Squared distance in voxels to the nearest voxel of `value`; more than `reach` squared where none is within reach.
+/// Signed, because every x86-64 has an instruction for the minimum of eight such numbers.
 fn squared_to(mask: &Volume<u8>, value: u8, reach: usize) -> Vec<i16> {
     let [nx, ny, nz] = mask.grid.shape;
     let far = ((reach + 1) * (reach + 1)) as i16;
@@ -44,8 +44,8 @@ fn squared_to(mask: &Volume<u8>, value: u8, reach: usize) -> Vec<i16> {
     nearest_rows(&along_y, nx * ny, nz, reach, |row| (row, row))
 }
 
-/// The minimum over rows up to `reach` before and after each, plus the squared number of rows between. `place` gives a
-/// row's position along its axis, of `count`, and its index.
+/// For each row, the minimum over the rows up to `reach` before and after it, plus their squared distance in rows.
+/// `place` gives a row's position along its axis, out of `count`, and its index in `source`.
 fn nearest_rows(
     source: &[i16],
     length: usize,
@@ -79,7 +79,7 @@ mod tests {
     use crate::volume::{Affine, Grid};
 
     #[test]
-    fn distances_to_a_box_are_those_of_geometry_on_both_sides() {
+    fn distances_to_a_box_match_geometry_on_both_sides() {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]);
         let mut mask = Volume::<u8>::zeros(Grid { shape: [24, 22, 20], affine });
         for z in 8..14 {
@@ -90,8 +90,8 @@ mod tests {
         }
         let distance = signed_distance(&mask, 9.0);
         for (i, &d) in distance.data.iter().enumerate() {
-            let p = [i % 24, i / 24 % 22, i / 528].map(|c| c as f32);
-            // The box spans these voxel centres; distances outwards per axis, negative inwards.
+            let p = mask.grid.ijk(i).map(|c| c as f32);
+            // The box spans these voxel centres. Distances per axis: positive outwards, negative inwards.
             let (low, high) = ([6.0, 7.0, 8.0], [17.0, 14.0, 13.0]);
             let out: [f32; 3] = std::array::from_fn(|a| (low[a] - p[a]).max(p[a] - high[a]));
             let outside = out.map(|o| o.max(0.0).powi(2)).iter().sum::<f32>().sqrt();

@@ -1,7 +1,7 @@
-//! Binary morphology on masks: the few operations that the other steps share.
+//! Binary morphology on masks.
 //!
-//! A mask is a [`Volume<u8>`] of 0 and 1. Neighbours are the six that share a face; one step of erosion or
-//! dilation therefore moves the border by one voxel along the axes. Outside the grid counts as background.
+//! A mask is a [`Volume<u8>`] of 0 and 1. Neighbours are the six voxels that share a face, so that one step of erosion
+//! or dilation moves the border by one voxel along the axes.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ pub(super) fn dilate(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
     out
 }
 
-/// One step, a row of voxels at a time: the union with the four neighbouring rows and with itself shifted by one.
+/// One step of dilation. Each row becomes its union with the four neighbouring rows and with itself shifted by one.
 fn dilate_once(mask: &Volume<u8>) -> Volume<u8> {
     let [nx, ny, nz] = mask.grid.shape;
     let row = |y: usize, z: usize| &mask.data[nx * (y + ny * z)..nx * (y + ny * z + 1)];
@@ -47,7 +47,7 @@ fn dilate_once(mask: &Volume<u8>) -> Volume<u8> {
     out
 }
 
-/// Erodes by `steps` voxels. Mask voxels at the border of the grid are not eroded from outside.
+/// Erodes by `steps` voxels. The border of the grid erodes nothing: what lies beyond it counts as inside.
 pub(super) fn erode(mask: &Volume<u8>, steps: usize) -> Volume<u8> {
     let mut inverse = mask.clone();
     inverse.data.iter_mut().for_each(|v| *v ^= 1);
@@ -82,7 +82,7 @@ pub(super) fn largest_component(mask: &Volume<u8>) -> Volume<u8> {
     out
 }
 
-/// Fills background that has no face-connected way to the border of the grid.
+/// Fills background that is not face-connected to the border of the grid.
 pub(super) fn fill_holes(mask: &Volume<u8>) -> Volume<u8> {
     let [nx, ny, nz] = mask.grid.shape;
     let runs = Runs::of(mask, 0);
@@ -99,9 +99,11 @@ pub(super) fn fill_holes(mask: &Volume<u8>) -> Volume<u8> {
     out
 }
 
-/// Voxels of one value as runs along x, in storage order, and the face-connected piece that each belongs to.
+/// The voxels of one value as runs along x.
 struct Runs {
+    /// Places in the data, in storage order.
     runs: Vec<Range<usize>>,
+    /// The face-connected piece of each run.
     piece: Vec<usize>,
 }
 
@@ -109,7 +111,7 @@ impl Runs {
     fn of(mask: &Volume<u8>, value: u8) -> Self {
         let [nx, ny, _] = mask.grid.shape;
         let mut runs: Vec<Range<usize>> = Vec::new();
-        // The first run of every row, and the end of the last.
+        // The first run of every row, and the end of the last row's runs.
         let mut first = vec![0];
         for (row, voxels) in mask.data.chunks(nx).enumerate() {
             let mut x = 0;
@@ -140,21 +142,16 @@ impl Runs {
     }
 }
 
-/// Voxels of the mask.
-pub(super) fn count(mask: &Volume<u8>) -> usize {
-    mask.data.iter().filter(|&&v| v != 0).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::mask::count;
     use crate::volume::{Affine, Grid};
 
     fn mask(shape: [usize; 3], inside: impl Fn([i32; 3]) -> bool) -> Volume<u8> {
         let mut m = Volume::zeros(Grid { shape, affine: Affine::identity() });
         for (i, v) in m.data.iter_mut().enumerate() {
-            let p = [i % shape[0], i / shape[0] % shape[1], i / (shape[0] * shape[1])].map(|c| c as i32);
-            *v = u8::from(inside(p));
+            *v = u8::from(inside(m.grid.ijk(i).map(|c| c as i32)));
         }
         m
     }

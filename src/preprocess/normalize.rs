@@ -1,17 +1,18 @@
-//! Intensities to 0..1.
+//! Intensities to the scale 0..1.
 //!
-//! Takes the bias-corrected brain on the model's grid in the scanner's units, air at 0; gives 0 outside the brain and
-//! `white_matter_level` at the intensity of white matter, clipped to 0..1. Three ways to get there:
+//! Takes the bias-corrected brain on the model's grid in the scanner's units, air at 0; gives intensities 0..1 with white
+//! matter at `white_matter_level`, and 0 outside the brain. There are four methods:
 //!
 //! | method | anchors | source |
 //! |---|---|---|
-//! | `percentile` | air, a high percentile of the brain, which lies in white matter | |
-//! | `white_stripe` | mode of white matter, spread of the voxels around it | Shinohara et al., NeuroImage Clin 6:9, 2014 |
-//! | `nyul` | eleven percentiles of the brain go to a standard scale | Nyúl et al., IEEE Trans Med Imaging 19:143, 2000 |
-//! | `tissue` | air, fluid by a low percentile, grey and white matter where the template has them | |
+//! | `percentile` | air, and a high percentile of the brain, which lies in white matter | |
+//! | `white_stripe` | mode of white matter, and the spread of the voxels around it | Shinohara et al., NeuroImage Clin 6:9, 2014 |
+//! | `nyul` | eleven percentiles of the brain, mapped to a standard scale | Nyúl et al., IEEE Trans Med Imaging 19:143, 2000 |
+//! | `tissue` | air, fluid by a low percentile, grey and white matter by the template's maps | |
 //!
 //! `neurosieve eval preprocess` prints how well each makes the tissues of two sites agree, and how much of a lesion's
-//! contrast it leaves; the default is what those tables favour.
+//! contrast it keeps; these tables decided the default. Refuses, by giving `None`, a brain that is not brighter
+//! than air or has no contrast.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -19,12 +20,12 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::conform::model_grid;
-use super::percentile;
+use super::statistics::percentile;
 use super::template::template;
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Volume};
 
-/// How anchors of the intensity scale are found.
+/// How the anchors of the intensity scale are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormalizeMethod {
@@ -32,9 +33,9 @@ pub enum NormalizeMethod {
     Percentile,
     /// Mode and spread of white matter.
     WhiteStripe,
-    /// Percentiles to a standard scale.
+    /// Percentiles, mapped to a standard scale.
     Nyul,
-    /// Fluid by a percentile, grey and white matter by the template.
+    /// Fluid by a percentile, grey and white matter by the template's maps.
     Tissue,
 }
 
@@ -58,21 +59,21 @@ impl fmt::Display for NormalizeMethod {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NormalizeConfig {
-    /// How anchors are found.
+    /// How the anchors are found.
     pub method: NormalizeMethod,
     /// `percentile`: the percentile of brain intensities that stands for white matter (0..1).
     pub white_matter_percentile: f64,
-    /// Where white matter goes on the scale 0..1.
+    /// Level of white matter on the scale 0..1.
     pub white_matter_level: f32,
-    /// `tissue`: where grey matter goes on the scale 0..1.
+    /// `tissue`: level of grey matter on the scale 0..1.
     pub grey_matter_level: f32,
     /// `tissue`: the percentile of brain intensities that stands for fluid (0..1).
     pub fluid_percentile: f64,
-    /// `tissue`: where fluid goes on the scale 0..1.
+    /// `tissue`: level of fluid on the scale 0..1.
     pub fluid_level: f32,
-    /// `white_stripe`: how much of the scale one standard deviation of the stripe takes.
+    /// `white_stripe`: one standard deviation of the stripe on the scale 0..1.
     pub white_stripe_gain: f32,
-    /// `nyul`: where the percentiles 1, 10, 20, .., 90, 99 of the brain go.
+    /// `nyul`: levels of the percentiles 1, 10, 20, .., 90, 99 of the brain on the scale 0..1.
     pub nyul_scale: [f32; 11],
 }
 
@@ -92,23 +93,23 @@ impl Default for NormalizeConfig {
 }
 
 /// Percentiles that Nyúl's method maps.
-pub(super) const NYUL_PERCENTILES: [f64; 11] = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99];
+const NYUL_PERCENTILES: [f64; 11] = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99];
 
-/// White matter's share of the brain above this quantile is looked at for its mode.
+/// Percentile of the brain (0..1) above which the mode of white matter is sought.
 const WHITE_FROM: f64 = 0.5;
 
-/// Half the width of the white stripe, as a share of all brain voxels.
+/// Half the width of the white stripe, as a share of the brain's voxels.
 const STRIPE: f64 = 0.05;
 
-/// Template share from which a voxel counts as a tissue. Grey matter is thin: after an affine registration few voxels
-/// are surely cortex.
-const SURELY: f32 = 0.85;
+/// Share of a tissue in the template from which a voxel is taken to be that tissue. Grey matter is thin: after affine
+/// registration few voxels are certainly cortex.
+const TISSUE_SHARE_MIN: f32 = 0.85;
 
-/// Fewest voxels (8 ml) that stand for a tissue.
+/// Fewest voxels (8 ml) that represent a tissue.
 const TISSUE_MIN_VOXELS: usize = 1000;
 
-/// `image` on the scale 0..1; 0 outside `brain`. `None` where the brain is not brighter than air, or has no contrast,
-/// which leaves nothing to scale.
+/// `image` on the scale 0..1, and 0 outside `brain`; both lie on the model's grid. `None` where the brain is not brighter
+/// than air or has no contrast.
 pub fn normalize(image: &Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> Option<Volume> {
     let inside = voxels(brain);
     let scale = Scale::find(image, brain, &inside, cfg)?;
@@ -117,16 +118,16 @@ pub fn normalize(image: &Volume, brain: &Volume<u8>, cfg: &NormalizeConfig) -> O
     Some(scaled)
 }
 
-/// The voxels of a mask. Most of a mask is empty, and whole lines of it are passed over at once.
+/// The places of a mask's voxels. Most of a mask is empty, so that whole lines are skipped at once.
 fn voxels(mask: &Volume<u8>) -> Vec<usize> {
     const LINE: usize = 32;
     let lines = mask.data.chunks(LINE).enumerate().filter(|(_, line)| line.iter().fold(0, |any, v| any | v) != 0);
     lines.flat_map(|(at, line)| (0..line.len()).filter(|&i| line[i] != 0).map(move |i| at * LINE + i)).collect()
 }
 
-/// A monotone, piecewise linear map; beyond its ends the outer pieces go on.
+/// A monotone, piecewise linear map, extrapolated linearly beyond its ends.
 struct Scale {
-    /// From the scanner's units, ascending, to 0..1.
+    /// Pairs of an intensity in the scanner's units, ascending, and its level on the scale 0..1.
     knots: Vec<[f32; 2]>,
 }
 
@@ -162,7 +163,7 @@ impl Scale {
         if knots.windows(2).all(|pair| pair[0][0] < pair[1][0]) {
             return Some(Self { knots });
         }
-        // Grey matter brighter than white, as in FLAIR and T2w: its tissues have no place on a T1w scale.
+        // Grey matter is brighter than white, as in FLAIR and T2w: these tissues do not fit the scale of T1w.
         let percentile = NormalizeConfig { method: NormalizeMethod::Percentile, ..cfg.clone() };
         (cfg.method == NormalizeMethod::Tissue).then(|| Self::find(image, brain, inside, &percentile)).flatten()
     }
@@ -174,7 +175,7 @@ impl Scale {
     }
 }
 
-/// Mode of the bright half of the brain and the standard deviation of the tenth of the brain's voxels around it.
+/// Mode of the bright half of the brain, and the standard deviation of the tenth of the brain's voxels around it.
 fn white_stripe(mut values: Vec<f32>) -> (f32, f32) {
     const BINS: usize = 100;
     values.sort_unstable_by(f32::total_cmp);
@@ -187,7 +188,7 @@ fn white_stripe(mut values: Vec<f32>) -> (f32, f32) {
     for v in bright {
         histogram[(((v - low) / width) as usize).min(BINS - 1)] += 1.0;
     }
-    // Five bins at once: a mode of single bins is noise.
+    // Sums of five bins: the mode of single bins is noise.
     let smooth = |b: usize| histogram[b.saturating_sub(2)..(b + 3).min(BINS)].iter().sum::<f32>();
     let peak = (0..BINS).max_by(|&a, &b| smooth(a).total_cmp(&smooth(b))).unwrap_or(0);
     let mode = low + (peak as f32 + 0.5) * width;
@@ -198,8 +199,8 @@ fn white_stripe(mut values: Vec<f32>) -> (f32, f32) {
     (mode, variance.sqrt())
 }
 
-/// Median intensities of the brain's voxels that are surely grey matter, and of those that are surely white matter.
-/// `None` where one of them is hardly in view.
+/// Median intensities of the brain's voxels in the template's grey matter and in its white matter. `None` where the scan
+/// holds too few voxels of either.
 fn tissue_medians(image: &Volume, brain: &Volume<u8>) -> Option<[f32; 2]> {
     let median = |tissue: &[usize]| {
         let inside = tissue.iter().filter(|&&i| brain.data[i] != 0);
@@ -210,17 +211,18 @@ fn tissue_medians(image: &Volume, brain: &Volume<u8>) -> Option<[f32; 2]> {
     Some([median(grey)?, median(white)?])
 }
 
-/// The voxels of the model's grid that are surely grey matter in the template, and those that are surely white matter.
+/// The voxels of the model's grid in the template's grey matter, and those in its white matter.
 static TISSUES: LazyLock<[Vec<usize>; 2]> = LazyLock::new(|| {
     [&template().grey, &template().white].map(|map| {
         let share = trilinear(map, &model_grid(), &Affine::identity());
-        (0..share.data.len()).filter(|&i| share.data[i] >= SURELY).collect()
+        (0..share.data.len()).filter(|&i| share.data[i] >= TISSUE_SHARE_MIN).collect()
     })
 });
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::conform::mask_to;
 
     /// Shares of grey and white matter on the model's grid.
     fn shares() -> [Volume; 2] {
@@ -231,7 +233,7 @@ mod tests {
     /// grey matter 70, white matter 100.
     fn brain(gain: f32) -> (Volume, Volume<u8>) {
         let [grey, white] = shares();
-        let mask = super::super::mask_to(&template().brain, &model_grid(), &Affine::identity());
+        let mask = mask_to(&template().brain, &model_grid(), &Affine::identity());
         let data = (0..mask.data.len()).map(|i| {
             let noise = (i * 7919 % 101) as f32 / 101.0 - 0.5;
             let (g, w) = (grey.data[i], white.data[i]);
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scanners_units_do_not_matter_and_outside_the_brain_is_nothing() {
+    fn the_scanners_units_do_not_matter_and_voxels_outside_the_brain_are_zero() {
         for method in NormalizeMethod::ALL {
             let (image, mask) = brain(1.0);
             let reference = scaled(&image, &mask, method);
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn tissues_land_on_their_levels() {
+    fn tissues_get_their_levels() {
         let cfg = NormalizeConfig::default();
         let (image, mask) = brain(3.0);
         let image = scaled(&image, &mask, NormalizeMethod::Tissue);
@@ -280,9 +282,9 @@ mod tests {
     fn a_lesion_of_a_tenth_of_the_brain_hardly_moves_the_healthy_rest() {
         let (image, mask) = brain(1.0);
         let healthy = scaled(&image, &mask, NormalizeMethod::Tissue);
-        let inside: Vec<usize> = (0..image.data.len()).filter(|&i| mask.data[i] != 0).collect();
+        let inside = voxels(&mask);
         let (lesion, rest) = inside.split_at(inside.len() / 10);
-        // As dark as fluid and brighter than white matter. Only a large lesion darker than fluid moves the scale's dark end.
+        // As dark as fluid, and brighter than white matter. Only a large lesion darker than fluid moves the scale's dark end.
         for level in [30.0, 180.0] {
             let mut with = image.clone();
             lesion.iter().for_each(|&i| with.data[i] = level);
@@ -297,7 +299,7 @@ mod tests {
     fn a_brain_without_contrast_is_not_scaled() {
         let (image, mask) = brain(1.0);
         for method in NormalizeMethod::ALL {
-            let flat = Volume::new(image.grid, vec![0.0; image.data.len()]);
+            let flat = Volume::zeros(image.grid);
             let cfg = NormalizeConfig { method, ..NormalizeConfig::default() };
             assert!(normalize(&flat, &mask, &cfg).is_none(), "{method}");
         }

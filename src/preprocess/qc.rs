@@ -1,17 +1,19 @@
-//! Quality of one preprocessed scan: a few numbers and a list of flags. Flags never stop a scan; what is no brain at
-//! all is refused by [`refuse_scan`] and [`refuse_brain`].
+//! Quality control of one preprocessed scan.
+//!
+//! Takes the volumes and the registration of one scan ([`Evidence`]); gives a few measures and a list of flags ([`Qc`]).
+//! Flags never stop a scan; [`refuse_scan`] and [`refuse_brain`] refuse what is no brain at all.
 //!
 //! | flag | meaning |
 //! |---|---|
 //! | `small_brain`, `large_brain` | brain volume outside `brain_volume_ml` of the settings |
-//! | `cut_by_field_of_view` | the brain touches the border of the scan over more than `edge_area_cm2`, or more than `cropped_max` of the template's brain lies beyond it |
+//! | `cut_by_field_of_view` | the brain touches the border of the scan over more than `edge_area_cm2`, or more than `cropped_max` of the template's brain lies outside the scan |
 //! | `outside_model_grid` | more than 0.5 % of the brain lies outside the model's grid |
 //! | `low_snr` | SNR below `snr_min` |
 //! | `low_cnr` | contrast of white and grey matter over noise below `cnr_min` |
 //! | `motion` | `entropy_focus` above `entropy_focus_max`, or `ghosting` above `ghosting_max` |
 //! | `low_registration` | correlation with the template below `ncc_min` |
-//! | `implausible_mask` | the mask is too rough, too lopsided, or too unlike the template's |
-//! | `skull_strip_fallback` | the surface failed and thresholds found the brain: parts may be missing |
+//! | `implausible_mask` | sphericity, symmetry or Dice with the template's mask below `sphericity_min`, `symmetry_min` or `mask_dice_min` |
+//! | `skull_strip_fallback` | the surface failed and thresholds found the brain; parts may be missing |
 //! | `thick_slices` | the largest voxel side is above `slice_max_mm` |
 
 mod measure;
@@ -19,10 +21,11 @@ mod refuse;
 
 use serde::{Deserialize, Serialize};
 
-use super::Brain;
-use super::morphology::count;
+use super::brain::Brain;
+use super::mask::{count, dice, volume_ml};
 use crate::volume::{Affine, Grid, Volume};
-pub use refuse::{RefuseConfig, refuse_brain, refuse_scan};
+pub use refuse::RefuseConfig;
+pub(super) use refuse::{refuse_brain, refuse_scan};
 
 /// Thresholds of the flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +39,7 @@ pub struct QcConfig {
     pub cnr_min: f32,
     /// Highest ordinary entropy focus criterion of a head with air around it.
     pub entropy_focus_max: f32,
-    /// Highest ordinary brightness of ghosts in the air, over the brain's.
+    /// Highest ordinary brightness of ghosts in the air relative to the brain.
     pub ghosting_max: f32,
     /// Lowest ordinary correlation with the template.
     pub ncc_min: f32,
@@ -48,7 +51,7 @@ pub struct QcConfig {
     pub mask_dice_min: f32,
     /// Largest share of the template's brain that may lie outside the field of view.
     pub cropped_max: f32,
-    /// Largest area in cm2 over which a whole brain may touch the border of the scan (the brain stem does).
+    /// Largest area in cm2 over which a complete brain may touch the border of the scan, as the brain stem does.
     pub edge_area_cm2: f64,
     /// Largest ordinary voxel side in mm.
     pub slice_max_mm: f64,
@@ -67,11 +70,11 @@ impl Default for QcConfig {
             ghosting_max: 0.055,
             // 0.44 to 0.68 on IXI heads, 0.55 to 0.70 on bare brains, 0.51 on a FLAIR.
             ncc_min: 0.4,
-            // 0.74 to 0.90 on all.
+            // 0.74 to 0.90 on all of them.
             sphericity_min: 0.7,
-            // 0.93 to 0.99 on all.
+            // 0.93 to 0.99 on all of them.
             symmetry_min: 0.85,
-            // 0.91 to 0.98 on all.
+            // 0.91 to 0.98 on all of them.
             mask_dice_min: 0.85,
             cropped_max: 0.03,
             edge_area_cm2: 15.0,
@@ -80,36 +83,37 @@ impl Default for QcConfig {
     }
 }
 
-/// What was measured.
+/// Measures and flags of one scan.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Qc {
     /// Median intensity over the standard deviation of noise in the brain.
     pub snr: f32,
-    /// Brain volume over the volume of the whole head in view; 1 for a bare brain.
+    /// Volume of the brain over that of the visible head; 1 for a bare brain.
     pub mask_ratio: f32,
     /// Difference of the mean intensities of white and grey matter over the standard deviation of noise in the brain.
     pub cnr: f32,
-    /// Entropy focus criterion of the scan, 0..1: ghosts and blur raise it. Heads and bare brains differ in it.
+    /// Entropy focus criterion of the scan, 0..1: ghosts and blur raise it. Bare brains have other values than heads.
     pub entropy_focus: f32,
-    /// How much brighter parts of the air are than the rest of it, over the median of the brain; `None` where
-    /// there is no air, or it was set to zero.
+    /// Excess brightness of the brightest parts of the air over the rest of it, relative to the median of the brain;
+    /// `None` where there is no air or it was set to zero.
     pub ghosting: Option<f32>,
-    /// Share of the brain outside the field of view (by the template's brain) or the model's grid, whichever is more.
+    /// Share of the brain outside the field of view (by the template's brain) or outside the model's grid, whichever is
+    /// larger.
     pub cropped_fraction: f32,
     /// Correlation with the template in the brain.
     pub registration_ncc: f32,
-    /// Surface of a ball of the mask's volume over the mask's own surface.
+    /// Surface of a ball with the mask's volume over the mask's own surface.
     pub mask_sphericity: f32,
     /// Dice of the mask in MNI space with its mirror image.
     pub mask_symmetry: f32,
     /// Dice of the mask in MNI space with the template's.
     pub mask_dice: f32,
-    /// Flags, in the order of the table above.
+    /// Raised flags, in the order of the module's table.
     pub flags: Vec<&'static str>,
 }
 
 impl Qc {
-    /// What was measured, by name, for people; `None` where it could not be.
+    /// All measures with their names for people; `None` where a measure does not apply.
     pub fn measures(&self) -> [(&'static str, Option<f32>); 10] {
         [
             ("SNR", Some(self.snr)),
@@ -126,14 +130,14 @@ impl Qc {
     }
 }
 
-/// One preprocessed scan, as [`judge`] looks at it.
+/// One preprocessed scan, the input of [`judge`].
 #[derive(Debug, Clone, Copy)]
-pub struct Evidence<'a> {
+pub(super) struct Evidence<'a> {
     /// The scan's own grid.
     pub native: &'a Grid,
     /// The scan on the working grid, before the bias field was divided out.
     pub head: &'a Volume<f32>,
-    /// The same divided by the bias field.
+    /// The same scan divided by the bias field.
     pub corrected: &'a Volume<f32>,
     /// The brain on the working grid.
     pub found: &'a Brain,
@@ -145,16 +149,14 @@ pub struct Evidence<'a> {
     pub to_mni: &'a Affine,
     /// Correlation with the template in the brain.
     pub ncc: f32,
-    /// Dice of the mask in MNI space with the template's.
-    pub mask_dice: f32,
     /// Share of the brain inside the model's grid.
     pub kept: f64,
 }
 
-/// Measures and judges a scan.
-pub fn judge(scan: &Evidence<'_>, cfg: &QcConfig) -> Qc {
+/// Measures a scan and raises its flags.
+pub(super) fn judge(scan: &Evidence<'_>, cfg: &QcConfig) -> Qc {
     let mask = &scan.found.mask;
-    let brain_ml = count(mask) as f64 * mask.grid.voxel_ml();
+    let brain_ml = volume_ml(mask);
     let head = measure::thinned(scan.head);
     let (ghosting, mask_ratio) = if scan.found.stripped_input {
         (None, 1.0)
@@ -176,7 +178,7 @@ pub fn judge(scan: &Evidence<'_>, cfg: &QcConfig) -> Qc {
         registration_ncc: scan.ncc,
         mask_sphericity: measure::sphericity(mask),
         mask_symmetry: measure::symmetry(scan.brain),
-        mask_dice: scan.mask_dice,
+        mask_dice: dice(scan.brain, scan.template) as f32,
         flags: Vec::new(),
     };
     let blurred = !scan.found.stripped_input && qc.entropy_focus > cfg.entropy_focus_max;
@@ -217,10 +219,7 @@ mod tests {
             let (u, v): (f32, f32) = (rng.random(), rng.random());
             (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos() * sigma
         };
-        let radius = |i: usize| {
-            let p = affine.apply([i % 100, i / 100 % 100, i / 10_000].map(|c| c as f64));
-            p.iter().map(|c| c * c).sum::<f64>().sqrt()
-        };
+        let radius = |i: usize| grid.world_mm(i).iter().map(|c| c * c).sum::<f64>().sqrt();
         let clean = |i: usize| match radius(i) {
             r if r < 40.0 => 130.0,
             r if r < 52.0 => 100.0,
@@ -237,13 +236,12 @@ mod tests {
     fn judged(native: &Grid, head: &Volume, found: &Brain, kept: f64, ncc: f32) -> Qc {
         let (brain, to_mni) = (&found.mask, &Affine::identity());
         let template = brain;
-        let scan =
-            Evidence { native, head, corrected: head, found, brain, template, to_mni, ncc, mask_dice: 0.95, kept };
+        let scan = Evidence { native, head, corrected: head, found, brain, template, to_mni, ncc, kept };
         judge(&scan, &QcConfig::default())
     }
 
     #[test]
-    fn snr_and_shape_of_a_phantom_are_those_it_was_made_with() {
+    fn the_measures_of_a_phantom_match_its_construction() {
         let (head, brain) = phantom(5.0, 0.0);
         let qc = judged(&head.grid, &head, &brain, 1.0, 0.9);
         assert!((qc.snr / 20.0 - 1.0).abs() < 0.2, "SNR {}, made with 100 / 5", qc.snr);
@@ -254,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_name_what_is_wrong() {
+    fn every_defect_raises_its_flag() {
         let (head, mut brain) = phantom(30.0, 0.0);
         brain.mask.data[..40_000].fill(1);
         brain.fallback = true;
@@ -277,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn cleaned_air_tells_nothing_of_ghosts() {
+    fn ghosts_are_not_measured_in_zeroed_air() {
         let (head, brain) = phantom(0.0, 0.0);
         assert_eq!(judged(&head.grid, &head, &brain, 1.0, 0.9).ghosting, None);
     }

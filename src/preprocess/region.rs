@@ -1,24 +1,26 @@
-//! The name of the brain region at a place in MNI space: where a finding lies, in words.
+//! The name of the brain region at a place in MNI space.
 //!
-//! Takes MNI mm (RAS+), gives one of [`REGIONS`] or [`OUTSIDE`]. The map is coarse on purpose, a lobe or a structure of
-//! a side: affine registration leaves gyri misaligned by up to a centimetre. A place outside the brain gets the region
-//! of the nearest brain voxel within [`REACH_MM`], because brains reach beyond the template's.
+//! Takes MNI mm (RAS+); gives one of [`REGIONS`] or [`OUTSIDE`]. The map is coarse on purpose, with one label per lobe or
+//! structure and side: affine registration leaves gyri misaligned by up to a centimetre. A place outside the template's
+//! brain gets the region of the nearest brain voxel within [`REACH_MM`], because some brains extend beyond it. Refuses
+//! nothing.
 //!
 //! The embedded map has labels on 2 mm voxels of MNI152 (ICBM 2009a nonlinear symmetric). scripts/region.py makes it
-//! and states the rule of each region; lobes come from the parcels of Desikan et al. 2006
+//! and states the rule for each region; lobes come from the parcels of Desikan et al. 2006
 //! (doi:10.1016/j.neuroimage.2006.01.021).
 
 use std::sync::LazyLock;
 
-use crate::volume::{Affine, Volume, nifti};
+use super::template::embedded_map;
+use crate::volume::{Affine, Volume};
 
-/// The name of every place farther than [`REACH_MM`] from the template's brain.
+/// The region of every place farther than [`REACH_MM`] from the template's brain.
 pub const OUTSIDE: &str = "outside";
 
-/// All regions, in the order of their labels in the map (1, 2, ..). White matter is part of the lobe it lies in; the
-/// insula holds the capsules beside it and the cingulate most of the corpus callosum; deep grey matter is thalamus,
-/// basal ganglia, the capsules between them and the hypothalamus; hippocampus, amygdala and the ventricles' temporal
-/// horns are temporal. The plane between the sides is left.
+/// All regions, in the order of their labels in the map (1, 2, ..). White matter is part of its lobe; the insula includes
+/// the capsules beside it, and the cingulate most of the corpus callosum; deep grey matter is thalamus, basal ganglia,
+/// the capsules between them and the hypothalamus; hippocampus, amygdala and the ventricles' temporal horns are
+/// temporal. The mid-sagittal plane belongs to the left side.
 pub const REGIONS: &[&str] = &[
     "left frontal lobe",
     "right frontal lobe",
@@ -43,11 +45,8 @@ pub const REGIONS: &[&str] = &[
     "fourth ventricle",
 ];
 
-/// How far outside the template's brain a place still has a region, in mm.
+/// Largest distance in mm from the template's brain at which a place still has a region.
 pub const REACH_MM: f64 = 10.0;
-
-/// More than the embedded map unpacked.
-const LIMIT_BYTES: u64 = 16 << 20;
 
 /// The region at `mni_mm`.
 pub fn region(mni_mm: [f64; 3]) -> &'static str {
@@ -57,18 +56,16 @@ pub fn region(mni_mm: [f64; 3]) -> &'static str {
 
 /// Labels in MNI space.
 struct Atlas {
-    /// 0 outside the brain, else 1 + the place in [`REGIONS`].
+    /// 0 outside the brain, else 1 + the index in [`REGIONS`].
     labels: Volume<u8>,
     to_index: Affine,
 }
 
 impl Atlas {
-    /// The map in the program. A damaged one is a defect of the build that every test run meets.
     fn embedded() -> Self {
-        let bytes = include_bytes!("../../assets/mni152_2mm_region.nii.gz");
-        let map = nifti::decode(bytes, LIMIT_BYTES).expect("the embedded map decodes").volume;
-        let to_index = map.grid.affine.inverse().expect("the embedded map lies in space");
-        Self { labels: Volume::new(map.grid, map.data.iter().map(|&label| label as u8).collect()), to_index }
+        let labels = embedded_map(include_bytes!("../../assets/mni152_2mm_region.nii.gz")).map(|label| label as u8);
+        let to_index = labels.grid.affine.inverse().expect("the embedded map has an invertible affine");
+        Self { labels, to_index }
     }
 
     fn region(&self, mni_mm: [f64; 3]) -> &'static str {
@@ -79,19 +76,19 @@ impl Atlas {
         }
     }
 
-    /// The label of a voxel; 0 beyond the map.
+    /// The label of a voxel; 0 outside the map.
     fn label(&self, index: [isize; 3]) -> u8 {
         let within = index.iter().zip(self.labels.grid.shape).all(|(&i, n)| (0..n as isize).contains(&i));
         if within { self.labels.at(index[0] as usize, index[1] as usize, index[2] as usize) } else { 0 }
     }
 
-    /// The region of the closest labelled voxel centre within [`REACH_MM`], the lowest label among equals; `at` is the
-    /// voxel index of `mni_mm`.
+    /// The region of the closest labelled voxel centre within [`REACH_MM`]; of equally close ones the lowest label. `at`
+    /// is the voxel index of `mni_mm`.
     fn nearest(&self, mni_mm: [f64; 3], at: [f64; 3]) -> &'static str {
         let spacing = self.labels.grid.spacing();
         let [xs, ys, zs] = [0, 1, 2].map(|axis| {
             let reach = REACH_MM / spacing[axis];
-            // Beyond the map there is nothing to find; casts of far places saturate and their ranges are empty.
+            // Nothing lies outside the map. Casts of far places saturate, and their ranges are empty.
             let last = self.labels.grid.shape[axis] as isize - 1;
             ((at[axis] - reach).ceil() as isize).max(0)..=((at[axis] + reach).floor() as isize).min(last)
         });
@@ -120,10 +117,11 @@ impl Atlas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::template::template;
 
     #[test]
     fn landmarks_of_the_literature_have_their_region() {
-        // MNI coordinates that papers and atlases give for these structures.
+        // MNI coordinates of these structures from papers and atlases.
         for (place, name) in [
             ([-38.0, -20.0, 55.0], "left frontal lobe"),     // motor hand knob
             ([-48.0, 20.0, 12.0], "left frontal lobe"),      // Broca's area
@@ -168,7 +166,7 @@ mod tests {
 
     #[test]
     fn every_voxel_of_the_template_brain_has_a_region_and_no_other_voxel_has() {
-        let brain = nifti::decode(include_bytes!("../../assets/mni152_2mm_t1.nii.gz"), LIMIT_BYTES).expect("T1").volume;
+        let brain = &template().t1;
         let atlas = Atlas::embedded();
         assert_eq!(atlas.labels.grid, brain.grid);
         assert!(brain.data.iter().zip(&atlas.labels.data).all(|(&t1, &label)| (t1 > 0.0) == (label > 0)));

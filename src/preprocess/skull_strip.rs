@@ -1,79 +1,29 @@
-//! The brain in a whole-head T1-weighted scan.
+//! Finds the brain in a whole-head T1-weighted scan.
 //!
-//! Takes the head on a 2 mm world-aligned RAS grid and gives a mask (brain and cortical CSF) on the same grid. A
-//! deformable surface in the manner of BET ([`super::surface`]) starts from the upper part of the head, so that a
-//! field of view reaching down to the shoulders does not draw it into the neck; an opening then cuts what has leaked
-//! through the holes of the skull's base. Where the surface ends with an implausible volume, thresholds and
-//! morphology take its place. Refuses nothing: the caller judges the volume of what was found.
+//! Takes the head on a 2 mm world-aligned RAS grid; gives a mask (brain and cortical CSF) on the same grid. A
+//! deformable [`surface`] like that of BET starts in the upper part of the head, so that a field of view down to the
+//! shoulders does not pull it into the neck. An opening then cuts leaks through the foramina of the skull's base. Where
+//! the surface ends with an implausible volume, thresholds and morphology take its place. Refuses nothing: the caller
+//! checks the volume.
 
-use serde::{Deserialize, Serialize};
+mod config;
+mod surface;
 
-use super::morphology::{close, count, dilate, erode, fill_holes, largest_component, open};
-use super::percentile;
-use super::surface::{Levels, Mesh};
+pub use config::SkullStripConfig;
+use surface::{Mesh, Steering};
+
+use super::mask::volume_ml;
+use super::morphology::{close, dilate, erode, fill_holes, largest_component, open};
+use super::statistics::percentile;
 use crate::volume::Volume;
 
-/// Parameters of skull stripping. Defaults chosen on 40 heads of the IXI training split.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SkullStripConfig {
-    /// Height of head below its top in which the brain is sought, in mm.
-    pub head_height_mm: f32,
-    /// Iterations of the coarse surface of 642 vertices.
-    pub coarse_iterations: usize,
-    /// Iterations of the fine surface of 2562 vertices that follow.
-    pub fine_iterations: usize,
-    /// Where between the local minimum and maximum the border lies (0..1); larger gives a smaller brain.
-    pub fractional_threshold: f32,
-    /// How much that threshold falls from the middle of the head to its top, and rises to its base.
-    pub threshold_gradient: f32,
-    /// Curvature radius in mm below which the surface is fully smoothed.
-    pub curvature_radius_min_mm: f32,
-    /// Curvature radius in mm above which the surface is hardly smoothed.
-    pub curvature_radius_max_mm: f32,
-    /// Weight of the intensity term per mean edge length.
-    pub data_weight: f32,
-    /// How far inwards the local minimum is sought, in mm.
-    pub search_min_mm: f32,
-    /// How far inwards the local maximum is sought, in mm.
-    pub search_max_mm: f32,
-    /// Radius in mm of the opening that cuts leaks at the base of the skull.
-    pub opening_mm: f32,
-    /// Distance in mm outside of the template's brain above which the mask has leaked.
-    pub leak_mm: f32,
-    /// Smallest and largest volume in ml at which the surface is believed.
-    pub plausible_ml: [f64; 2],
-}
-
-impl Default for SkullStripConfig {
-    fn default() -> Self {
-        Self {
-            head_height_mm: 150.0,
-            coarse_iterations: 300,
-            fine_iterations: 100,
-            fractional_threshold: 0.63,
-            threshold_gradient: 0.2,
-            curvature_radius_min_mm: 5.0,
-            curvature_radius_max_mm: 14.0,
-            data_weight: 0.05,
-            search_min_mm: 20.0,
-            search_max_mm: 10.0,
-            opening_mm: 6.0,
-            leak_mm: 6.0,
-            plausible_ml: [700.0, 2200.0],
-        }
-    }
-}
-
-/// The brain mask of `head`, a whole head on a world-aligned 2 mm RAS grid, and whether the surface found it (true) or
-/// the thresholds that take its place (false).
+/// The brain mask of `head`, a whole head on a world-aligned 2 mm RAS grid; true where the surface found it, false where
+/// the thresholds did.
 pub fn skull_strip(head: &Volume, cfg: &SkullStripConfig) -> (Volume<u8>, bool) {
     let start = Start::find(head, cfg);
     let by_surface = by_surface(head, &start, cfg);
-    let plausible = |mask: &Volume<u8>| {
-        let ml = count(mask) as f64 * mask.grid.voxel_ml();
-        (cfg.plausible_ml[0]..=cfg.plausible_ml[1]).contains(&ml)
-    };
+    let [least, most] = cfg.plausible_ml;
+    let plausible = |mask: &Volume<u8>| (least..=most).contains(&volume_ml(mask));
     if plausible(&by_surface) {
         return (by_surface, true);
     }
@@ -84,16 +34,16 @@ pub fn skull_strip(head: &Volume, cfg: &SkullStripConfig) -> (Volume<u8>, bool) 
 /// The inside of the deformable surface, opened.
 fn by_surface(head: &Volume, start: &Start, cfg: &SkullStripConfig) -> Volume<u8> {
     let mut mesh = Mesh::sphere(start.centre, start.radius * 0.5, 3);
-    mesh.evolve(head, start.levels, cfg.coarse_iterations, cfg);
+    mesh.evolve(head, start.steering, cfg.coarse_iterations, cfg);
     mesh.subdivide();
-    mesh.evolve(head, start.levels, cfg.fine_iterations, cfg);
+    mesh.evolve(head, start.steering, cfg.fine_iterations, cfg);
     let steps = (cfg.opening_mm as f64 / head.grid.spacing()[0]).round() as usize;
     largest_component(&open(&mesh.fill(head), steps))
 }
 
-/// The largest piece of tissue as bright as brain that stays connected when 4 mm are taken off all around.
+/// The largest piece of tissue as bright as brain that stays connected after an erosion by 4 mm.
 fn by_threshold(head: &Volume, start: &Start) -> Volume<u8> {
-    let Levels { t2, tm, .. } = start.levels;
+    let Steering { t2, tm, .. } = start.steering;
     let (low, high) = (t2 + 0.5 * (tm - t2), t2 + 1.7 * (tm - t2));
     let slice = head.grid.shape[0] * head.grid.shape[1];
     let tissue =
@@ -103,14 +53,14 @@ fn by_threshold(head: &Volume, start: &Start) -> Volume<u8> {
     fill_holes(&close(&dilate(&core, 3), 6))
 }
 
-/// Where the surface starts and which intensities steer it.
+/// The sphere from which the surface starts, and what steers it.
 struct Start {
-    levels: Levels,
+    steering: Steering,
     /// mm along the grid's axes.
     centre: [f32; 3],
     /// Radius in mm of a ball with the volume of the upper head.
     radius: f32,
-    /// Lowest plane (index z) in which the brain is sought.
+    /// Lowest plane (index z) of the search for the brain.
     bottom: usize,
 }
 
@@ -150,11 +100,11 @@ impl Start {
             }
         }
         let tm = percentile(&inside, 0.5);
-        Self { levels: Levels { t2, t, tm, middle_mm: centre[2], radius_mm: radius }, centre, radius, bottom }
+        Self { steering: Steering { t2, t, tm, middle_mm: centre[2], radius_mm: radius }, centre, radius, bottom }
     }
 }
 
-/// The 2nd and 98th percentiles, and BET's rough threshold a tenth of the way between them.
+/// The 2nd and the 98th percentile, and BET's rough threshold a tenth of the way between them.
 fn threshold(values: &[f32]) -> ((f32, f32), f32) {
     let low = percentile(values, 0.02);
     let high = percentile(values, 0.98);
@@ -164,13 +114,14 @@ fn threshold(values: &[f32]) -> ((f32, f32), f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::mask::dice;
     use crate::volume::{Affine, Grid};
 
     /// Half axes of the phantom's brain in mm (1483 ml) and its centre.
     const BRAIN: [f64; 3] = [68.0, 84.0, 62.0];
     const CENTRE: [f64; 3] = [3.0, -5.0, 30.0];
 
-    /// How many mm `p` lies outside the brain, along the ray from its centre (negative inside).
+    /// Distance of `p` in mm from the brain's surface along the ray from its centre, negative inside.
     fn outside_mm(p: [f64; 3]) -> f64 {
         let d = [0, 1, 2].map(|a| p[a] - CENTRE[a]);
         let length = d.iter().map(|c| c * c).sum::<f64>().sqrt();
@@ -178,12 +129,12 @@ mod tests {
         if scale == 0.0 { -62.0 } else { length - length / scale }
     }
 
-    /// White matter, grey matter, CSF, bone, scalp and a neck in T1 intensities, times `gain`.
+    /// A head of white matter, grey matter, CSF, bone, scalp and a neck in T1 intensities, times `gain`.
     fn head(gain: f32) -> Volume {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, -119.0], [0.0, 2.0, 0.0, -119.0], [0.0, 0.0, 2.0, -139.0]]);
         let grid = Grid { shape: [120, 120, 130], affine };
         let data = (0..grid.len()).map(|i| {
-            let p = affine.apply([i % 120, i / 120 % 120, i / 14400].map(|c| c as f64));
+            let p = grid.world_mm(i);
             let neck = p[2] < -10.0 && (p[0].powi(2) + (p[1] + 10.0).powi(2)) < 60f64.powi(2);
             gain * match outside_mm(p) {
                 d if d < -8.0 => 100.0,
@@ -198,25 +149,18 @@ mod tests {
         Volume::new(grid, data.collect())
     }
 
-    fn dice(mask: &Volume<u8>) -> f64 {
-        let [nx, ny, _] = mask.grid.shape;
-        let (mut both, mut sum) = (0, 0);
-        for (i, &found) in mask.data.iter().enumerate() {
-            let p = mask.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
-            let brain = outside_mm(p) < 0.0;
-            both += usize::from(brain && found != 0);
-            sum += usize::from(brain) + usize::from(found != 0);
-        }
-        2.0 * both as f64 / sum as f64
+    fn dice_with_truth(mask: &Volume<u8>) -> f64 {
+        let truth = (0..mask.data.len()).map(|i| u8::from(outside_mm(mask.grid.world_mm(i)) < 0.0));
+        dice(mask, &Volume::new(mask.grid, truth.collect()))
     }
 
     #[test]
     fn the_brain_of_a_phantom_head_with_a_long_neck_is_found() {
         let (mask, by_surface) = skull_strip(&head(1.0), &SkullStripConfig::default());
         assert!(by_surface);
-        let dice = dice(&mask);
+        let dice = dice_with_truth(&mask);
         assert!(dice > 0.96, "Dice {dice}");
-        // The scanner's gain is arbitrary: the same head in other units has the same brain.
+        // The scanner's gain is arbitrary: the same head in other units gives the same mask.
         assert!(mask == skull_strip(&head(16.0), &SkullStripConfig::default()).0, "the gain changed the brain");
     }
 
@@ -225,7 +169,7 @@ mod tests {
         let stuck = SkullStripConfig { coarse_iterations: 0, fine_iterations: 0, ..SkullStripConfig::default() };
         let (mask, by_surface) = skull_strip(&head(1.0), &stuck);
         assert!(!by_surface);
-        let dice = dice(&mask);
+        let dice = dice_with_truth(&mask);
         assert!(dice > 0.9, "Dice {dice}");
     }
 }

@@ -1,4 +1,4 @@
-//! A picture's pixels: painted one by one or with text, then encoded as PNG.
+//! A raster for pictures: painted by pixel and with text, encoded as PNG.
 
 use std::convert::Infallible;
 
@@ -20,7 +20,7 @@ pub(super) const CHARACTER: usize = FONT.character_size.width as usize;
 /// Height of a line of text in pixels.
 pub(super) const LINE: usize = FONT.character_size.height as usize + 4;
 
-/// Pixels of one picture, black at first, row by row from the top.
+/// Pixels of one picture, row by row from the top.
 pub(super) struct Canvas {
     width: usize,
     height: usize,
@@ -33,14 +33,14 @@ impl Canvas {
         Self { width, height, pixels: vec![[0; 3]; width * height] }
     }
 
-    /// Paints the pixel `x` from the left, `y` from the top; nothing outside the picture.
+    /// Paints the pixel at `x` from the left and `y` from the top; ignores pixels outside the picture.
     pub fn paint(&mut self, x: usize, y: usize, colour: Colour) {
         if x < self.width && y < self.height {
             self.pixels[y * self.width + x] = colour;
         }
     }
 
-    /// Writes one line with its upper left corner at (`x`, `y`). Characters beyond ISO 8859-1 become question marks.
+    /// Writes one line with its upper left corner at (`x`, `y`). Characters outside ISO 8859-1 become question marks.
     pub fn write(&mut self, text: &str, x: usize, y: usize, [r, g, b]: Colour) {
         let style = MonoTextStyle::new(&FONT, Rgb888::new(r, g, b));
         let Ok(_) = Text::with_baseline(text, Point::new(x as i32, y as i32), style, Baseline::Top).draw(self);
@@ -49,10 +49,10 @@ impl Canvas {
     /// The picture as the bytes of a PNG file.
     ///
     /// # Errors
-    /// [`Error::Bug`] where the encoder refuses the picture's size.
+    /// [`Error::Bug`] where the encoder rejects the picture's size.
     pub fn encode(&self) -> Result<Vec<u8>> {
         lodepng::encode24(&self.pixels, self.width, self.height)
-            .map_err(|e| Error::Bug(format!("a picture of {} x {} pixels: {e}", self.width, self.height)))
+            .map_err(|e| Error::Bug(format!("encoding {} x {} pixels as PNG: {e}", self.width, self.height)))
     }
 }
 
@@ -76,7 +76,7 @@ impl DrawTarget for Canvas {
     }
 }
 
-/// `text` in lines of at most `width` characters, broken at spaces, longer words anywhere.
+/// `text` in lines of at most `width` characters, broken at spaces; longer words are broken anywhere.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();

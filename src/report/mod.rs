@@ -1,6 +1,7 @@
-//! What a person looks at: the picture first, then the numbers.
+//! Pictures of scans for people.
 //!
-//! [`picture`] draws one PNG of a scan's brain after each step of its way, so that whoever doubts a number can see it.
+//! [`picture()`] draws one PNG with a row of three planes for each of several volumes, for example a scan after every step
+//! of preprocessing.
 
 mod canvas;
 mod picture;

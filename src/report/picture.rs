@@ -1,33 +1,34 @@
-//! A picture of a brain: one row a step of its way, each with the axial, coronal and sagittal plane through its centre.
+//! A picture of brains: one row per volume with the axial, coronal and sagittal plane through the brain's centre.
 //!
-//! Takes volumes with their brain masks, gives the bytes of a PNG. Radiological convention: the subject's right is on
-//! the left of axial and coronal planes, the front is on the left of sagittal ones; letters above the planes say so.
-//! All planes have the same scale, 2 pixels a mm, whatever the voxels. The brain's mask is outlined; grey runs from the
-//! 1st to the 99.5th percentile of the brain.
+//! Takes volumes with their brain masks; gives the bytes of a PNG. Radiological convention: the subject's right is on
+//! the left of axial and coronal planes, the front is on the left of sagittal ones; letters above the planes mark the
+//! sides. All planes have the same scale, 2 pixels per mm, whatever the voxel size. The brain's mask is outlined; the
+//! grey scale covers the 1st to the 99.5th percentile of the brain.
 //!
-//! Heads of many data sets show faces. Only the brain is drawn: what lies farther than 2 mm from the mask stays black,
-//! so every volume needs its mask. Refused are an empty mask (`no_brain`) and a mask on another grid.
+//! Heads of many data sets show faces, so that only the brain is drawn: everything farther than 2 mm from the mask stays
+//! black. Refuses an empty mask (`no_brain`) and a mask on another grid.
 
 use super::canvas::{CHARACTER, Canvas, Colour, LINE, wrap};
 use crate::error::{Error, Result};
+use crate::preprocess::percentile;
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
-/// Written below every picture.
+/// The last line of every picture.
 pub const NOTICE: &str = "research software, not a medical device";
 
 /// Scale of the picture.
 const PIXELS_PER_MM: f64 = 2.0;
-/// How much is shown around the mask: enough to judge its edge, too little for a face.
+/// Distance from the mask in mm that is still drawn: enough to judge its edge, too little for a face.
 const SHOWN_OUTSIDE_MM: f64 = 2.0;
 /// Black frame around the largest brain of the picture, in mm.
 const MARGIN_MM: f64 = 6.0;
-/// Most of an axis that is drawn, in mm; bounds the picture where a mask is not that of a brain.
+/// Largest extent along an axis that is drawn, in mm; limits the picture where a mask is not that of a brain.
 const FIELD_MAX_MM: f64 = 300.0;
-/// The shares of the brain's voxels that are darker than black's and white's end of the grey scale.
+/// Percentiles of the brain's intensities (0..1) at the black and the white end of the grey scale.
 const WINDOW: [f64; 2] = [0.01, 0.995];
 
-/// The title's column in characters.
+/// Width of the title's column in characters.
 const TITLE_CHARACTERS: usize = 18;
 /// Space between parts in pixels.
 const GAP: usize = 8;
@@ -39,19 +40,21 @@ const TEXT: Colour = [220, 220, 220];
 /// One row of a picture.
 #[derive(Debug, Clone, Copy)]
 pub struct Panel<'a> {
-    /// What is shown, written at the left.
+    /// The title, written at the left.
     pub title: &'a str,
-    /// The image, any intensities.
+    /// The image, with any intensities.
     pub volume: &'a Volume<f32>,
     /// The brain on the image's grid: not 0 inside.
     pub brain: &'a Volume<u8>,
-    /// What is tinted red, 0..1, on any grid in the image's world.
+    /// Strength of a red tint, 0..1, on any grid in the image's world.
     pub overlay: Option<&'a Volume<f32>>,
 }
 
-/// A plane: the world axes that run to the left and upwards in the picture, and the letters of the first one's ends.
+/// A plane of the picture.
 struct Plane {
+    /// The world axes that run to the left and upwards.
     axes: [usize; 2],
+    /// Letters for the left and the right end of the first axis.
     ends: [&'static str; 2],
 }
 
@@ -84,8 +87,7 @@ pub fn picture(panels: &[Panel<'_>], footer: &str) -> Result<Vec<u8>> {
         for (i, line) in wrap(panel.title, TITLE_CHARACTERS).iter().enumerate() {
             canvas.write(line, GAP, top + LINE + i * LINE, TEXT);
         }
-        let mask =
-            Volume::new(panel.brain.grid, panel.brain.data.iter().map(|&v| f32::from(u8::from(v != 0))).collect());
+        let mask = panel.brain.map(|v| f32::from(u8::from(v != 0)));
         let window = window(panel);
         let mut left = title_width;
         for plane in &PLANES {
@@ -105,7 +107,7 @@ pub fn picture(panels: &[Panel<'_>], footer: &str) -> Result<Vec<u8>> {
     canvas.encode()
 }
 
-/// Where a brain lies in its world, in mm.
+/// Extent of a brain in its world, in mm.
 struct Extent {
     /// Smallest and largest coordinate along x, y, z.
     bounds: [[f64; 2]; 3],
@@ -115,14 +117,13 @@ struct Extent {
 
 impl Extent {
     fn of(panel: &Panel<'_>) -> Result<Self> {
-        let Grid { shape: [nx, ny, _], affine } = panel.brain.grid;
         if panel.brain.grid != panel.volume.grid {
             return Err(Error::Bug(format!("the brain mask of '{}' is not on its image's grid", panel.title)));
         }
         let mut bounds = [[f64::INFINITY, f64::NEG_INFINITY]; 3];
         let (mut sum, mut voxels) = ([0.0; 3], 0.0);
         for (i, _) in panel.brain.data.iter().enumerate().filter(|&(_, &v)| v != 0) {
-            let world = affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
+            let world = panel.brain.grid.world_mm(i);
             for ((bound, sum), w) in bounds.iter_mut().zip(&mut sum).zip(world) {
                 *bound = [bound[0].min(w), bound[1].max(w)];
                 *sum += w;
@@ -136,13 +137,13 @@ impl Extent {
         Ok(Self { bounds, centre: sum.map(|s| s / voxels) })
     }
 
-    /// The pixels of a plane through the centre of mass, the brain's box in their middle.
+    /// The grid of a plane's pixels: through the centre of mass, with the brain's box in its middle.
     fn slice(&self, plane: &Plane, shape: [usize; 2]) -> Grid {
         let step = 1.0 / PIXELS_PER_MM;
         let mut rows = self.centre.map(|c| [0.0, 0.0, 0.0, c]);
         for (column, (&axis, n)) in plane.axes.iter().zip(shape).enumerate() {
             let [low, high] = self.bounds[axis];
-            // World axes run to the left and upwards, pixels to the right and downwards.
+            // The world axes run to the left and upwards, pixels to the right and downwards.
             rows[axis][column] = -step;
             rows[axis][3] = (low + high) / 2.0 + (n as f64 - 1.0) / 2.0 * step;
         }
@@ -152,17 +153,14 @@ impl Extent {
     }
 }
 
-/// The intensities that become black and white.
+/// The intensities at the black and the white end of the grey scale.
 fn window(panel: &Panel<'_>) -> [f32; 2] {
     let brain = panel.volume.data.iter().zip(&panel.brain.data).filter(|&(v, &b)| b != 0 && v.is_finite());
-    let mut values: Vec<f32> = brain.map(|(&v, _)| v).collect();
-    WINDOW.map(|share| {
-        let k = (values.len().saturating_sub(1) as f64 * share).round() as usize;
-        if values.is_empty() { 0.0 } else { *values.select_nth_unstable_by(k, f32::total_cmp).1 }
-    })
+    let values: Vec<f32> = brain.map(|(&v, _)| v).collect();
+    WINDOW.map(|q| percentile(&values, q))
 }
 
-/// Paints one plane with its upper left pixel at `corner`.
+/// Draws one plane with its upper left pixel at `corner`.
 fn draw(canvas: &mut Canvas, corner: [usize; 2], panel: &Panel<'_>, mask: &Volume, window: [f32; 2], grid: &Grid) {
     let world = Affine::identity();
     let image = trilinear(panel.volume, grid, &world);
@@ -173,7 +171,7 @@ fn draw(canvas: &mut Canvas, corner: [usize; 2], panel: &Panel<'_>, mask: &Volum
     let at = |x: isize, y: isize| {
         (0..nx as isize).contains(&x) && (0..ny as isize).contains(&y) && inside[x as usize + nx * y as usize]
     };
-    // The distance in the plane is never less than that in space.
+    // The distance within the plane is never smaller than the distance in space, so that no more than the margin is drawn.
     let reach = SHOWN_OUTSIDE_MM * PIXELS_PER_MM;
     let steps = -(reach as isize)..=reach as isize;
     let disc: Vec<[isize; 2]> = (steps.clone().flat_map(|y| steps.clone().map(move |x| [x, y])))
@@ -213,7 +211,7 @@ mod tests {
         let grid = Grid { shape: [200, 110, 60], affine };
         let (mut image, mut brain) = (Volume::zeros(grid), Volume::zeros(grid));
         for i in 0..grid.len() {
-            let p = affine.apply([i % 200, i / 200 % 110, i / 22_000].map(|c| c as f64));
+            let p = grid.world_mm(i);
             let r: f64 = (0..3).map(|a| ((p[a] - CENTRE[a]) / RADII[a]).powi(2)).sum();
             brain.data[i] = u8::from(r <= 1.0);
             image.data[i] = if r > 1.1 {
@@ -227,8 +225,8 @@ mod tests {
         (image, brain)
     }
 
-    /// A picture of [`head`]: its pixels and where its planes begin, from the brain's size (120 x 160 x 100 mm to a
-    /// voxel), the margin and 2 pixels a mm.
+    /// A picture of [`head`]: its pixels and the left edges of its planes, from the brain's size (120 x 160 x 100 mm, to a
+    /// voxel), the margin and 2 pixels per mm.
     struct Layout {
         width: usize,
         pixels: Vec<lodepng::RGB<u8>>,
@@ -259,7 +257,7 @@ mod tests {
             self.pixels[down as usize * self.width + across as usize].into()
         }
 
-        /// How far from the middle the outline is met, going `direction` in a plane.
+        /// Distance from the middle to the outline along `direction` in a plane.
         fn edge_mm(&self, plane: usize, direction: [f64; 2]) -> Option<f64> {
             let steps = (0..170).map(|half| f64::from(half) / 2.0 + 0.25);
             steps.into_iter().find(|&r| self.pixel(plane, direction.map(|d| d * r)) == OUTLINE)
@@ -267,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outline_is_where_the_brain_ends_in_every_plane_whatever_the_voxels() {
+    fn the_outline_follows_the_brain_in_every_plane_whatever_the_voxels() {
         let (image, brain) = head();
         let panel = Panel { title: "anisotropic", volume: &image, brain: &brain, overlay: None };
         let picture = layout(&[panel, panel]);
@@ -307,7 +305,7 @@ mod tests {
             let half = [picture.field[a] as f64 / 4.0 - 1.0, picture.field[1] as f64 / 4.0 - 1.0];
             for k in 0..10_000 {
                 let mm = [half[0] * (f64::from(k % 100) / 50.0 - 1.0), half[1] * (f64::from(k / 100) / 50.0 - 1.0)];
-                // A voxel's diagonal is 3.7 mm: half of it and 2 mm lie between the ellipsoid and the black.
+                // Black starts 2 mm and half a voxel's diagonal of 3.7 mm outside the ellipsoid.
                 let beyond = (mm[0] / (RADII[a] + 4.0)).powi(2) + (mm[1] / (RADII[b] + 4.0)).powi(2) > 1.0;
                 assert!(!beyond || picture.pixel(plane, mm) == [0; 3], "plane {plane} {mm:?}");
             }

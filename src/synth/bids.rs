@@ -1,4 +1,7 @@
 //! A synthetic cohort as a BIDS dataset in a folder.
+//!
+//! Takes a [`CohortSpec`] and a folder; writes scans with sidecars, `participants.tsv`, and truth masks under
+//! `derivatives/truth/`. Refuses a spec that cannot be met, and a folder that is not empty.
 
 use std::fs;
 use std::path::Path;
@@ -7,40 +10,40 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::subject::Subject;
-use super::template::Template;
+use super::template::HeadTemplate;
 use crate::error::{Error, Result};
 use crate::volume::nifti;
 
 /// Version of the BIDS standard that the dataset follows.
 const BIDS_VERSION: &str = "1.9.0";
 
-/// Voxel sizes that give a usable head in a reasonable time, in mm.
+/// Voxel sizes in mm that give a usable head in a reasonable time.
 const SPACING_MM: std::ops::RangeInclusive<f64> = 0.5..=4.0;
 
-/// Where truth masks lie, seen from the dataset's folder.
+/// The folder of truth masks in the dataset.
 const TRUTH: &str = "derivatives/truth";
 
 const README: &str = "\
 # Synthetic T1w heads
 
-Made by `neurosieve synth` from the MNI152 2009a template; no person was scanned. participants.tsv tells which heads
-have lesions and which files are damaged on purpose. derivatives/truth holds, on each scan's grid, the brain
-(label-brain) and, where there are any, the lesions (label-lesion).
+Made by `neurosieve synth` from the MNI152 2009a template; no person was scanned. participants.tsv lists which heads
+have lesions and which files are damaged on purpose. derivatives/truth holds masks on each scan's grid: the brain
+(label-brain) and, for heads with lesions, the lesions (label-lesion).
 
 The template: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute,
 McGill University.
 ";
 
-/// What to make.
+/// What a synthetic cohort consists of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CohortSpec {
-    /// How many subjects.
+    /// Number of subjects.
     pub subjects: usize,
-    /// Which of all possible cohorts.
+    /// Seed of all random draws.
     pub seed: u64,
-    /// How many subjects, the first ones, have lesions.
+    /// Number of subjects with lesions, which are the first ones.
     pub lesions: usize,
-    /// How many scans, the last ones, are cut off in the middle of the file.
+    /// Number of scans, the last ones, whose file is cut off in the middle.
     pub corrupt: usize,
     /// Voxel size in mm.
     pub spacing_mm: f64,
@@ -57,11 +60,11 @@ impl Default for CohortSpec {
 pub struct Participant {
     /// `sub-synth001` and so on.
     pub id: String,
-    /// How many lesions were put in; they may touch.
+    /// Number of lesions; they may touch.
     pub lesions: usize,
     /// Volume of all lesions in ml.
     pub lesion_volume_ml: f64,
-    /// The scan's file was cut off on purpose.
+    /// True where the scan's file was cut off on purpose.
     pub corrupt: bool,
 }
 
@@ -81,7 +84,7 @@ impl CohortSpec {
         if !SPACING_MM.contains(&self.spacing_mm) {
             let (low, high) = (SPACING_MM.start(), SPACING_MM.end());
             return Err(Error::Config(format!(
-                "voxels of {} mm cannot be made; give --spacing between {low} and {high}",
+                "a voxel size of {} mm is not supported; give --spacing between {low} and {high}",
                 self.spacing_mm
             )));
         }
@@ -89,11 +92,12 @@ impl CohortSpec {
     }
 }
 
-/// Makes the cohort in the folder `to`, which is created; subjects in parallel. Gives the participants in order.
+/// Writes the cohort into the folder `to`, which is created, and gives its participants in order. Subjects are made in
+/// parallel. With `force`, files of the same names in that folder are replaced and others are kept.
 ///
 /// # Errors
-/// [`Error::Config`] for a spec that cannot be met, and for a folder that holds something unless `force` is given:
-/// then files of the same names are replaced and files of other subjects stay. [`Error::Io`] where writing fails.
+/// [`Error::Config`] for a spec that cannot be met, and for a folder that is not empty without `force`. [`Error::Io`]
+/// where writing fails.
 pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participant>> {
     spec.check()?;
     let io = |what: &str| {
@@ -101,17 +105,17 @@ pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participan
         move |e| Error::io(context, e)
     };
     fs::create_dir_all(to).map_err(io("creating the folder"))?;
-    let holds_something = fs::read_dir(to).map_err(io("listing the folder"))?.next().is_some();
-    if holds_something && !force {
+    let is_empty = fs::read_dir(to).map_err(io("listing the folder"))?.next().is_none();
+    if !is_empty && !force {
         return Err(Error::Config(format!(
             "{} is not empty; name another folder, or replace files of the same names with --force",
             to.display()
         )));
     }
 
-    let template = Template::embedded()?;
+    let template = HeadTemplate::embedded()?;
     let participants: Vec<Participant> =
-        (0..spec.subjects).into_par_iter().map(|k| write_subject(spec, &template, k, to)).collect::<Result<_>>()?;
+        (0..spec.subjects).into_par_iter().map(|n| write_subject(spec, &template, n, to)).collect::<Result<_>>()?;
     put(to, "dataset_description.json", json_text(&description("Synthetic T1w heads", "raw")))?;
     put(to, "README", README)?;
     put(to, "participants.tsv", participants_tsv(&participants))?;
@@ -121,8 +125,8 @@ pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participan
     Ok(participants)
 }
 
-/// Writes the files of the subject with this place in the cohort, from 0.
-fn write_subject(spec: &CohortSpec, template: &Template, place: usize, to: &Path) -> Result<Participant> {
+/// Writes the files of one subject; `place` is its place in the cohort, from 0.
+fn write_subject(spec: &CohortSpec, template: &HeadTemplate, place: usize, to: &Path) -> Result<Participant> {
     let subject = Subject::draw(template, spec.seed, place, spec.spacing_mm, place < spec.lesions);
     let corrupt = place >= spec.subjects - spec.corrupt;
     let id = format!("sub-synth{:03}", place + 1);
@@ -139,14 +143,14 @@ fn write_subject(spec: &CohortSpec, template: &Template, place: usize, to: &Path
     if subject.n_lesions > 0 {
         put(to, &lesion_mask, nifti::encode(&subject.lesions, "lesions"))?;
     } else if to.join(&lesion_mask).exists() {
-        // Left by another cohort that `force` writes over; it would be a lie about this one.
+        // Left by an earlier cohort that `force` overwrites: this subject has no lesion.
         let context = format!("removing {lesion_mask}");
         fs::remove_file(to.join(&lesion_mask)).map_err(|e| Error::io(context, e))?;
     }
     Ok(Participant { id, lesions: subject.n_lesions, lesion_volume_ml: subject.lesion_volume_ml, corrupt })
 }
 
-/// Writes one file below `root`, making its folder.
+/// Writes one file below `root` and creates its folder.
 fn put(root: &Path, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
     let path = root.join(name);
     let folder = path.parent().unwrap_or(root);
@@ -187,7 +191,8 @@ fn participants_tsv(participants: &[Participant]) -> String {
     text
 }
 
-/// What a training may do with a subject: two in three healthy ones are to be fitted on. `healthy` counts those.
+/// The subject's role in training: of every three healthy subjects, two are for fitting and one is for validation.
+/// `healthy` counts the healthy subjects so far.
 fn split(participant: &Participant, healthy: &mut usize) -> &'static str {
     if participant.lesions > 0 || participant.corrupt {
         return "test";
@@ -198,12 +203,12 @@ fn split(participant: &Participant, healthy: &mut usize) -> &'static str {
 
 fn participants_json() -> Value {
     json!({
-        "lesions": { "Description": "number of lesions put into the head; they may touch" },
+        "lesions": { "Description": "number of lesions in the head; they may touch" },
         "lesion_volume_ml": { "Description": "volume of all lesions", "Units": "mL" },
         "corrupt": { "Description": "yes where the scan's file was cut off in the middle on purpose" },
         "split": {
-            "Description": "what a training may do with the head",
-            "Levels": { "train": "fit on it", "val": "choose on it", "test": "leave it out: lesions, or damaged" },
+            "Description": "role of the head in training",
+            "Levels": { "train": "fitting", "val": "validation", "test": "not used: has lesions or is damaged" },
         },
     })
 }
@@ -213,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn impossible_cohorts_are_refused_with_what_to_give() {
+    fn impossible_cohorts_are_refused_with_the_option_to_change() {
         let spec = CohortSpec::default();
         for (bad, word) in [
             (CohortSpec { subjects: 0, ..spec }, "--subjects"),

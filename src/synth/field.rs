@@ -1,17 +1,19 @@
 //! Smooth random fields in millimetre space.
 //!
 //! A field is a uniform cubic B-spline over a lattice of normally distributed knots: twice continuously
-//! differentiable, and the same whatever voxel grid it is looked at on.
+//! differentiable, and independent of the voxel grid on which it is sampled.
 
 use std::f32::consts::TAU;
 
 use rand::Rng;
 
-/// Values outside the region of a field are those at its border.
+use crate::preprocess::cubic_b_spline;
+
+/// Knots beyond each border of a field's region, so that the region lies inside the spline's domain.
 const MARGIN_KNOTS: usize = 2;
 
-/// Mean over a cell of the sum of squared cubic B-spline weights, along one axis: the field's variance is this cubed
-/// times that of the knots.
+/// Mean over a cell of the sum of squared cubic B-spline weights along one axis. The field's variance is the cube of
+/// this times the knots' variance.
 const AXIS_VARIANCE: f32 = 151.0 / 315.0;
 
 /// A box in mm.
@@ -42,12 +44,12 @@ impl<const C: usize> Field<C> {
         Self { origin, step, shape, knots }
     }
 
-    /// The field at `p` (mm).
+    /// The field at `p` (mm). Positions outside the region take the value at the border of the spline's domain.
     pub fn at(&self, p: [f32; 3]) -> [f32; C] {
         let [(x, wx), (y, wy), (z, wz)] = std::array::from_fn(|a| {
             let at = ((p[a] - self.origin[a]) / self.step).clamp(1.0, self.shape[a] as f32 - 2.001);
             let cell = at as usize;
-            (cell - 1, weights(at - cell as f32))
+            (cell - 1, cubic_b_spline(at - cell as f32))
         });
         let [nx, ny, _] = self.shape;
         let mut sum = [0.0; C];
@@ -64,13 +66,6 @@ impl<const C: usize> Field<C> {
         }
         sum
     }
-}
-
-/// The four cubic B-spline weights at `t` (0..1) between the two middle knots.
-fn weights(t: f32) -> [f32; 4] {
-    let (s, t2) = (1.0 - t, t * t);
-    let t3 = t2 * t;
-    [s * s * s / 6.0, (3.0 * t3 - 6.0 * t2 + 4.0) / 6.0, (-3.0 * t3 + 3.0 * t2 + 3.0 * t + 1.0) / 6.0, t3 / 6.0]
 }
 
 /// Two independent standard normal numbers (Box and Muller 1958).
@@ -111,7 +106,7 @@ mod tests {
         let at = |x: f32| field.at([x, 3.0, -7.0])[0];
         for i in 0..990 {
             let x = -49.5 + 0.1 * i as f32;
-            // A jump of slope at a knot would show as a second difference of the order of the step.
+            // A jump of the slope at a knot would give a second difference of the order of the step.
             assert!((at(x - 0.1) - 2.0 * at(x) + at(x + 0.1)).abs() < 2e-3, "at {x} mm");
         }
     }

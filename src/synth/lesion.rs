@@ -1,4 +1,7 @@
-//! Lesions with known outlines.
+//! Synthetic lesions with known outlines.
+//!
+//! Takes an image relative to white matter and the voxels of its parenchyma; changes the image inside one to three
+//! bumpy ellipsoids and gives their mask.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -7,23 +10,23 @@ use super::field::{Field, Region, normal};
 use super::head::smooth_step;
 use crate::volume::Volume;
 
-/// How many lesions a subject with lesions has, at least and at most.
+/// Smallest and largest number of lesions of a subject that has any.
 const COUNT: (usize, usize) = (1, 3);
 
-/// Volume of one lesion in ml, at least and at most; small ones are as likely as large ones on a log scale.
+/// Smallest and largest volume of one lesion in ml, drawn uniformly on a logarithmic scale.
 const VOLUME_ML: (f32, f32) = (2.0, 40.0);
 
 /// Share of lesions that are darker than white matter, as most strokes and tumours are in T1-weighted scans.
 const DARK_SHARE: f64 = 0.75;
 
-/// The nearest a lesion's middle comes to the brain's surface in mm.
+/// Smallest distance in mm from a lesion's centre to the brain's surface.
 const CENTRE_DEPTH_MM: f32 = 8.0;
 
 /// Lesions of one subject.
 pub(super) struct Lesions {
     /// 1 in a lesion, 0 elsewhere.
     pub mask: Volume<u8>,
-    /// How many were put in; they may touch.
+    /// Number of lesions; they may touch.
     pub count: usize,
 }
 
@@ -33,16 +36,17 @@ impl Lesions {
         Self { mask: Volume::zeros(image.grid), count: 0 }
     }
 
-    /// Volume in ml.
+    /// Total volume in ml.
     pub fn volume_ml(&self) -> f64 {
         self.mask.data.iter().filter(|&&v| v != 0).count() as f64 * self.mask.grid.voxel_ml()
     }
 }
 
-/// Puts one to three lesions into the grey and white matter of `image`, where white matter is 1.
+/// Adds one to three lesions to the grey and white matter of `image`, where white matter is 1.
 ///
-/// `parenchyma` says where lesions may grow; `depth_mm` of a voxel is its distance to the brain's surface.
-pub(super) fn put(
+/// `parenchyma` marks the voxels that a lesion may take; `depth_mm` gives the distance of a position to the brain's
+/// surface.
+pub(super) fn add(
     image: &mut Volume,
     parenchyma: &[bool],
     depth_mm: impl Fn([f32; 3]) -> f32,
@@ -61,28 +65,27 @@ pub(super) fn put(
     lesions
 }
 
-/// Index and world position (mm) of every voxel that a lesion may take.
+/// Place in the data and world mm of every voxel that a lesion may take.
 fn positions(image: &Volume, parenchyma: &[bool]) -> Vec<(usize, [f32; 3])> {
-    let [nx, ny, _] = image.grid.shape;
     let voxels = (0..parenchyma.len()).filter(|&i| parenchyma[i]);
-    voxels
-        .map(|i| {
-            let index = [i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64);
-            (i, image.grid.affine.apply(index).map(|v| v as f32))
-        })
-        .collect()
+    voxels.map(|i| (i, image.grid.world_mm(i).map(|v| v as f32))).collect()
 }
 
 /// An ellipsoid with a bumpy surface.
 struct Blob {
     centre: [f32; 3],
-    /// Half axes in mm, of a product that gives the volume.
+    /// Half axes in mm; their product gives the volume.
     radii: [f32; 3],
     volume_ml: f32,
+    /// Intensity; white matter is 1.
     level: f32,
+    /// Opacity in its middle, 0..1.
     strength: f32,
+    /// Half the width of its border in mm.
     edge_mm: f32,
+    /// Displacement of the surface in mm.
     bumps: Field<1>,
+    /// Relative change of the intensity.
     texture: Field<1>,
 }
 
@@ -105,7 +108,7 @@ impl Blob {
         }
     }
 
-    /// How far inside the blob `p` is, in mm, up to an offset that [`Blob::paint`] finds.
+    /// Depth of `p` inside the blob in mm, up to an offset that [`Blob::paint`] finds.
     fn inside_mm(&self, p: [f32; 3]) -> f32 {
         let scaled: [f32; 3] = std::array::from_fn(|a| (p[a] - self.centre[a]) / self.radii[a]);
         let radius = self.radii.iter().product::<f32>().cbrt();
@@ -113,8 +116,8 @@ impl Blob {
         radius * (1.0 - norm) + self.bumps.at(p)[0]
     }
 
-    /// Mixes the blob into `image` and marks it in `mask`. The volume asked for is met to a voxel: tissue that
-    /// fluid leaves no room for is found further out.
+    /// Blends the blob into `image` and marks it in `mask`. Its volume is exact to a voxel: where fluid takes space, the
+    /// blob extends further outwards.
     fn paint(&self, image: &mut Volume, positions: &[(usize, [f32; 3])], mask: &mut Volume<u8>) {
         let reach = 3.0 * self.radii.iter().copied().fold(0.0, f32::max);
         let near = positions.iter().filter(|(_, p)| (0..3).all(|a| (p[a] - self.centre[a]).abs() < reach));

@@ -1,4 +1,7 @@
-//! One subject: a warped, coloured and degraded template head on a scanner's grid.
+//! One synthetic subject.
+//!
+//! Takes the template, a seed and the subject's number; gives a T1-weighted head with its truth masks on a scanner's
+//! grid: the template deformed to an anatomy of its own, with lesions where asked for, as a scanner would image it.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -7,22 +10,22 @@ use rayon::prelude::*;
 use super::field::{Field, Region, normal, normal_pair};
 use super::head::{self, Matter, Tissues, Variation};
 use super::lesion::{self, Lesions};
-use super::template::Template;
+use super::template::HeadTemplate;
 use crate::volume::{Affine, Grid, Volume};
 
-/// What the scanner sees, in mm around the middle of its bore: a head with a good part of its neck.
+/// The scanner's field of view in mm around the middle of its bore: a head with a large part of its neck.
 const FIELD_OF_VIEW: Region = Region { low: [-96.0, -128.0, -124.0], high: [96.0, 128.0, 100.0] };
 
-/// Middle of the template's brain in MNI mm.
+/// Centre of the template's brain in MNI mm.
 const TEMPLATE_CENTRE: [f32; 3] = [0.0, -18.0, 8.0];
 
-/// Where the middle of the brain lies in the field of view, in mm, before each subject's own shift.
+/// Centre of the brain in the field of view, in mm, before each subject's own shift.
 const BRAIN_CENTRE: [f32; 3] = [0.0, -4.0, 10.0];
 
-/// The directions that stored voxel axes grow to, as scanners and converters leave them.
+/// Orientations of the stored voxel axes, as scanners and converters produce them.
 const ORIENTATIONS: [&str; 4] = ["RAS", "LAS", "LPS", "PSR"];
 
-/// Independent random streams of one subject, so that a subject with lesions is the same head without them.
+/// Independent random streams of one subject, so that a subject has the same head with and without lesions.
 #[derive(Clone, Copy)]
 enum Stream {
     Anatomy,
@@ -40,7 +43,7 @@ impl Stream {
     }
 }
 
-/// A synthetic T1-weighted head and what is true about it, all on one grid.
+/// A synthetic T1-weighted head and its truth masks, all on one grid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
     /// The scan.
@@ -49,18 +52,18 @@ pub struct Subject {
     pub brain: Volume<u8>,
     /// 1 in lesions.
     pub lesions: Volume<u8>,
-    /// How many lesions were put in; they may touch.
+    /// Number of lesions; they may touch.
     pub n_lesions: usize,
     /// Volume of all lesions in ml.
     pub lesion_volume_ml: f64,
 }
 
 impl Subject {
-    /// Subject `number` of the endless row of subjects that belongs to `seed`, on voxels of `spacing_mm`.
+    /// Subject `number` of the sequence that belongs to `seed`, on voxels of `spacing_mm`.
     ///
-    /// The same arguments give the same voxels. With and without lesions it is the same head with the same noise; at
-    /// another spacing it is the same head.
-    pub fn draw(template: &Template, seed: u64, number: usize, spacing_mm: f64, with_lesions: bool) -> Self {
+    /// The same arguments give the same voxels. A subject has the same head and noise with and without lesions, and the
+    /// same head at another spacing.
+    pub fn draw(template: &HeadTemplate, seed: u64, number: usize, spacing_mm: f64, with_lesions: bool) -> Self {
         let mut rng = Stream::Anatomy.of(seed, number);
         let anatomy = Anatomy::draw(&mut rng);
         let grid = grid(ORIENTATIONS[rng.random_range(0..ORIENTATIONS.len())], spacing_mm);
@@ -72,7 +75,7 @@ impl Subject {
         let lesions = if with_lesions {
             let parenchyma: Vec<bool> = matter.iter().map(|m| m.parenchyma).collect();
             let depth = |p| -template.distance(anatomy.to_template(p)).brain;
-            lesion::put(&mut image, &parenchyma, depth, FIELD_OF_VIEW, &mut Stream::Lesions.of(seed, number))
+            lesion::add(&mut image, &parenchyma, depth, FIELD_OF_VIEW, &mut Stream::Lesions.of(seed, number))
         } else {
             Lesions::none(&image)
         };
@@ -82,7 +85,7 @@ impl Subject {
     }
 }
 
-/// The field of view in voxels of `spacing_mm` whose axes grow in these directions.
+/// The field of view in voxels of `spacing_mm` with this orientation.
 fn grid(orientation: &str, spacing_mm: f64) -> Grid {
     let (low, high) = (FIELD_OF_VIEW.low.map(f64::from), FIELD_OF_VIEW.high.map(f64::from));
     let (mut shape, mut rows) = ([0; 3], [[0.0; 4]; 3]);
@@ -103,13 +106,14 @@ fn grid(orientation: &str, spacing_mm: f64) -> Grid {
     Grid { shape, affine: Affine(rows) }
 }
 
-/// How one subject differs from the template.
+/// The differences between one subject and the template.
 struct Anatomy {
     tissues: Tissues,
     /// Scanner mm to MNI mm.
     affine: Affine,
-    /// Shape of head and lobes, in mm, and of single gyri.
+    /// Displacement in mm that varies the shape of head and lobes.
     coarse: Field<3>,
+    /// Displacement in mm that varies single gyri.
     fine: Field<3>,
     thickness: Field<3>,
     tissue: Field<2>,
@@ -126,7 +130,7 @@ impl Anatomy {
         Self {
             tissues: Tissues::draw(rng),
             affine: Affine::translation(shift.map(|v| -v))
-                .then(&rotation(turn))
+                .then(&Affine::rotation(turn))
                 .then(&Affine::from_rows(std::array::from_fn(|r| {
                     std::array::from_fn(|c| if r == c { 1.0 / scale[r] } else { 0.0 })
                 })))
@@ -139,20 +143,20 @@ impl Anatomy {
         }
     }
 
+    /// Scanner mm to MNI mm, with the deformation.
     fn to_template(&self, p: [f32; 3]) -> [f32; 3] {
         let q = self.affine.apply(p.map(f64::from));
         let (coarse, fine) = (self.coarse.at(p), self.fine.at(p));
         std::array::from_fn(|a| q[a] as f32 + coarse[a] + fine[a])
     }
 
-    fn render(&self, template: &Template, grid: Grid) -> Vec<Matter> {
-        let [nx, ny, _] = grid.shape;
-        // Wide enough that borders do not alias on large voxels.
-        let soft_mm = (0.45 * grid.spacing()[0] as f32).max(0.4);
-        let voxels = (0..grid.len()).into_par_iter().with_min_len(nx);
+    /// Intensity and tissue of every voxel of `grid`.
+    fn render(&self, template: &HeadTemplate, grid: Grid) -> Vec<Matter> {
+        let soft_mm = head::soft_border_mm(&grid);
+        let voxels = (0..grid.len()).into_par_iter().with_min_len(grid.shape[0]);
         voxels
             .map(|i| {
-                let p = grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64)).map(|v| v as f32);
+                let p = grid.world_mm(i).map(|v| v as f32);
                 let variation = || Variation {
                     thickness: self.thickness.at(p),
                     tissue: self.tissue.at(p),
@@ -164,30 +168,17 @@ impl Anatomy {
     }
 }
 
-/// Turns about x, then y, then z, by these angles.
-fn rotation(angles: [f64; 3]) -> Affine {
-    let mut map = Affine::identity();
-    for (axis, angle) in angles.into_iter().enumerate() {
-        let (sin, cos) = angle.sin_cos();
-        let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
-        let mut rows = Affine::identity().0;
-        (rows[a][a], rows[a][b], rows[b][a], rows[b][b]) = (cos, -sin, sin, cos);
-        map = map.then(&Affine(rows));
-    }
-    map
-}
-
-/// What the scanner does to the head.
+/// One scanner's effects on the image.
 struct Scanner {
     /// Stored value of white matter.
     white: f32,
-    /// Standard deviation of the noise in each of the two channels; white matter is 1.
+    /// Standard deviation of the noise in each of the two channels, relative to white matter.
     noise: f32,
-    /// Weight of each neighbour along an axis in the point spread.
+    /// Weight of each neighbour along an axis in the point spread function.
     spread: f32,
-    /// Natural logarithm of the coil's sensitivity: a random part, and the loss from the middle of the head to 100 mm
-    /// away that strong fields show.
+    /// Natural logarithm of the coil's sensitivity: the random part.
     bias: Field<1>,
+    /// The same: the loss from the middle of the head to 100 mm away, as in strong fields.
     shading: f32,
 }
 
@@ -203,24 +194,23 @@ impl Scanner {
         }
     }
 
-    /// Point spread, then bias field, then Rician noise.
+    /// Applies point spread, bias field and Rician noise, in this order.
     fn acquire(&self, mut image: Volume, rng: &mut impl Rng) -> Volume<i16> {
         (0..3).for_each(|axis| blur(&mut image, axis, self.spread));
         let grid = image.grid;
-        let [nx, ny, _] = grid.shape;
-        let biased: Vec<f32> = (image.data.into_par_iter().enumerate().with_min_len(nx))
+        let biased: Vec<f32> = (image.data.into_par_iter().enumerate().with_min_len(grid.shape[0]))
             .map(|(i, value)| {
                 if value == 0.0 {
                     return 0.0;
                 }
-                let p = grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64)).map(|v| v as f32);
+                let p = grid.world_mm(i).map(|v| v as f32);
                 let away = (0..3).map(|a| ((p[a] - BRAIN_CENTRE[a]) / 100.0).powi(2)).sum::<f32>();
                 value * (self.bias.at(p)[0] - self.shading * away).exp()
             })
             .collect();
         let noisy = biased.into_iter().map(|value| {
             let [real, imaginary] = normal_pair(rng).map(|v| self.noise * v);
-            // An i16 holds the brightest fat many times over.
+            // The brightest fat is far below the limit of i16.
             (self.white * (value + real).hypot(imaginary)).round() as i16
         });
         Volume::new(grid, noisy.collect())
@@ -257,14 +247,8 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_about_the_axis_named_and_right_handed() {
-        let [x, y, z] = rotation([0.0, 0.0, 90f64.to_radians()]).apply([1.0, 0.0, 5.0]);
-        assert!(x.abs() < 1e-12 && (y - 1.0).abs() < 1e-12 && (z - 5.0).abs() < 1e-12);
-    }
-
-    #[test]
     fn noise_is_rician() {
-        // Rice: where the signal is nought the mean of the magnitude is sqrt(pi / 2) of the noise's sd.
+        // Rice: without signal, the mean magnitude is sqrt(pi / 2) times the noise's standard deviation.
         let grid = grid("RAS", 4.0);
         let mut scanner = Scanner::draw(&mut ChaCha8Rng::seed_from_u64(2));
         (scanner.noise, scanner.white) = (0.1, 1000.0);

@@ -1,16 +1,15 @@
-//! The MNI152 template that every head is made from, embedded in the program.
+//! The maps that every synthetic head is made from, embedded in the program.
 //!
-//! Holds, in MNI mm, the T1 image, the grey- and white-matter maps (2 mm) and the distances to the surfaces of brain
-//! and skull (4 mm). Origin and licence: assets/README.md; made by scripts/template.py.
+//! Takes a position in MNI mm; gives the MNI152 template's T1 intensity and shares of grey and white matter (2 mm), and
+//! the distances to the surfaces of brain and skull (4 mm). Origin and licence: assets/README.md; made by
+//! scripts/template.py.
 
 use crate::error::{Error, Result};
-use crate::volume::{Affine, Grid, nifti};
+use crate::preprocess::embedded_map;
+use crate::volume::{Affine, Grid};
 
-/// More than any of the embedded files unpacked.
-const LIMIT_BYTES: u64 = 16 << 20;
-
-/// The template's maps, ready to be looked at anywhere.
-pub struct Template {
+/// The template's maps with interpolation at any position.
+pub struct HeadTemplate {
     tissue: Maps<3>,
     distance: Maps<2>,
 }
@@ -26,7 +25,7 @@ pub(super) struct Tissue {
     pub white: f32,
 }
 
-/// Distances in mm from one position, negative inside.
+/// Signed distances in mm from one position, negative inside.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Distance {
     /// To the surface of the brain (with the fluid in its sulci).
@@ -35,11 +34,11 @@ pub(super) struct Distance {
     pub cranium: f32,
 }
 
-impl Template {
-    /// The template in the program.
+impl HeadTemplate {
+    /// The template that the program embeds.
     ///
     /// # Errors
-    /// [`Error::Bug`] where the embedded files do not belong together.
+    /// [`Error::Bug`] where the embedded files are not on common grids.
     pub fn embedded() -> Result<Self> {
         let tissue = Maps::interleave([
             include_bytes!("../../assets/mni152_2mm_t1.nii.gz").as_slice(),
@@ -53,23 +52,26 @@ impl Template {
         Ok(Self { tissue, distance })
     }
 
-    /// T1 and tissue shares at `p` (MNI mm); at the border of the maps, which is outside the brain, beyond them.
+    /// T1 and tissue shares at `p` (MNI mm). Positions outside the maps take the values at their border, which lies
+    /// outside the brain.
     pub(super) fn tissue(&self, p: [f32; 3]) -> Tissue {
         let [t1, grey, white] = self.tissue.at(p).map(|v| v / 255.0);
         Tissue { t1, grey, white }
     }
 
-    /// Distances at `p` (MNI mm), cut at 30 mm either way.
+    /// Distances at `p` (MNI mm), clamped to 30 mm either way.
     pub(super) fn distance(&self, p: [f32; 3]) -> Distance {
         let [brain, cranium] = self.distance.at(p).map(|tenths| tenths / 10.0);
         Distance { brain, cranium }
     }
 }
 
-/// `C` volumes on one world-aligned grid, a voxel's values side by side.
+/// `C` volumes on one world-aligned grid, interleaved by voxel.
 struct Maps<const C: usize> {
     shape: [usize; 3],
+    /// MNI mm of the first voxel's centre.
     first: [f32; 3],
+    /// Voxels per mm along each axis.
     per_mm: [f32; 3],
     values: Vec<[f32; C]>,
 }
@@ -79,7 +81,7 @@ impl<const C: usize> Maps<C> {
         let mut grid: Option<Grid> = None;
         let mut values = Vec::new();
         for (channel, file) in files.into_iter().enumerate() {
-            let volume = nifti::decode(file, LIMIT_BYTES)?.volume;
+            let volume = embedded_map(file);
             values.resize(volume.data.len(), [0.0; C]);
             if *grid.get_or_insert(volume.grid) != volume.grid {
                 return Err(Error::Bug("the maps of the embedded template are not on one grid".into()));
@@ -96,7 +98,7 @@ impl<const C: usize> Maps<C> {
         Ok(Self { shape, first, per_mm, values })
     }
 
-    /// Trilinear interpolation at `p` (mm), at the border beyond it.
+    /// Trilinear interpolation at `p` (mm), clamped to the border.
     fn at(&self, p: [f32; 3]) -> [f32; C] {
         let [(x, fx), (y, fy), (z, fz)] = std::array::from_fn(|a| {
             let at = ((p[a] - self.first[a]) * self.per_mm[a]).clamp(0.0, self.shape[a] as f32 - 1.001);
@@ -123,8 +125,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_knows_its_anatomy() {
-        let template = Template::embedded().expect("embedded template");
+    fn landmarks_have_their_tissue_and_distance() {
+        let template = HeadTemplate::embedded().expect("embedded template");
         // Deep white matter of the right frontal lobe and the left thalamus.
         let white = template.tissue([25.0, 30.0, 20.0]);
         assert!(white.white > 0.8 && white.t1 > 0.8, "{white:?}");

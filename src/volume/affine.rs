@@ -5,7 +5,7 @@
 pub struct Affine(pub [[f64; 4]; 3]);
 
 impl Affine {
-    /// The map that changes nothing.
+    /// The identity map.
     pub const fn identity() -> Self {
         Self([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     }
@@ -20,7 +20,20 @@ impl Affine {
         Self([[1.0, 0.0, 0.0, t[0]], [0.0, 1.0, 0.0, t[1]], [0.0, 0.0, 1.0, t[2]]])
     }
 
-    /// Where `p` goes.
+    /// The rotations by these angles (radians) about x, then y, then z.
+    pub fn rotation(angles: [f64; 3]) -> Self {
+        let mut map = Self::identity();
+        for (axis, angle) in angles.into_iter().enumerate() {
+            let (sin, cos) = angle.sin_cos();
+            let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
+            let mut rows = Self::identity().0;
+            (rows[a][a], rows[a][b], rows[b][a], rows[b][b]) = (cos, -sin, sin, cos);
+            map = map.then(&Self(rows));
+        }
+        map
+    }
+
+    /// The image of `p`.
     pub fn apply(&self, p: [f64; 3]) -> [f64; 3] {
         self.0.map(|r| r[0] * p[0] + r[1] * p[1] + r[2] * p[2] + r[3])
     }
@@ -36,7 +49,7 @@ impl Affine {
         }))
     }
 
-    /// The map back, or `None` where the 3 x 3 part is singular (to rounding) or not finite.
+    /// The inverse map, or `None` where the 3 x 3 part is singular (to rounding) or not finite.
     pub fn inverse(&self) -> Option<Self> {
         // Singular relative to the columns' lengths: 0.1 mm voxels have a small determinant too.
         let det = self.determinant3();
@@ -72,7 +85,7 @@ impl Affine {
         std::array::from_fn(|c| self.0.iter().map(|r| r[c] * r[c]).sum::<f64>().sqrt())
     }
 
-    /// Determinant of the 3 x 3 part: its sign tells a mirror, its size the volume of one voxel.
+    /// Determinant of the 3 x 3 part: negative where the map mirrors; its absolute value is the volume of one voxel.
     pub fn determinant3(&self) -> f64 {
         let m = &self.0;
         m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
@@ -114,6 +127,12 @@ mod tests {
         let shift = Affine::translation([1.0, 2.0, 3.0]);
         assert_eq!(scale.then(&shift).apply([1.0, 1.0, 1.0]), [3.0, 4.0, 5.0]);
         assert_eq!(shift.then(&scale).apply([1.0, 1.0, 1.0]), [4.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn a_rotation_is_about_the_axis_named_and_right_handed() {
+        let [x, y, z] = Affine::rotation([0.0, 0.0, 90f64.to_radians()]).apply([1.0, 0.0, 5.0]);
+        assert!(x.abs() < 1e-12 && (y - 1.0).abs() < 1e-12 && (z - 5.0).abs() < 1e-12);
     }
 
     #[test]

@@ -3,11 +3,14 @@
 //! Voxels are stored x fastest (`x + nx * (y + ny * z)`), as NIfTI does. World coordinates are
 //! millimetres in RAS+: x grows to the subject's right, y to the front, z to the top.
 //!
-//! [`nifti`] takes the bytes of NIfTI files to a [`Volume`] and back; [`resample`] takes a volume
-//! to another [`Grid`]. Both refuse nothing silently: an unusable file is an
-//! [`Error::Input`](crate::error::Error::Input) that says what to do.
+//! [`nifti`] decodes NIfTI files to a [`Volume`] and encodes volumes as NIfTI; [`resample`] interpolates a volume on
+//! another [`Grid`]. An unusable file is an [`struct@Error`] that names what is wrong with it and the next step.
+//!
+//! The module uses nothing else of the crate, so that the fuzz targets can be built from it alone.
 
 mod affine;
+mod error;
+mod grid;
 pub mod nifti;
 mod orientation;
 pub mod resample;
@@ -15,54 +18,14 @@ pub mod resample;
 use rayon::prelude::*;
 
 pub use affine::Affine;
+pub use error::{Error, Result};
+pub use grid::Grid;
 use orientation::AxisMap;
-
-/// A lattice of voxels in the world.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Grid {
-    /// Voxels along x, y, z.
-    pub shape: [usize; 3],
-    /// Voxel index to world millimetres (RAS+).
-    pub affine: Affine,
-}
-
-impl Grid {
-    /// Number of voxels.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// True where an axis has no voxel.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Voxel size along x, y, z in mm.
-    pub fn spacing(&self) -> [f64; 3] {
-        self.affine.spacing()
-    }
-
-    /// Volume of one voxel in millilitres.
-    pub fn voxel_ml(&self) -> f64 {
-        self.affine.determinant3().abs() / 1000.0
-    }
-
-    /// The anatomical direction each voxel axis grows to, closest first: `RAS` for world-aligned
-    /// voxels, `LPI` where all three run the other way. nibabel's `aff2axcodes`.
-    pub fn orientation(&self) -> String {
-        AxisMap::of(&self.affine).codes()
-    }
-
-    /// The same voxels with axes permuted and flipped so that [`Grid::orientation`] is `RAS`.
-    pub fn to_ras(&self) -> Grid {
-        AxisMap::of(&self.affine).reorient(self)
-    }
-}
 
 /// Voxels of type `T` on a [`Grid`], x fastest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Volume<T = f32> {
-    /// Where the voxels lie.
+    /// The lattice that the voxels lie on.
     pub grid: Grid,
     /// `grid.len()` voxels, x fastest.
     pub data: Vec<T>,
@@ -74,8 +37,13 @@ impl<T: Copy> Volume<T> {
     /// # Panics
     /// If `data` does not hold `grid.len()` voxels.
     pub fn new(grid: Grid, data: Vec<T>) -> Self {
-        assert_eq!(data.len(), grid.len(), "voxels given for a grid of {:?}", grid.shape);
+        assert_eq!(data.len(), grid.len(), "voxels for a grid of {:?}", grid.shape);
         Self { grid, data }
+    }
+
+    /// `f` of every voxel, on the same grid.
+    pub fn map<U: Copy>(&self, f: impl FnMut(T) -> U) -> Volume<U> {
+        Volume::new(self.grid, self.data.iter().copied().map(f).collect())
     }
 
     /// A volume of `T::default()` everywhere.
@@ -86,7 +54,7 @@ impl<T: Copy> Volume<T> {
         Self { grid, data: vec![T::default(); grid.len()] }
     }
 
-    /// Where voxel (x, y, z) stands in `data`.
+    /// Place of voxel (x, y, z) in `data`.
     pub fn index(&self, x: usize, y: usize, z: usize) -> usize {
         let [nx, ny, _] = self.grid.shape;
         x + nx * (y + ny * z)
@@ -103,10 +71,10 @@ impl<T: Copy> Volume<T> {
     where
         T: Default + Send + Sync,
     {
-        /// Rows that are filled together: where x becomes y or z, a line of the cache holds voxels of as many.
+        /// Rows that are filled together. Where x becomes y or z, one cache line holds voxels of this many rows.
         const ROWS: usize = 16;
         let map = AxisMap::of(&self.grid.affine);
-        let grid = map.reorient(&self.grid);
+        let grid = self.grid.to_ras();
         if grid == self.grid {
             return self.clone();
         }
@@ -131,16 +99,6 @@ impl<T: Copy> Volume<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn voxel_millilitres_follow_the_spacing() {
-        let grid = Grid {
-            shape: [2, 3, 4],
-            affine: Affine([[-2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.5, 0.0]]),
-        };
-        assert_eq!(grid.len(), 24);
-        assert!((grid.voxel_ml() - 0.01).abs() < 1e-15);
-    }
 
     #[test]
     fn reorienting_keeps_every_voxel_at_its_world_position() {

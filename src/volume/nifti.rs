@@ -1,27 +1,28 @@
-//! NIfTI files in memory, to volumes and back: NIfTI-1 and NIfTI-2, `.nii` and `.hdr`/`.img`, plain or gzip.
+//! NIfTI files in memory to volumes and back: NIfTI-1 and NIfTI-2, `.nii` and `.hdr`/`.img`, plain or gzip.
 //!
 //! [`decode`] takes the bytes of a `.nii` or `.nii.gz`, [`decode_pair`] those of both halves of a pair. Either gives
 //! the voxels as `f32` with `scl_slope` and `scl_inter` applied, x fastest, and the affine from voxel index to world
-//! mm (RAS+) that nibabel would give: sform where its code is positive, else qform, else voxel sizes around the
-//! centre; [`Decoded`] tells which, and whether a qform contradicts the sform. Lengths in metres or micrometres
-//! become mm; a file that names no unit is taken to be in mm. NaN and infinite voxels become 0 and are counted.
+//! mm (RAS+) that nibabel gives: the sform where its code is positive, else the qform, else voxel sizes around the
+//! centre. [`Decoded`] says which of them was used, and whether a qform contradicts the sform. Lengths in metres or
+//! micrometres become mm; a file that names no unit is taken to be in mm. NaN and infinite voxels become 0 and are
+//! counted.
 //!
-//! Every unusable file is an [`Error::Input`] of one of these kinds:
+//! Every unusable file is an [`struct@Error`] of one of these kinds:
 //!
 //! | kind | the file |
 //! |---|---|
 //! | `not_nifti` | is empty or has no NIfTI header |
-//! | `analyze` | is ANALYZE 7.5: nothing in it tells left from right |
+//! | `analyze` | is ANALYZE 7.5, which does not say which side is left |
 //! | `header_pair` | is one half of a `.hdr`/`.img` pair, or a whole file given as a half |
 //! | `truncated` | ends before the voxels its header promises |
 //! | `corrupt_gzip` | does not decompress, fails its checksum, or has other data after it |
 //! | `too_large` | is larger than the caller's limit |
 //! | `dimensions`, `four_dimensional` | is not one three-dimensional image |
 //! | `datatype` | holds colours, complex numbers, bits or 128-bit floats |
-//! | `scaling` | scales its voxels to no number |
-//! | `voxel_offset` | puts its voxels at an impossible place |
-//! | `spacing`, `affine` | places its voxels nowhere in space |
-//! | `constant` | shows nothing: all voxels equal or none finite |
+//! | `scaling` | has a scaling that leaves no voxel finite |
+//! | `voxel_offset` | has an impossible offset of its voxels |
+//! | `spacing`, `affine` | has no usable map from voxels to space |
+//! | `constant` | holds no image: all voxels are equal, or none is finite |
 //!
 //! [`encode()`] gives the bytes of a `.nii.gz` for a volume.
 
@@ -35,61 +36,67 @@ pub use encode::{NiftiVoxel, encode};
 pub use geometry::AffineSource;
 use header::{Header, NIFTI2_BYTES, Storage};
 
+use super::error::{Error, Result};
 use super::{Grid, Volume};
-use crate::error::{Error, Result};
 
 /// A decoded file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// The voxels, scaled, all finite.
     pub volume: Volume<f32>,
-    /// How the file stores a voxel, in numpy's words: `int16`, `float32`.
+    /// How the file stores a voxel, by numpy's name: `int16`, `float32`.
     pub datatype: String,
-    /// Volumes in the file; always 1, as files with more are refused.
+    /// Volumes in the file. Always 1: files with more are refused.
     pub n_volumes: usize,
     /// Voxels that were NaN or infinite and are now 0.
     pub n_nonfinite: usize,
-    /// Which of the header's methods gave the affine.
+    /// The part of the header that gave the affine.
     pub affine_source: AffineSource,
-    /// The affine is the sform's, and the qform puts a corner of the image more than 1 mm elsewhere or turns an axis by
-    /// more than 1 degree. Right for a scan whose sform leads to a template; else one of the two is wrong.
+    /// The affine is the sform's, and the qform moves a corner of the image by more than 1 mm or turns an axis by more
+    /// than 1 degree. Expected for a scan whose sform leads to a template; otherwise one of the two is wrong.
     pub qform_disagrees: bool,
 }
 
-/// Decodes the bytes of a `.nii` or `.nii.gz` (told apart by content, not by name).
+/// Decodes the bytes of a `.nii` or `.nii.gz` (recognised by content, not by name).
 ///
-/// `limit_bytes` bounds both the uncompressed file and the decoded `f32` voxels. The header's promise
-/// is checked against it before memory is reserved, and decompression stops there.
+/// `limit_bytes` bounds both the uncompressed file and the decoded `f32` voxels. The size that the header promises is
+/// checked against it before memory is reserved, and decompression stops at it.
+///
+/// # Errors
+/// An [`struct@Error`] of any of the [kinds above](self).
 pub fn decode(bytes: &[u8], limit_bytes: u64) -> Result<Decoded> {
     let header = read_header(bytes)?;
     match header.storage {
         Storage::Single => read(&header, bytes, limit_bytes),
-        Storage::Pair => Err(Error::input(
+        Storage::Pair => Err(Error::new(
             "header_pair",
             "this is the header of a .hdr/.img pair; put the .img of the same name beside it",
         )),
     }
 }
 
-/// Decodes a `.hdr` and its `.img`, either of them plain or gzip (told apart by content). `limit_bytes` as in
+/// Decodes a `.hdr` and its `.img`, either of them plain or gzip (recognised by content). `limit_bytes` as in
 /// [`decode`].
+///
+/// # Errors
+/// As [`decode`]; `header_pair` where the header is that of a whole file.
 pub fn decode_pair(header_bytes: &[u8], image_bytes: &[u8], limit_bytes: u64) -> Result<Decoded> {
     let header = read_header(header_bytes)?;
     if header.storage == Storage::Single {
-        return Err(Error::input(
+        return Err(Error::new(
             "header_pair",
             "the header says that its voxels are in the same file, not in an .img beside it; rename it to .nii",
         ));
     }
     if inflate::is_gzip(header_bytes) {
-        // Again, to the end, where the checksum stands.
+        // The header was read from the first bytes alone. Inflating to the end verifies the checksum.
         inflate::inflate(header_bytes, &mut vec![0; header.n_bytes()], limit_bytes)?;
     }
     read(&header, image_bytes, limit_bytes)
 }
 
-/// Bytes that decoding takes for the voxels besides the file itself, as the header at the start of these bytes says: of a
-/// `.nii`, a `.nii.gz` or a `.hdr`. None where there is no header that can be read, which decoding will tell.
+/// Bytes of memory that decoding needs for the voxels, beside the file itself, from the header at the start of a
+/// `.nii`, a `.nii.gz` or a `.hdr`. `None` where that header cannot be read; [`decode`] says why.
 pub fn decoded_bytes(bytes: &[u8]) -> Option<u64> {
     let header = read_header(bytes).ok()?;
     header.n_voxels()?.checked_mul(size_of::<f32>().max(header.datatype.size()) as u64)
@@ -102,13 +109,13 @@ fn read_header(bytes: &[u8]) -> Result<Header> {
     }
     let (first, broken) = inflate::start(bytes, NIFTI2_BYTES);
     Header::parse(&first).map_err(|e| match broken {
-        // What ended the bytes says more than that they do not look like NIfTI.
-        Some(broken) if first.len() < size_of::<i32>() || e.kind() == truncated().kind() => broken,
+        // Why the gzip ended early says more than that too few bytes came out of it.
+        Some(broken) if first.len() < size_of::<i32>() || e.kind == Error::truncated().kind => broken,
         _ => e,
     })
 }
 
-/// The volume that `header` describes, with its voxels from `file`.
+/// The volume that `header` describes, with the voxels in `file`.
 fn read(header: &Header, file: &[u8], limit: u64) -> Result<Decoded> {
     let placement = geometry::place(header)?;
     let offset = header.offset()?;
@@ -116,7 +123,7 @@ fn read(header: &Header, file: &[u8], limit: u64) -> Result<Decoded> {
     let file_bytes = size(header.datatype.size()).and_then(|n| n.checked_add(offset));
     let (file_bytes, _) =
         file_bytes.zip(size(size_of::<f32>())).filter(|&(a, b)| a.max(b) <= limit).ok_or_else(|| {
-            Error::input(
+            Error::new(
                 "too_large",
                 format!(
                     "the header promises {:?} voxels of {}, which take more memory than the limit of {limit} bytes; \
@@ -129,17 +136,17 @@ fn read(header: &Header, file: &[u8], limit: u64) -> Result<Decoded> {
 
     let available = if inflate::is_gzip(file) { inflate::most_bytes(file) } else { file.len() as u64 };
     if file_bytes > available {
-        return Err(truncated());
+        return Err(Error::truncated());
     }
 
-    // Both are within a small multiple of what is in memory already.
+    // Both are within a small multiple of what is already in memory.
     let (file_bytes, n_voxels) = (file_bytes as usize, header.shape.iter().product());
     let mut buffer = voxels::buffer(n_voxels, file_bytes)?;
     unpack(header, file, voxels::tail(&mut buffer, file_bytes), limit)?;
     let voxels = voxels::convert(buffer, header)?;
     if !voxels.varies {
         let what = if voxels.n_nonfinite == voxels.data.len() { "is finite" } else { "differs from the others" };
-        return Err(Error::input(
+        return Err(Error::new(
             "constant",
             format!("no voxel {what}: there is nothing to screen; export the scan again"),
         ));
@@ -154,37 +161,18 @@ fn read(header: &Header, file: &[u8], limit: u64) -> Result<Decoded> {
     })
 }
 
-/// Fills `out` with the first bytes of a file's content. What follows them is ignored, but refused past `limit`.
+/// Fills `out` with the first bytes of a file's content. Further bytes are ignored up to `limit` and refused beyond it.
 fn unpack(header: &Header, file: &[u8], out: &mut [u8], limit: u64) -> Result<()> {
     if inflate::is_gzip(file) {
         let inflated = inflate::inflate(file, out, limit);
-        // The voxels of a plain .img may begin as gzip does.
+        // The voxels of a plain .img may happen to begin with gzip's magic.
         if inflated.is_ok() || header.storage == Storage::Single || file.len() != out.len() {
             return inflated;
         }
     }
     if file.len() as u64 > limit {
-        return Err(too_long());
+        return Err(Error::too_long());
     }
     out.copy_from_slice(&file[..out.len()]);
     Ok(())
-}
-
-fn too_long() -> Error {
-    Error::input(
-        "too_large",
-        "the file goes on after its voxels, past the limit; write it again with nibabel or dcm2niix",
-    )
-}
-
-fn truncated() -> Error {
-    Error::input("truncated", "the file ends before the voxels its header promises; copy it again from its source")
-}
-
-fn not_nifti() -> Error {
-    Error::input("not_nifti", "this is no NIfTI file (no such header); convert it, for example with dcm2niix")
-}
-
-fn dimensions(why: &str) -> Error {
-    Error::input("dimensions", format!("this is not one three-dimensional image: {why}"))
 }

@@ -1,9 +1,10 @@
-//! Which anatomical direction each voxel axis runs along.
+//! The anatomical direction that each voxel axis runs along.
 //!
-//! The rule is nibabel's `io_orientation`: voxel axes are compared with the world's axes after the
-//! affine's shear is removed, and the best aligned voxel axis chooses first.
+//! Takes an affine from voxel index to world mm (RAS+); gives the permutation and the flips that bring its axes to the
+//! closest RAS order. The rule is nibabel's `io_orientation`: the affine's shear is removed, then voxel axes are matched
+//! to world axes, the best aligned one first.
 
-use super::{Affine, Grid};
+use super::affine::Affine;
 
 /// For each voxel axis, the world axis (0 = x, 1 = y, 2 = z) it follows and whether it runs against it.
 pub(super) struct AxisMap {
@@ -22,7 +23,7 @@ impl AxisMap {
         let mut map = Self { world: [0; 3], against: [false; 3] };
         let mut free = vec![0, 1, 2];
         for axis in order {
-            // The first of equals, as numpy's argmax.
+            // Of equals the first, like numpy's argmax.
             let mut best = 0;
             for candidate in 1..free.len() {
                 if rotation[free[candidate]][axis].abs() > rotation[free[best]][axis].abs() {
@@ -43,13 +44,13 @@ impl AxisMap {
         (0..3).map(|axis| if self.against[axis] { AGAINST } else { ALONG }[self.world[axis]]).collect()
     }
 
-    /// `grid` with voxel axis `i` following world axis `i`.
-    pub fn reorient(&self, grid: &Grid) -> Grid {
-        let (mut shape, mut rows) = ([0; 3], grid.affine.0);
+    /// Shape and affine of the same voxels with voxel axis `i` following world axis `i`.
+    pub fn reorient(&self, shape: [usize; 3], affine: &Affine) -> ([usize; 3], Affine) {
+        let (mut reordered, mut rows) = ([0; 3], affine.0);
         for axis in 0..3 {
-            let (to, n) = (self.world[axis], grid.shape[axis]);
-            shape[to] = n;
-            for (row, source) in rows.iter_mut().zip(&grid.affine.0) {
+            let (to, n) = (self.world[axis], shape[axis]);
+            reordered[to] = n;
+            for (row, source) in rows.iter_mut().zip(&affine.0) {
                 if self.against[axis] {
                     row[to] = -source[axis];
                     row[3] += source[axis] * (n as f64 - 1.0);
@@ -58,11 +59,11 @@ impl AxisMap {
                 }
             }
         }
-        Grid { shape, affine: Affine(rows) }
+        (reordered, Affine(rows))
     }
 
-    /// Where the reoriented volume's first voxel stands in the data of a volume of `shape`, and how
-    /// far one step along each reoriented axis goes there.
+    /// Place of the reoriented volume's first voxel in the data of a volume of `shape`, and the
+    /// stride there of one step along each reoriented axis.
     pub fn strides(&self, shape: [usize; 3]) -> (isize, [isize; 3]) {
         let source = [1, shape[0] as isize, (shape[0] * shape[1]) as isize];
         let (mut start, mut strides) = (0, [0; 3]);
@@ -79,7 +80,7 @@ impl AxisMap {
 }
 
 /// The orthogonal matrix closest to the affine's columns scaled to unit length: the polar factor, by
-/// Newton's iteration `R <- (R + R^-T) / 2` (Higham 1986). Columns as they are where that is undefined.
+/// Newton's iteration `R <- (R + R^-T) / 2` (Higham 1986). The scaled columns themselves where they have no inverse.
 fn closest_rotation(affine: &Affine) -> [[f64; 3]; 3] {
     let spacing = affine.spacing();
     let mut unit = Affine(affine.0.map(|row| [row[0] / spacing[0], row[1] / spacing[1], row[2] / spacing[2], 0.0]));

@@ -1,14 +1,13 @@
-//! Voxels of one volume at the positions of another grid.
+//! Interpolates a volume at the voxels of another grid.
 //!
 //! Takes a source volume, a target [`Grid`] and the map from target world mm to source world mm;
-//! gives a volume on the target grid. Target index, target world, source world and source index are
-//! one composed affine, so the cost per voxel is one interpolation.
+//! gives a volume on the target grid. One composed affine leads from target index to source index, so that the cost per
+//! voxel is one interpolation.
 //!
-//! What lies inside the box spanned by the source's voxel centres is what
-//! `scipy.ndimage.map_coordinates(mode="constant", cval=0)` gives, for order 1 and 0. Beyond the
-//! outermost centres, the outer half of the border voxels included, the result is 0: nothing is
-//! extrapolated. A source whose affine has no inverse covers nothing, so all voxels are 0;
-//! [`super::nifti::decode`] refuses such files.
+//! Inside the box spanned by the source's voxel centres the result is that of
+//! `scipy.ndimage.map_coordinates(mode="constant", cval=0)`, of order 1 and 0. Beyond the outermost centres, the outer
+//! half of the border voxels included, the result is 0: nothing is extrapolated. Refuses nothing: a source whose affine
+//! has no inverse covers nothing, so that all voxels are 0.
 
 use std::borrow::Cow;
 
@@ -16,12 +15,12 @@ use rayon::prelude::*;
 
 use super::{Affine, Grid, Volume};
 
-/// How far beyond the outermost centre (in voxels) still counts as on it, so that rounding in the
-/// composed affine does not blank the border of an image resampled onto its own grid.
+/// Tolerance in voxels beyond the outermost centres, so that rounding in the composed affine does not blank the border
+/// of an image resampled on its own grid.
 const ON_BORDER: f64 = 1e-6;
 
-/// Trilinear interpolation of `src` on `target`. `target_to_source` takes target world mm to source
-/// world mm; [`Affine::identity`] where both lie in the same world.
+/// Trilinear interpolation of `src` on `target`. `target_to_source` maps target world mm to source
+/// world mm; [`Affine::identity`] where both share one world.
 pub fn trilinear(src: &Volume<f32>, target: &Grid, target_to_source: &Affine) -> Volume<f32> {
     if meets_centres(&src.grid, target, target_to_source) {
         return nearest(src, target, target_to_source);
@@ -29,16 +28,13 @@ pub fn trilinear(src: &Volume<f32>, target: &Grid, target_to_source: &Affine) ->
     interpolate(src, target, target_to_source, None)
 }
 
-/// As [`trilinear`], but only where `wanted`, on `target`, is not 0; 0 elsewhere.
-///
-/// # Panics
-/// If `wanted` is not on `target`.
+/// As [`trilinear`] on the grid of `wanted`, where `wanted` is not 0; 0 elsewhere.
 pub fn trilinear_within(src: &Volume<f32>, wanted: &Volume<u8>, target_to_source: &Affine) -> Volume<f32> {
     interpolate(src, &wanted.grid, target_to_source, Some(&wanted.data))
 }
 
-/// Whether every voxel of `target` falls on a voxel centre of `source`: axes permuted or flipped, shifted by whole
-/// voxels. Then there is nothing to interpolate.
+/// Whether every voxel of `target` falls on a voxel centre of `source` (axes permuted or flipped, shifted by whole
+/// voxels), so that there is nothing to interpolate.
 fn meets_centres(source: &Grid, target: &Grid, target_to_source: &Affine) -> bool {
     let Some(to_index) = source.affine.inverse() else { return false };
     let map = target.affine.then(target_to_source).then(&to_index);
@@ -49,7 +45,7 @@ fn interpolate(src: &Volume<f32>, target: &Grid, target_to_source: &Affine, want
     let thick = thickened(src);
     let [nx, ny, nz] = thick.grid.shape;
     let (row, slab) = (nx, nx * ny);
-    // The last centre belongs to the cell before it, with weight 1 on its far side.
+    // The last centre belongs to the cell before it, with weight 1 on that cell's far side.
     let highest = [nx, ny, nz].map(|n| n.saturating_sub(2));
     let data = thick.data.as_slice();
     sample(&src.grid, target, target_to_source, wanted, |p| {
@@ -66,7 +62,7 @@ fn interpolate(src: &Volume<f32>, target: &Grid, target_to_source: &Affine, want
     })
 }
 
-/// `src` with its only plane twice along every axis that has but one, so that there are two to interpolate between.
+/// `src` with its only plane doubled along every axis that has one voxel, so that there are two to interpolate between.
 fn thickened(src: &Volume<f32>) -> Cow<'_, Volume<f32>> {
     let [nx, ny, nz] = src.grid.shape;
     if src.grid.is_empty() || nx > 1 && ny > 1 && nz > 1 {
@@ -78,7 +74,7 @@ fn thickened(src: &Volume<f32>) -> Cow<'_, Volume<f32>> {
     Cow::Owned(Volume { grid: Grid { shape, ..src.grid }, data: data.collect() })
 }
 
-/// The nearest voxel of `src` on `target`: for masks and labels. Half-way positions go to the
+/// Nearest-neighbour interpolation of `src` on `target`, for masks and labels. Half-way positions take the
 /// voxel of higher index. `target_to_source` as in [`trilinear`].
 pub fn nearest<T>(src: &Volume<T>, target: &Grid, target_to_source: &Affine) -> Volume<T>
 where
@@ -92,8 +88,8 @@ where
     })
 }
 
-/// A position along one axis of the source in voxels, in steps of 2^-32: along a row of the target it is a sum of whole
-/// numbers, which costs a third of what converting a float per voxel does.
+/// A position along one axis of the source in voxels, in steps of 2^-32. Along a row of the target it is a sum of
+/// integers, at a third of the cost of converting a float per voxel.
 #[derive(Debug, Clone, Copy)]
 struct Fixed(i64);
 
@@ -108,19 +104,19 @@ impl Fixed {
         Self(self.0 + (1 << 31))
     }
 
-    /// The centre at or below it; those below the first centre, by the tolerance, count as on it.
+    /// The centre at or below it; a position below the first centre, by the tolerance, counts as on it.
     fn cell(self) -> usize {
         (self.0.max(0) >> 32) as usize
     }
 
-    /// How far it lies beyond a centre, in voxels.
+    /// Its distance beyond the centre of `cell`, in voxels.
     fn beyond(self, cell: usize) -> f32 {
         (self.0 - ((cell as i64) << 32)).max(0) as f32 * (1.0 / Self::ONE) as f32
     }
 }
 
-/// Calls `value` with the source position of each target voxel in the box of voxel centres, which it leaves by at most
-/// [`ON_BORDER`]; `T::default()` for those outside it, and for those where `wanted` is 0.
+/// `value` of the source position of each target voxel in the box of voxel centres, give or take [`ON_BORDER`];
+/// `T::default()` outside that box, and where `wanted` is 0.
 fn sample<T, F>(source: &Grid, target: &Grid, target_to_source: &Affine, wanted: Option<&[u8]>, value: F) -> Volume<T>
 where
     T: Copy + Default + Send + Sync,
@@ -140,7 +136,7 @@ where
     out.data.par_chunks_mut(nx * ny).enumerate().for_each(|(z, slab)| {
         for (y, row) in slab.chunks_mut(nx).enumerate() {
             let start = map.apply([0.0, y as f64, z as f64]);
-            // The voxels of a row lie on a line, which meets the box in one piece: no test per voxel.
+            // A row lies on a line, which meets the box in one interval: no test per voxel.
             let Some((from, to)) = inside(start, step, last, nx) else { continue };
             let mut at: [Fixed; 3] = std::array::from_fn(|a| Fixed::of(start[a] + from as f64 * step[a]));
             let wanted = wanted.map(|wanted| &wanted[nx * (y + ny * z)..][from..to]);
@@ -155,13 +151,13 @@ where
     out
 }
 
-/// The whole numbers x from 0 to `n` for which `start + x * step` lies in the box from 0 to `last`, to a tolerance:
-/// from the first to one past the last of them.
+/// The integers x from 0 to `n` for which `start + x * step` lies in the box from 0 to `last`, within the tolerance:
+/// the first of them, and one past the last.
 fn inside(start: [f64; 3], step: [f64; 3], last: [f64; 3], n: usize) -> Option<(usize, usize)> {
     let (mut from, mut to) = (0.0, n as f64 - 1.0);
     for axis in 0..3 {
         let (low, high) = (-ON_BORDER - start[axis], last[axis] + ON_BORDER - start[axis]);
-        // A NaN position fails every comparison and stays outside.
+        // A NaN position fails every comparison and counts as outside.
         if step[axis] != 0.0 {
             let (a, b) = (low / step[axis], high / step[axis]);
             from = f64::max(from, a.min(b));

@@ -7,9 +7,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use neurosieve::error::Error;
 use neurosieve::volume::nifti::{AffineSource, Decoded, decode, decode_pair, encode};
-use neurosieve::volume::{Affine, Grid, Volume, resample};
+use neurosieve::volume::{self, Affine, Error, Grid, Volume, resample};
 use nifti::NiftiHeader;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -76,18 +75,18 @@ fn gunzip(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The kind of the input error that `bytes` must give.
+/// The kind of the error that `bytes` must give.
 fn refusal(bytes: &[u8], limit: u64) -> &'static str {
     refused(decode(bytes, limit))
 }
 
-fn refused(decoded: neurosieve::Result<Decoded>) -> &'static str {
+fn refused(decoded: volume::Result<Decoded>) -> &'static str {
     match decoded {
-        Err(Error::Input { kind, message }) => {
+        Err(Error { kind, message }) => {
             assert!(!message.is_empty());
             kind
         }
-        other => panic!("expected an input error, got {other:?}"),
+        other => panic!("expected an error, got {other:?}"),
     }
 }
 
@@ -230,7 +229,7 @@ fn a_file_cut_anywhere_is_refused_as_truncated() {
         let whole = golden_bytes(name);
         for cut in 0..whole.len() {
             let kind = match decode(&whole[..cut], LIMIT) {
-                Err(Error::Input { kind, .. }) => kind,
+                Err(Error { kind, .. }) => kind,
                 // Of this one, zeros after the last member may be lost.
                 Ok(_) if name == "members.nii.gz" && whole[cut..].iter().all(|&byte| byte == 0) => continue,
                 other => panic!("{name} cut at byte {cut}: {other:?}"),
@@ -252,7 +251,7 @@ fn a_damaged_gzip_never_gives_other_voxels() {
         match decode(&damaged, LIMIT) {
             // A flipped bit in gzip's time stamp changes nothing.
             Ok(got) => assert_eq!(got, right, "byte {byte} bit {bit}"),
-            Err(e) => assert!(matches!(e, Error::Input { .. }), "byte {byte} bit {bit}: {e}"),
+            Err(e) => assert!(!e.message.is_empty(), "byte {byte} bit {bit}: {e:?}"),
         }
     }
 }
@@ -269,7 +268,7 @@ fn random_headers_are_refused_or_usable() {
         }
         match decode(&bytes, LIMIT) {
             Ok(decoded) => assert_usable(&decoded),
-            Err(e) => assert!(matches!(e, Error::Input { .. }), "{e}"),
+            Err(e) => assert!(!e.message.is_empty(), "{e:?}"),
         }
     }
 }

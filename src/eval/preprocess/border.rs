@@ -12,8 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::preprocess::border::{FEATURES, Sight, Weights, trimmed};
-use crate::preprocess::register::linear::solve_damped;
+use crate::preprocess::border::{BorderWeights, FEATURES, Shell, trimmed};
+use crate::preprocess::linear::solve_damped;
 use crate::preprocess::{self, PreprocessConfig};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
@@ -80,11 +80,11 @@ fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Ex
     }
     let to_mni = &steps.registration.to_mni;
     let mask = trimmed(&steps.first_mask, to_mni, &cfg.skull_strip);
-    let Some(sight) = Sight::new(&mask, &steps.working, to_mni) else { return Vec::new() };
+    let Some(shell) = Shell::new(&mask, &steps.working, to_mni) else { return Vec::new() };
     let brain = Volume::new(reference.grid, reference.data.iter().map(|&v| u8::from(v > 0.0)).collect());
-    let brain = preprocess::mask_to(&brain, sight.grid(), &Affine::identity());
+    let brain = preprocess::mask_to(&brain, shell.grid(), &Affine::identity());
     let seen: Vec<Example> =
-        brain.data.iter().enumerate().filter_map(|(i, &b)| Some((sight.features(i)?, b != 0))).collect();
+        brain.data.iter().enumerate().filter_map(|(i, &b)| Some((shell.features(i)?, b != 0))).collect();
     let stride = (seen.len() / VOXELS).max(1);
     seen.into_iter().step_by(stride).collect()
 }
@@ -99,7 +99,11 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     let scale = [[spacing, 0.0, 0.0, 0.0], [0.0, spacing, 0.0, 0.0], [0.0, 0.0, spacing, 0.0]];
     let centred = Affine::translation(shape.map(|n| (1.0 - n as f64) / 2.0));
     let affine = centred.then(&Affine::from_rows(scale)).then(&Affine::translation(middle));
+<<<<<<< HEAD:src/eval/preprocess/border.rs
     let turn = rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
+=======
+    let turn = Affine::rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
+>>>>>>> voxels:src/train/border.rs
     let turn = Affine::translation(middle.map(|c| -c)).then(&turn).then(&Affine::translation(middle));
     let grid = Grid { shape, affine };
     let mut image = trilinear(head, &grid, &turn);
@@ -107,6 +111,7 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     (image, trilinear(reference, &grid, &turn))
 }
 
+<<<<<<< HEAD:src/eval/preprocess/border.rs
 /// The rotation by these angles (radians) about x, then y, then z.
 fn rotation(angles: [f64; 3]) -> Affine {
     let mut map = Affine::identity();
@@ -121,6 +126,9 @@ fn rotation(angles: [f64; 3]) -> Affine {
 }
 
 /// Adds another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
+=======
+/// Another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
+>>>>>>> voxels:src/train/border.rs
 fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     let top = image.data.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
     let power = rng.random_range(0.75f32..1.35);
@@ -136,8 +144,13 @@ fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     }
 }
 
+<<<<<<< HEAD:src/eval/preprocess/border.rs
 /// The weights that maximise the penalised likelihood of the examples; [`Error::Config`] where they are not determined.
 fn regression(examples: &[Example]) -> Result<Weights> {
+=======
+/// The weights that make the examples most likely, less the penalty; [`Error::Config`] where nothing settles them.
+fn regression(examples: &[Example]) -> Result<BorderWeights> {
+>>>>>>> voxels:src/train/border.rs
     let n = examples.len() as f64;
     let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
         std::array::from_fn(|k| examples.iter().map(|(seen, _)| of(k, f64::from(seen[k]))).sum::<f64>() / n)
@@ -178,7 +191,7 @@ fn regression(examples: &[Example]) -> Result<Weights> {
     let constant = weights[FEATURES] - raw.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
     // Four decimals change the odds by less than their error, and keep the asset readable.
     let rounded = |w: f64| ((w * 1e4).round() / 1e4) as f32;
-    Ok(Weights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
+    Ok(BorderWeights { constant: rounded(constant), features: raw.map(rounded).to_vec() })
 }
 
 #[cfg(test)]

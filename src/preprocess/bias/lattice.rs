@@ -1,21 +1,20 @@
-//! A scalar function of three dimensions as a uniform cubic B-spline over a lattice of knots, and its approximation to
-//! values on a grid of samples.
+//! A uniform cubic B-spline in three dimensions over a lattice of knots, and the approximation of samples by one.
 //!
 //! Takes samples on a regular grid, x fastest, each with a weight (0 where there is no sample); gives knots by the
 //! approximation of Lee, Wolberg and Shin (IEEE Transactions on Visualization and Computer Graphics 3:228, 1997). On
-//! a regular grid its sums separate into one pass per axis, which makes a fit as cheap as an addition of images.
+//! a regular grid its sums separate into one pass per axis, so that a fit costs no more than a few additions of images.
 
-/// Knots on `shape[a]` positions per axis. Along each axis the domain is 0 ..= cells, in cells, and knot `k` stands at
-/// `k - 1`: there are three knots more than cells.
+/// Knots on `shape[a]` positions per axis. The domain along each axis runs from 0 to the number of cells, knot `k` lies
+/// at `k - 1`, and there are three knots more than cells.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lattice {
     pub(super) shape: [usize; 3],
-    /// `shape` product, x fastest.
+    /// One per position, x fastest.
     pub(super) knots: Vec<f32>,
 }
 
 impl Lattice {
-    /// A function that is 0 everywhere, on `cells` cells per axis.
+    /// The spline that is 0 everywhere, with `cells` cells per axis.
     pub(super) fn flat(cells: [usize; 3]) -> Self {
         let shape = cells.map(|n| n + 3);
         Self { shape, knots: vec![0.0; shape.iter().product()] }
@@ -26,7 +25,7 @@ impl Lattice {
         self.shape.map(|n| n - 3)
     }
 
-    /// The value at `p`, in cells from the low corner of the domain; positions outside are moved onto its border.
+    /// The value at `p`, in cells from the low corner of the domain. Positions outside are clamped to its border.
     pub(super) fn at(&self, p: [f64; 3]) -> f32 {
         let [(x, wx), (y, wy), (z, wz)] = std::array::from_fn(|a| support(p[a], self.shape[a] - 3));
         let [nx, ny, _] = self.shape;
@@ -41,7 +40,7 @@ impl Lattice {
         sum
     }
 
-    /// The same function on half as large cells.
+    /// The same function on cells of half the size.
     pub(super) fn refined(&self) -> Self {
         let mut out = self.clone();
         for axis in 0..3 {
@@ -51,7 +50,7 @@ impl Lattice {
             for (source, target) in out.knots.chunks(inner * n).zip(knots.chunks_mut(inner * fine)) {
                 let at = |k: usize, i: usize| source[k * inner + i];
                 for (k, line) in target.chunks_mut(inner).enumerate() {
-                    // Fine knot k stands at (k - 1) / 2 cells: on a coarse knot, or half-way between two.
+                    // Fine knot k lies at (k - 1) / 2 cells: on a coarse knot, or half-way between two.
                     for (i, value) in line.iter_mut().enumerate() {
                         let c = k.div_ceil(2);
                         *value = if k % 2 == 1 {
@@ -69,16 +68,18 @@ impl Lattice {
     }
 }
 
+/// Weights of the four knots around a position at `t` (0..1) between the two middle ones.
+pub(crate) fn cubic_b_spline(t: f32) -> [f32; 4] {
+    let (s, t2) = (1.0 - t, t * t);
+    let t3 = t2 * t;
+    [s * s * s / 6.0, (3.0 * t3 - 6.0 * t2 + 4.0) / 6.0, (-3.0 * t3 + 3.0 * t2 + 3.0 * t + 1.0) / 6.0, t3 / 6.0]
+}
+
 /// First of the four knots that a position (in cells) depends on, and their weights.
 fn support(p: f64, cells: usize) -> (usize, [f32; 4]) {
     let p = p.clamp(0.0, cells as f64);
     let cell = (p as usize).min(cells - 1);
-    let t = (p - cell as f64) as f32;
-    let (s, t2) = (1.0 - t, t * t);
-    let t3 = t2 * t;
-    let weights =
-        [s * s * s / 6.0, (3.0 * t3 - 6.0 * t2 + 4.0) / 6.0, (-3.0 * t3 + 3.0 * t2 + 3.0 * t + 1.0) / 6.0, t3 / 6.0];
-    (cell, weights)
+    (cell, cubic_b_spline((p - cell as f64) as f32))
 }
 
 /// Extents below, along and above `axis`.
@@ -86,20 +87,20 @@ fn split(shape: [usize; 3], axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
 
-/// A knot with far less evidence than this, the tails of a few samples, stays near 0.
+/// Keeps knots near 0 that have far less evidence than this, from the tails of a few samples.
 const LEAST_EVIDENCE: f32 = 1e-2;
 
-/// A regular grid of samples spread over a lattice's domain, with what the fit needs of it.
-pub(super) struct Fit {
+/// The approximation of samples by a lattice: a regular grid of samples over the lattice's domain.
+pub(super) struct Approximation {
     samples: [usize; 3],
     shape: [usize; 3],
-    /// Per axis and sample: first knot and weights.
+    /// Per axis and sample: its first knot and weights.
     support: [Vec<(usize, [f32; 4])>; 3],
-    /// Per sample: one over the sum of its squared spline weights.
+    /// Per sample: the reciprocal of the sum of its squared spline weights.
     scale: Vec<f32>,
 }
 
-impl Fit {
+impl Approximation {
     /// For a grid of `samples` that ends on the borders of a domain of `cells`.
     pub(super) fn new(samples: [usize; 3], cells: [usize; 3]) -> Self {
         let support: [Vec<_>; 3] = std::array::from_fn(|a| {
@@ -114,7 +115,7 @@ impl Fit {
         Self { samples, shape: cells.map(|n| n + 3), support, scale }
     }
 
-    /// The function closest to `values` with these weights, in the sense of Lee et al.; 0 where no sample is near.
+    /// The spline that approximates `values` with these weights, by Lee et al.; 0 far from all samples.
     pub(super) fn lattice(&self, values: &[f32], weights: &[f32]) -> Lattice {
         let scaled = values.iter().zip(weights).zip(&self.scale).map(|((v, w), s)| v * w * s).collect();
         let sums = self.gather(scaled, |w| w * w * w);
@@ -123,7 +124,7 @@ impl Fit {
         Lattice { shape: self.shape, knots }
     }
 
-    /// Sums over samples at every knot, each times the product over axes of `of` its spline weight.
+    /// The sum over samples at every knot, each sample times the product over axes of `of` its spline weight.
     fn gather(&self, mut values: Vec<f32>, of: impl Fn(f32) -> f32) -> Vec<f32> {
         let mut shape = self.samples;
         for axis in (0..3).rev() {
@@ -145,7 +146,7 @@ impl Fit {
         values
     }
 
-    /// The function's values at all samples.
+    /// The spline's values at all samples.
     pub(super) fn values(&self, lattice: &Lattice) -> Vec<f32> {
         let mut values = lattice.knots.clone();
         let mut shape = self.shape;
@@ -190,10 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn repeated_fits_of_the_rest_reach_a_spline_that_was_sampled() {
+    fn repeated_fits_of_the_residual_converge_to_the_sampled_spline() {
         let samples = [17, 25, 19];
         let truth = bumpy([2, 3, 2]);
-        let fit = Fit::new(samples, truth.cells());
+        let fit = Approximation::new(samples, truth.cells());
         let wanted = fit.values(&truth);
         let mid = truth.at([1.0, 1.5, 1.0]);
         assert!((wanted[8 + 17 * (12 + 25 * 9)] - mid).abs() < 1e-6, "values() and at() agree");

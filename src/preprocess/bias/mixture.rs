@@ -1,8 +1,9 @@
-//! The tissues behind a histogram of log intensities.
+//! A mixture of tissues fitted to a histogram of log intensities.
 //!
-//! Takes log intensities; gives for each how far it lies from the mean of its tissue and how far that can be trusted. The histogram is a mixture of normal distributions, fitted by expectation and maximisation with the
-//! typicality of Van Leemput et al. (IEEE Transactions on Medical Imaging 20:677, 2001, section II): what lies many
-//! standard deviations from every tissue, a lesion or a vessel, belongs to none and has no say.
+//! Takes log intensities; gives for each its distance from the mean of its tissue, and how far that can be trusted. The
+//! histogram is a mixture of normal distributions, fitted by expectation maximisation with the typicality of Van Leemput
+//! et al. (IEEE Transactions on Medical Imaging 20:677, 2001, section II): an intensity many standard deviations from
+//! every tissue, of a lesion or a vessel, belongs to none and gets no weight.
 
 /// Bins of log intensity and the tissues found in them.
 pub(super) struct Mixture {
@@ -19,10 +20,10 @@ struct Tissue {
     sd: f32,
 }
 
-/// What an intensity tells.
+/// The deviation of an intensity from its tissue.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Expected {
-    /// How far it lies above the mean of its tissue.
+pub(super) struct Deviation {
+    /// Log intensity above the mean of its tissue.
     pub(super) excess: f32,
     /// How far that can be trusted, 0..1.
     pub(super) trust: f32,
@@ -31,26 +32,26 @@ pub(super) struct Expected {
 /// Bins of the histogram.
 const BINS: usize = 200;
 
-/// Rounds of expectation and maximisation per update: the field moves on between updates, so none needs to be final.
+/// Rounds of expectation maximisation per update. The field changes between updates, so that none needs to converge.
 const ROUNDS: usize = 5;
 
-/// Standard deviation from which every tissue starts: half the width of a strong field.
+/// Standard deviation with which every tissue starts: half the width of a strong field.
 const FIRST_SD: f32 = 0.15;
 
-/// A tissue's standard deviation of log intensity is not below this: noise and partial volume.
+/// Lower bound of a tissue's standard deviation, from noise and partial volume.
 const LEAST_SD: f32 = 0.02;
 
 impl Mixture {
     /// Three tissues that start at `means`, for log intensities within `range`. Beyond `outlier` standard deviations,
-    /// an intensity counts rather as an outlier than as a tissue.
+    /// an intensity counts mostly as an outlier.
     pub(super) fn new(range: [f32; 2], means: [f32; 3], outlier: f32) -> Self {
         let width = ((range[1] - range[0]) / (BINS - 1) as f32).max(f32::MIN_POSITIVE);
         let tissues = means.map(|mean| Tissue { share: 1.0 / 3.0, mean, sd: FIRST_SD });
         Self { low: range[0], width, outlier, tissues }
     }
 
-    /// Moves the tissues towards these values, and gives what each bin tells.
-    pub(super) fn update(&mut self, values: impl Iterator<Item = f32>) -> Vec<Expected> {
+    /// Fits the tissues to these values; gives the deviation of each bin.
+    pub(super) fn update(&mut self, values: impl Iterator<Item = f32>) -> Vec<Deviation> {
         let mut histogram = [0f32; BINS];
         for v in values {
             let (bin, t) = self.bin(v);
@@ -76,7 +77,7 @@ impl Mixture {
             }
         }
         let sharpest = self.tissues.iter().map(|t| t.sd).fold(f32::INFINITY, f32::min);
-        let of = |bin: usize| {
+        let deviation = |bin: usize| {
             let v = self.low + bin as f32 * self.width;
             let (mut trust, mut mean) = (0.0, 0.0);
             for (t, tissue) in self.typical(v).into_iter().zip(&self.tissues) {
@@ -84,12 +85,12 @@ impl Mixture {
                 trust += precision;
                 mean += precision * tissue.mean;
             }
-            if trust > 1e-6 { Expected { excess: v - mean / trust, trust } } else { Expected::default() }
+            if trust > 1e-6 { Deviation { excess: v - mean / trust, trust } } else { Deviation::default() }
         };
-        (0..BINS).map(of).collect()
+        (0..BINS).map(deviation).collect()
     }
 
-    /// How far `v` belongs to each tissue: its share of the density there, times its typicality.
+    /// How far `v` belongs to each tissue: the tissue's share of the density at `v`, times its typicality.
     fn typical(&self, v: f32) -> [f32; 3] {
         let at_border = (-0.5 * self.outlier * self.outlier).exp();
         let relative = self.tissues.map(|t| (-0.5 * ((v - t.mean) / t.sd).powi(2)).exp());
@@ -98,18 +99,18 @@ impl Mixture {
         std::array::from_fn(|k| density[k] / sum * relative[k] / (relative[k] + at_border))
     }
 
-    /// The bin below `v` and how far `v` is on the way to the next; values out of range are moved into it.
+    /// The bin below `v` and the relative position of `v` between it and the next; `v` is clamped to the range.
     fn bin(&self, v: f32) -> (usize, f32) {
         let bin = ((v - self.low) / self.width).clamp(0.0, (BINS - 1) as f32);
         let below = (bin as usize).min(BINS - 2);
         (below, bin - below as f32)
     }
 
-    /// What `v` tells, from what [`Mixture::update`] gave.
-    pub(super) fn look_up(&self, table: &[Expected], v: f32) -> Expected {
+    /// The deviation of `v`, interpolated in the table of [`Mixture::update`].
+    pub(super) fn look_up(&self, table: &[Deviation], v: f32) -> Deviation {
         let (bin, t) = self.bin(v);
         let (a, b) = (table[bin], table[bin + 1]);
-        Expected { excess: a.excess + t * (b.excess - a.excess), trust: a.trust + t * (b.trust - a.trust) }
+        Deviation { excess: a.excess + t * (b.excess - a.excess), trust: a.trust + t * (b.trust - a.trust) }
     }
 }
 
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tissues_are_found_and_outliers_have_no_say() {
+    fn tissues_are_found_and_outliers_get_no_weight() {
         // 30,000 values of three normal distributions by sums of evenly spread numbers, and a lesion of 1,500 beyond.
         let steps = [0.618_034, 0.754_878, 0.569_840, 0.381_966, 0.819_173, 0.671_044];
         let normal = |i: usize| steps.iter().map(|a| (i as f64 * a).fract() - 0.5).sum::<f64>() as f32 * 2f32.sqrt();
@@ -131,8 +132,8 @@ mod tests {
             table = mixture.update(values.iter().copied());
         }
         for mean in truth {
-            let told = mixture.look_up(&table, mean + 0.03);
-            assert!((told.excess - 0.03).abs() < 0.01 && told.trust > 0.3, "{told:?} at {mean}");
+            let found = mixture.look_up(&table, mean + 0.03);
+            assert!((found.excess - 0.03).abs() < 0.01 && found.trust > 0.3, "{found:?} at {mean}");
         }
         assert!(mixture.look_up(&table, 5.1).trust < 0.01, "{:?}", mixture.look_up(&table, 5.1));
     }

@@ -1,10 +1,11 @@
-//! What is measured on a scan to judge it: noise, contrast, ghosts, and the shape of the brain mask.
+//! Measures of a scan's quality: noise, contrast, ghosts, and the shape of the brain mask.
 //!
-//! Takes volumes on the working grid (2 mm). The air and the whole head are looked at on every second voxel along each
-//! axis, which is plenty for means over hundreds of thousands of voxels.
+//! Takes volumes on the working grid (2 mm). Air and head are sampled at every second voxel along each axis, which is
+//! enough for means over hundreds of thousands of voxels.
 
-use crate::preprocess::morphology::{close, count, dilate, fill_holes, largest_component};
-use crate::preprocess::percentile;
+use crate::preprocess::mask::count;
+use crate::preprocess::morphology::{close, dilate, fill_holes, largest_component};
+use crate::preprocess::statistics::{percentile, values_in};
 use crate::volume::{Affine, Grid, Volume};
 
 /// Every second voxel along each axis.
@@ -22,14 +23,13 @@ pub(super) fn thinned<T: Copy + Default>(volume: &Volume<T>) -> Volume<T> {
     Volume::new(Grid { shape, affine: double.then(&volume.grid.affine) }, data)
 }
 
-/// The head without the air around it: the largest piece above the threshold that separates two classes best.
+/// The head without the air around it: the largest piece above the threshold between the two classes.
 pub(super) fn foreground(head: &Volume) -> Volume<u8> {
     let level = otsu(&head.data);
-    let above = head.data.iter().map(|&v| u8::from(v > level)).collect();
-    fill_holes(&close(&largest_component(&Volume::new(head.grid, above)), 1))
+    fill_holes(&close(&largest_component(&head.map(|v| u8::from(v > level))), 1))
 }
 
-/// The threshold with the largest variance between the classes below and above it (Otsu, IEEE Transactions on
+/// The threshold with the largest variance between the class below and the class above it (Otsu, IEEE Transactions on
 /// Systems, Man and Cybernetics 9:62, 1979), over 128 bins up to the 98th percentile.
 fn otsu(values: &[f32]) -> f32 {
     const BINS: usize = 128;
@@ -57,30 +57,29 @@ fn otsu(values: &[f32]) -> f32 {
     low + (best_bin + 1) as f32 * width
 }
 
-/// Ghosts in the air around a head, on thinned volumes: how much brighter the brightest twentieth of 16 mm cubes of air
-/// is than the median cube, over the median of the brain. `None` where there is no air, or it was set to zero.
+/// Ghosts in the air around a head, on thinned volumes: the difference between the 95th percentile and the median of
+/// means over 16 mm cubes of air, relative to the median of the brain. `whole` is the mask of the head. `None` where
+/// there is no air or it was set to zero.
 pub(super) fn ghosting(head: &Volume, brain: &Volume<u8>, whole: &Volume<u8>) -> Option<f32> {
-    let near = dilate(whole, 3);
-    let air: Vec<f32> = head.data.iter().zip(&near.data).filter(|&(_, &m)| m == 0).map(|(&v, _)| v).collect();
+    let outside = dilate(whole, 3).map(|m| m ^ 1);
+    let air = values_in(head, &outside);
     let nonzero = air.iter().filter(|&&v| v != 0.0).count();
-    // Air that is almost nowhere above zero was cleaned and tells nothing.
+    // Air with almost no voxel other than zero was cleaned and shows no ghosts.
     if nonzero * 20 < air.len() || air.len() < 200 {
         return None;
     }
-    let inside: Vec<f32> = head.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
-    let signal = percentile(&inside, 0.5);
-    let outside = Volume::new(near.grid, near.data.iter().map(|m| m ^ 1).collect());
+    let signal = percentile(&values_in(head, brain), 0.5);
     let cubes = means_of_cubes(head, &outside, 4);
     let [middle, high] = [0.5, 0.95].map(|q| percentile(&cubes, q));
     (signal > 0.0).then(|| (high - middle) / signal)
 }
 
-/// Means of 2 x 2 x 2 voxels that all lie in the mask.
+/// Means of all blocks of 2 x 2 x 2 voxels that lie in the mask.
 pub(super) fn block_means(image: &Volume<f32>, mask: &Volume<u8>) -> Vec<f32> {
     means_of_cubes(image, mask, 2)
 }
 
-/// Means of cubes of `side` voxels that all lie in the mask.
+/// Means of all cubes of `side` voxels that lie in the mask.
 fn means_of_cubes(image: &Volume<f32>, mask: &Volume<u8>, side: usize) -> Vec<f32> {
     let [nx, ny, nz] = image.grid.shape;
     let mut means = Vec::new();
@@ -103,7 +102,7 @@ fn means_of_cubes(image: &Volume<f32>, mask: &Volume<u8>, side: usize) -> Vec<f3
     means
 }
 
-/// What stands out of the noise in the brain.
+/// Signal and contrast in the brain relative to noise.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct OverNoise {
     /// Median intensity over the standard deviation of noise.
@@ -113,12 +112,12 @@ pub(super) struct OverNoise {
     pub(super) contrast: f32,
 }
 
-/// Signal and contrast over noise. The noise's standard deviation is the median of |v[x-1] - 2 v[x] + v[x+1]| times
-/// 1.4826 / sqrt(6): unlike the classes' own standard deviations, which cannot exceed the width of a class, that keeps
-/// rising with noise; unlike the noise in air, it is there in scans whose air was cleaned or rounded away. Fine anatomy
-/// counts as noise, so the ratios are lower than those of a phantom.
+/// Signal and contrast over noise. The noise's standard deviation is the median of `|v[x-1] - 2 v[x] + v[x+1]|` times
+/// 1.4826 / sqrt(6). It keeps rising with noise, unlike the classes' own standard deviations, which cannot exceed the
+/// width of a class; and it can be measured in scans whose air was cleaned or rounded to zero. Fine anatomy counts as
+/// noise, so that the ratios are lower than those of a phantom.
 pub(super) fn over_noise(image: &Volume<f32>, brain: &Volume<u8>) -> OverNoise {
-    let values: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &m)| m != 0).map(|(&v, _)| v).collect();
+    let values = values_in(image, brain);
     let [low, high] = [0.005, 0.995].map(|q| percentile(&values, q));
     if low >= high {
         return OverNoise::default();
@@ -151,7 +150,7 @@ pub(super) fn over_noise(image: &Volume<f32>, brain: &Volume<u8>) -> OverNoise {
     }
     let noise = percentile(&bends, 0.5) * 1.4826 / 6f32.sqrt();
     let contrast = (means[2] - means[1]) as f32 * width;
-    // Noise below a thousandth of the contrast is an image without noise.
+    // An image with less noise than a thousandth of its contrast is noise-free.
     let noise = noise.max(1e-3 * contrast).max(f32::MIN_POSITIVE);
     OverNoise { signal: signal / noise, contrast: contrast / noise }
 }
@@ -161,9 +160,9 @@ fn class_of(value: f64, means: [f64; 3]) -> usize {
     if value < (means[0] + means[1]) / 2.0 { 0 } else { usize::from(value >= (means[1] + means[2]) / 2.0) + 1 }
 }
 
-/// Entropy focus criterion of the brain's neighbourhood (Atkinson et al., IEEE Transactions on Medical Imaging 16:903,
-/// 1997), normalized to 0..1 as in MRIQC: 0 where all signal sits in one voxel, 1 where every voxel is alike. Ghosts and
-/// blur raise it. Taken on all voxels of `image`.
+/// Entropy focus criterion of all voxels of `image` (Atkinson et al., IEEE Transactions on Medical Imaging 16:903,
+/// 1997), normalized to 0..1 as in MRIQC: 0 where one voxel has all the signal, 1 where all voxels are equal. Ghosts and
+/// blur raise it.
 pub(super) fn entropy_focus(image: &Volume<f32>) -> f32 {
     let n = image.data.len() as f64;
     let norm = image.data.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
@@ -191,8 +190,8 @@ pub(super) fn edge_area_cm2(brain: &Volume<u8>) -> f64 {
     voxels as f64 * brain.grid.spacing()[0].powi(2) / 100.0
 }
 
-/// How round the mask is: the surface of a ball of its volume over its own (1 for a ball). Voxel faces overstate a smooth
-/// surface by half, whatever its direction on average (Mullikin and Verbeek, Bioimaging 1:6, 1993).
+/// Surface of a ball with the mask's volume over the mask's own surface (1 for a ball). Voxel faces overestimate a smooth
+/// surface by half, averaged over its directions (Mullikin and Verbeek, Bioimaging 1:6, 1993).
 pub(super) fn sphericity(mask: &Volume<u8>) -> f32 {
     let [nx, ny, _] = mask.grid.shape;
     let mut faces = 0usize;
@@ -204,7 +203,7 @@ pub(super) fn sphericity(mask: &Volume<u8>) -> f32 {
     if faces == 0 { 0.0 } else { (ball / surface) as f32 }
 }
 
-/// Dice of the mask with its mirror image left to right. `mask` lies on the model's grid, whose x is symmetric.
+/// Dice of the mask with its mirror image, left to right. `mask` lies on the model's grid, which is symmetric in x.
 pub(super) fn symmetry(mask: &Volume<u8>) -> f32 {
     let nx = mask.grid.shape[0];
     let both: usize =
@@ -212,15 +211,15 @@ pub(super) fn symmetry(mask: &Volume<u8>) -> f32 {
     both as f32 / count(mask).max(1) as f32
 }
 
-/// The share of the template's `brain` that lies outside the field of view `native`; `to_mni` takes its world there.
+/// The share of the template's `brain` that lies outside the field of view `native`, whose world mm `to_mni` maps to MNI
+/// mm.
 pub(super) fn outside_view(native: &Grid, brain: &Volume<u8>, to_mni: &Affine) -> f32 {
     let (Some(to_native), Some(to_index)) = (to_mni.inverse(), native.affine.inverse()) else { return 1.0 };
     let map = brain.grid.affine.then(&to_native).then(&to_index);
-    let [nx, ny, _] = brain.grid.shape;
     let (mut inside, mut total) = (0usize, 0usize);
-    // Every third voxel of tens of thousands: a share to a tenth of a percent.
+    // Every third voxel of tens of thousands gives the share to a tenth of a percent.
     for (i, _) in brain.data.iter().enumerate().step_by(3).filter(|(_, v)| **v != 0) {
-        let p = map.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
+        let p = map.apply(brain.grid.ijk(i).map(|c| c as f64));
         total += 1;
         inside += usize::from((0..3).all(|a| p[a] >= -0.5 && p[a] <= native.shape[a] as f64 - 0.5));
     }

@@ -1,21 +1,21 @@
-//! What is no MRI scan of a brain, told by what was measured on it.
+//! Refuses what is no MRI scan of a brain.
 //!
-//! | refused as | before | what it is | measured |
+//! | kind | before | what it is | how it is recognised |
 //! |---|---|---|---|
-//! | `not_mri` | anything else | CT in Hounsfield units | air near -1000 in a large share, the rest around 0 |
-//! | `no_brain` | skull stripping | noise, an empty bore | neighbouring voxels have nothing to do with each other |
-//! | `no_brain` | normalizing | a uniform phantom | what was taken for the brain is of one intensity |
-//! | `no_brain` | normalizing | a phantom with inserts, another body part | no likeness with the template |
+//! | `not_mri` | skull stripping | CT in Hounsfield units | a large share of air near -1000, the rest around 0 |
+//! | `no_brain` | skull stripping | noise, an empty bore | neighbouring voxels are uncorrelated |
+//! | `no_brain` | normalizing | a uniform phantom | the supposed brain has one intensity |
+//! | `no_brain` | normalizing | a phantom with inserts, another body part | no resemblance to the template |
 
 use serde::{Deserialize, Serialize};
 
 use super::measure::block_means;
 use crate::error::{Error, Result};
 use crate::preprocess::morphology::erode;
-use crate::preprocess::percentile;
+use crate::preprocess::statistics::percentile;
 use crate::volume::Volume;
 
-/// When a scan is refused. Measured ranges are those of the training split's heads and bare brains.
+/// Thresholds for refusing a scan, chosen on the training split's heads and bare brains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RefuseConfig {
@@ -23,32 +23,32 @@ pub struct RefuseConfig {
     pub ct_air_min: f64,
     /// Lowest correlation of neighbouring voxels on the working grid.
     pub coherence_min: f64,
-    /// Lowest spread of intensities in the brain: 5th to 95th percentile of 4 mm blocks
-    /// inside its rim over the median.
+    /// Lowest spread of intensities in the brain: the difference between the 95th and the 5th percentile of 4 mm blocks
+    /// below its rim, over their median.
     pub spread_min: f32,
-    /// Lowest correlation with the template.
+    /// Lowest correlation with the template in the brain.
     pub ncc_min: f32,
 }
 
 impl Default for RefuseConfig {
     fn default() -> Self {
-        // Measured: coherence 0.91 to 0.99, noise 0.0; spread 0.38 (FLAIR) to 1.0, a uniform ball 0.03; likeness 0.51 (FLAIR) to
-        // 0.68, phantoms at most 0.14.
+        // Measured: coherence 0.91 to 0.99, noise 0.0; spread 0.38 (FLAIR) to 1.0, a uniform ball 0.03; correlation with
+        // the template 0.51 (FLAIR) to 0.68, phantoms at most 0.14.
         Self { ct_air_min: 0.1, coherence_min: 0.6, spread_min: 0.15, ncc_min: 0.3 }
     }
 }
 
-/// Refuses, before the brain is sought, CT and volumes that hold only noise. `working` is `native` on the working grid.
+/// Refuses CT and volumes that hold only noise, before the brain is located. `working` is `native` on the working grid.
 ///
 /// # Errors
 /// [`Error::Input`] of kind `not_mri` or `no_brain`.
 pub fn refuse_scan(native: &Volume<f32>, working: &Volume<f32>, cfg: &RefuseConfig) -> Result<()> {
-    // A few hundred thousand voxels tell shares to a tenth of a percent.
+    // A few hundred thousand voxels give shares to a tenth of a percent.
     let stride = (native.data.len() / 200_000).max(1) | 1;
-    let looked_at = native.data.iter().copied().step_by(stride);
-    let air = looked_at.clone().filter(|v| (-1100.0..=-900.0).contains(v)).count() as f64;
-    if air > cfg.ct_air_min * looked_at.len() as f64 {
-        let rest: Vec<f32> = looked_at.filter(|&v| v > -900.0).collect();
+    let sample = native.data.iter().copied().step_by(stride);
+    let air = sample.clone().filter(|v| (-1100.0..=-900.0).contains(v)).count() as f64;
+    if air > cfg.ct_air_min * sample.len() as f64 {
+        let rest: Vec<f32> = sample.filter(|&v| v > -900.0).collect();
         let middle = percentile(&rest, 0.5);
         if (-300.0..=300.0).contains(&middle) {
             return Err(Error::input(
@@ -71,8 +71,8 @@ pub fn refuse_scan(native: &Volume<f32>, working: &Volume<f32>, cfg: &RefuseConf
     Ok(())
 }
 
-/// Refuses, once it is found and registered, a brain that is none. `corrected` is the scan on the working grid divided
-/// by its bias field, `brain` the mask on the same grid, `ncc` its correlation with the template.
+/// Refuses, after registration, a mask that holds no brain. `corrected` is the scan on the working grid divided by its
+/// bias field, `brain` the mask on the same grid, `ncc` the correlation with the template.
 ///
 /// # Errors
 /// [`Error::Input`] of kind `no_brain`.
@@ -101,12 +101,12 @@ pub fn refuse_brain(corrected: &Volume<f32>, brain: &Volume<u8>, ncc: f32, cfg: 
     Ok(())
 }
 
-/// Correlation of voxels with their neighbours along x, in every fourth row, of values up to the 99th percentile.
+/// Correlation of voxels with their neighbours along x, in every fifth row, with values clamped to the 99th percentile.
 fn coherence(volume: &Volume<f32>) -> f64 {
     let nx = volume.grid.shape[0];
-    let some: Vec<f32> = volume.data.iter().copied().step_by(17).collect();
-    // A single bright voxel must not decide.
-    let top = f64::from(percentile(&some, 0.99));
+    let sample: Vec<f32> = volume.data.iter().copied().step_by(17).collect();
+    // The clamp limits the weight of a single bright voxel.
+    let top = f64::from(percentile(&sample, 0.99));
     let (mut n, mut sums) = (0.0, [0f64; 5]);
     for row in volume.data.chunks(nx).step_by(5) {
         for pair in row.windows(2) {
@@ -119,9 +119,10 @@ fn coherence(volume: &Volume<f32>) -> f64 {
     (ab - a * b) / ((aa - a * a) * (bb - b * b)).sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// 5th to 95th percentile over the median of 4 mm blocks in the brain; 0 for none.
+/// Difference between the 95th and the 5th percentile of 4 mm blocks in the brain, over their median; 0 without a
+/// positive median.
 fn spread(image: &Volume<f32>, brain: &Volume<u8>) -> f32 {
-    // The rim is a mixture with what lies outside.
+    // The rim is mixed with the tissue outside.
     let means = block_means(image, &erode(brain, 2));
     let [low, middle, high] = [0.05, 0.5, 0.95].map(|q| percentile(&means, q));
     if middle > 0.0 { (high - low) / middle } else { 0.0 }
@@ -132,12 +133,11 @@ mod tests {
     use super::*;
     use crate::volume::{Affine, Grid};
 
-    /// `voxel` of world mm and index on a 2 mm grid of 200 mm.
+    /// A volume on a 2 mm grid of 200 mm; `voxel` gives the value from world mm and the place in the data.
     fn volume(voxel: impl Fn([f64; 3], usize) -> f32) -> Volume {
         let affine = Affine::from_rows([[2.0, 0.0, 0.0, -99.0], [0.0, 2.0, 0.0, -99.0], [0.0, 0.0, 2.0, -99.0]]);
         let grid = Grid { shape: [100; 3], affine };
-        let at = |i: usize| affine.apply([i % 100, i / 100 % 100, i / 10_000].map(|c| c as f64));
-        Volume::new(grid, (0..grid.len()).map(|i| voxel(at(i), i)).collect())
+        Volume::new(grid, (0..grid.len()).map(|i| voxel(grid.world_mm(i), i)).collect())
     }
 
     fn radius(p: [f64; 3]) -> f64 {
@@ -174,7 +174,7 @@ mod tests {
         let empty = volume(|_, i| 100.0 * noise(i));
         assert_eq!(kind(refuse_scan(&empty, &empty, &cfg)), Some("no_brain"));
         let ball = volume(|p, i| if radius(p) < 70.0 { 500.0 + 50.0 * noise(i) } else { 0.0 });
-        let mask = Volume::new(ball.grid, ball.data.iter().map(|v| u8::from(*v > 0.0)).collect());
+        let mask = ball.map(|v| u8::from(v > 0.0));
         assert_eq!(kind(refuse_scan(&ball, &ball, &cfg)), None);
         assert_eq!(kind(refuse_brain(&ball, &mask, 0.9, &cfg)), Some("no_brain"));
         let shells = volume(|p, _| if radius(p) < 50.0 { 500.0 } else { 300.0 });

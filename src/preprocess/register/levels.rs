@@ -1,25 +1,30 @@
-//! Scan and template at several resolutions, smoothed alike.
+//! Scan and template at several resolutions.
 //!
-//! Each level halves the one before: smoothed with (1, 2, 1) / 4 along every axis, then every second voxel kept (Burt
-//! and Adelson 1983). Intensities are averaged over the brain alone, so that neither air nor skull bleeds into its
-//! border, whatever the contrast.
+//! Takes a scan with its brain mask, or the template; gives a pyramid of 2, 4 and 8 mm (Burt and Adelson 1983). Each
+//! level smooths the one before with (1, 2, 1) / 4 along every axis and keeps every second voxel. Intensities are
+//! averaged within the brain, so that neither air nor skull affects its border, whatever the contrast.
 
 use std::sync::LazyLock;
 
+use crate::preprocess::mask::{bounds, volume_ml};
 use crate::preprocess::morphology::{dilate, erode};
+use crate::preprocess::statistics::{percentile, values_in};
 use crate::preprocess::template::{Template, template};
 use crate::volume::{Affine, Grid, Volume};
 
-/// Smooth maps that take up what is left of the bias field: constant, linear and squared in x, y, z.
+/// Number of smooth maps that model the rest of the bias field: constant, linear and squared in x, y, z.
 pub(super) const TREND_TERMS: usize = 7;
-/// Maps that a scan's intensity is made of: the trend, then grey matter, white matter and T1 of the template.
+/// Number of maps that explain a scan's intensity: the trend, then grey matter, white matter and T1 of the template.
 pub(super) const TERMS: usize = TREND_TERMS + 3;
 
 /// Number of levels: 2, 4 and 8 mm, finest first.
 pub(super) const LEVELS: usize = 3;
 
-/// How far from the border of the template's brain, in voxels of the level, masks are compared.
+/// Distance from the border of the template's brain, in voxels of the level, within which masks are compared.
 const BORDER_VOXELS: usize = 2;
+
+/// Voxels around the brain that smoothing needs.
+const MARGIN_VOXELS: usize = 8;
 
 /// A scan at one resolution.
 pub(super) struct Level {
@@ -27,18 +32,18 @@ pub(super) struct Level {
     pub to_index: Affine,
     /// Voxels along x, y, z; at least 2 each.
     pub shape: [usize; 3],
-    /// Intensity times share of brain, and share of brain, in every voxel, x fastest.
+    /// Intensity times share of brain, and share of brain, of every voxel, x fastest.
     pub voxels: Vec<[f32; 2]>,
     /// Variance of the intensity over the brain.
     pub variance: f64,
 }
 
-/// A place in the template.
+/// A point in the template.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Point {
     /// Offset from the centre of the template's brain in mm.
     pub offset: [f32; 3],
-    /// The maps here.
+    /// Values of the maps.
     pub terms: [f32; TERMS],
     /// Share of brain.
     pub brain: f32,
@@ -46,15 +51,15 @@ pub(super) struct Point {
     pub border: f32,
 }
 
-/// `image` in `brain` at all levels, finest first; its intensities scaled to variance 1 and cut at `tails` (a share
-/// of the brain's voxels, at either end). `None` where the mask is empty or the grid has no inverse.
+/// `image` within `brain` at all levels, finest first. Intensities are clamped at `tails` (a share of the brain's voxels,
+/// at either end) and scaled to -1..1. `None` where the mask is empty or the grid has no inverse.
 pub(super) fn scan_levels(image: &Volume<f32>, brain: &Volume<u8>, tails: f64) -> Option<[Level; LEVELS]> {
-    let (low, shape) = bounds(brain)?;
+    let (low, shape) = boxed(brain)?;
     let to_world = Affine::translation(low.map(|c| c as f64)).then(&image.grid.affine);
     to_world.inverse()?;
-    let inside: Vec<f32> = image.data.iter().zip(&brain.data).filter(|&(_, &b)| b != 0).map(|(v, _)| *v).collect();
-    let bottom = super::super::percentile(&inside, tails);
-    let top = super::super::percentile(&inside, 1.0 - tails);
+    let inside = values_in(image, brain);
+    let bottom = percentile(&inside, tails);
+    let top = percentile(&inside, 1.0 - tails);
     let middle = (bottom + top) / 2.0;
     let scale = if top > bottom { 2.0 / (top - bottom) } else { 0.0 };
     let mut maps = Maps { grid: Grid { shape, affine: to_world }, voxels: Vec::with_capacity(shape.iter().product()) };
@@ -87,37 +92,25 @@ pub(super) fn scan_levels(image: &Volume<f32>, brain: &Volume<u8>, tails: f64) -
     Some(levels)
 }
 
-/// First voxel and number of voxels of the box around the mask, with room for the smoothing.
-fn bounds(brain: &Volume<u8>) -> Option<([isize; 3], [usize; 3])> {
-    const ROOM: isize = 8;
-    let [nx, ny, _] = brain.grid.shape;
-    let (mut low, mut high) = ([isize::MAX; 3], [isize::MIN; 3]);
-    for (row, voxels) in brain.data.chunks(nx.max(1)).enumerate() {
-        let Some(first) = voxels.iter().position(|&v| v != 0) else { continue };
-        let last = voxels.iter().rposition(|&v| v != 0).unwrap_or(first);
-        for (a, (from, to)) in [(first, last), (row % ny, row % ny), (row / ny, row / ny)].into_iter().enumerate() {
-            low[a] = low[a].min(from as isize);
-            high[a] = high[a].max(to as isize);
-        }
-    }
-    (low[0] <= high[0])
-        .then(|| (low.map(|c| c - ROOM), std::array::from_fn(|a| (high[a] - low[a] + 1 + 2 * ROOM) as usize)))
+/// First voxel and shape of the box around the mask with its margin, which may extend beyond the grid.
+fn boxed(brain: &Volume<u8>) -> Option<([isize; 3], [usize; 3])> {
+    let (low, high) = bounds(brain)?;
+    let first = low.map(|c| c as isize - MARGIN_VOXELS as isize);
+    Some((first, std::array::from_fn(|a| high[a] - low[a] + 1 + 2 * MARGIN_VOXELS)))
 }
 
 /// The centre of mass of a mask in world mm; `None` where it is empty.
 pub(super) fn centre(brain: &Volume<u8>) -> Option<[f64; 3]> {
-    let [nx, ny, _] = brain.grid.shape;
     let mut sum = [0.0; 3];
     let mut n = 0.0;
     for (i, _) in brain.data.iter().enumerate().filter(|&(_, &v)| v != 0) {
-        let p = [i % nx, i / nx % ny, i / (nx * ny)];
-        sum.iter_mut().zip(p).for_each(|(s, c)| *s += c as f64);
+        sum.iter_mut().zip(brain.grid.ijk(i)).for_each(|(s, c)| *s += c as f64);
         n += 1.0;
     }
     (n > 0.0).then(|| brain.grid.affine.apply(sum.map(|s| s / n)))
 }
 
-/// The template as registration sees it.
+/// The points of the template that registration uses.
 pub(super) struct TemplatePoints {
     /// Centre of mass of the brain in MNI mm.
     pub centre: [f64; 3],
@@ -127,7 +120,7 @@ pub(super) struct TemplatePoints {
     pub levels: [Vec<Point>; LEVELS],
 }
 
-/// The template's points, made on first use.
+/// The template's points, computed on first use.
 pub(super) fn template_points() -> &'static TemplatePoints {
     static POINTS: LazyLock<TemplatePoints> = LazyLock::new(|| {
         let Template { t1, grey, white, brain } = template();
@@ -137,14 +130,13 @@ pub(super) fn template_points() -> &'static TemplatePoints {
         });
         let maps = Maps { grid: brain.grid, voxels: voxels.collect() };
         let centre = centre(brain).unwrap_or_default();
-        let volume_ml = crate::preprocess::morphology::count(brain) as f64 * brain.grid.voxel_ml();
         let mut finest = true;
         let levels = maps.pyramid().map(|maps| {
             // The finest level has as many points as the middle one.
             let stride = if std::mem::take(&mut finest) { 2 } else { 1 };
             points(&maps, stride, centre)
         });
-        TemplatePoints { centre, volume_ml, levels }
+        TemplatePoints { centre, volume_ml: volume_ml(brain), levels }
     });
     &POINTS
 }
@@ -153,11 +145,10 @@ pub(super) fn template_points() -> &'static TemplatePoints {
 fn points(maps: &Maps<4>, stride: usize, centre: [f64; 3]) -> Vec<Point> {
     let brain = Volume::new(maps.grid, maps.voxels.iter().map(|v| u8::from(v[3] >= 0.5)).collect());
     let (near, deep) = (dilate(&brain, BORDER_VOXELS), erode(&brain, BORDER_VOXELS));
-    let [nx, ny, _] = maps.grid.shape;
     let mut points = Vec::new();
     for (i, &[grey, white, t1, share]) in maps.voxels.iter().enumerate() {
-        let index = [i % nx, i / nx % ny, i / (nx * ny)];
-        // Half of the voxels, as on a chessboard, say as much as all of them.
+        let index = maps.grid.ijk(i);
+        // Half of the voxels, as on a chessboard, are enough.
         let kept = index.iter().all(|c| c % stride == 0) && index.iter().sum::<usize>().is_multiple_of(2 * stride);
         if !kept || near.data[i] == 0 {
             continue;
@@ -176,14 +167,14 @@ fn points(maps: &Maps<4>, stride: usize, centre: [f64; 3]) -> Vec<Point> {
     points
 }
 
-/// `C` maps on one grid, a voxel's values side by side; the last is the share of brain, which weights the others.
+/// `C` maps on one grid, interleaved by voxel; the last is the share of brain, by which the others are weighted.
 struct Maps<const C: usize> {
     grid: Grid,
     voxels: Vec<[f32; C]>,
 }
 
 impl<const C: usize> Maps<C> {
-    /// This level and the coarser ones.
+    /// All levels, this one first.
     fn pyramid(self) -> [Self; LEVELS] {
         let half = self.halved();
         let quarter = half.halved();
@@ -206,7 +197,7 @@ impl<const C: usize> Maps<C> {
     }
 }
 
-/// Every second voxel along `axis`, smoothed with (1, 2, 1) / 4; beyond the border lies nothing.
+/// Every second voxel along `axis`, smoothed with (1, 2, 1) / 4; values beyond the border are 0.
 fn halved_along<const C: usize>(source: &[[f32; C]], shape: [usize; 3], axis: usize) -> Vec<[f32; C]> {
     let step: usize = shape[..axis].iter().product();
     let n = shape[axis];

@@ -1,44 +1,45 @@
-//! Native world coordinates to MNI space: a registration of the brain to the MNI152 template.
+//! Affine registration of the brain to the MNI152 template.
 //!
-//! Takes the 2 mm working volume and its brain mask, gives the [`Registration`]: the affine map from native world mm
-//! to MNI mm with 12 parameters, the rigid part of the way there, and how well the template explains the scan.
+//! Takes the 2 mm working volume and its brain mask; gives the [`Registration`]: the affine map from native world mm
+//! to MNI mm with 12 parameters, its rigid part, and the correlation of scan and template.
 //!
 //! ```text
-//! 27 turns at 8 mm ─► the best, refined ─► similarity at 8, 4 mm ─► affine at 4, 2 mm
+//! 27 rotations at 8 mm ─► the best of them ─► similarity at 8, 4 mm ─► affine at 4, 2 mm
 //! ```
 //!
-//! The scan is explained as a sum of the template's tissue maps ([`fit`]), which any contrast allows. Refuses
-//! nothing: without a brain to fit, the centres of the masks are laid onto each other and `ncc` is 0.
+//! The scan is explained as a sum of the template's tissue maps ([`cost`]), so that any contrast works. Refuses
+//! nothing: without a brain, the centres of the masks are aligned and `ncc` is 0.
 
-mod fit;
+mod cost;
 mod levels;
-pub(crate) mod linear;
 mod pose;
+mod step;
 
 use serde::{Deserialize, Serialize};
 
-use self::fit::{Normal, Weights};
+use self::cost::{NormalEquations, Weights, evaluate};
 use self::levels::{LEVELS, Level, TemplatePoints};
-use self::pose::{Freedom, Pose, multiply, rotation};
-use super::morphology::count;
+use self::pose::{Pose, multiply, rotation};
+use self::step::{Freedom, step};
+use super::mask::volume_ml;
 use crate::volume::{Affine, Volume};
 
 /// Parameters of registration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegisterConfig {
-    /// Turns about each axis from which the search starts, in degrees: minus this, none, plus this.
+    /// The search starts from rotations about each axis by minus this, zero and plus this, in degrees.
     pub start_turn_deg: f64,
-    /// Weight of the masks' mean squared difference near the brain's border against the share of the intensity's
-    /// variance that the template leaves unexplained.
+    /// Weight of the masks' mean squared difference near the brain's border, relative to the share of the intensity's
+    /// variance that the template does not explain.
     pub mask_weight: f64,
-    /// Cost of stretching and shearing the head, per squared strain.
+    /// Cost of stretching and shearing the head, per unit of squared strain.
     pub strain_weight: f64,
-    /// Share of the brain's voxels at either end of its intensities that are cut off.
+    /// Share of the brain's voxels at either end of its intensities that is clamped.
     pub tails: f64,
     /// A level ends when a step changes the cost by less than this share of it.
     pub tolerance: f64,
-    /// Most steps per level.
+    /// Most iterations per level.
     pub iterations: usize,
 }
 
@@ -55,26 +56,26 @@ impl Default for RegisterConfig {
     }
 }
 
-/// Where the brain lies in MNI space.
+/// The map to MNI space.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Registration {
     /// Native world mm to MNI mm, 12 parameters.
     pub to_mni: Affine,
-    /// The same place and turn without a change of size or shape.
+    /// The same position and rotation without a change of size or shape.
     pub rigid: Affine,
     /// Correlation in the template's brain between the scan and the best sum of the template's tissue maps, 0..1.
     /// Low where there is no brain.
     pub ncc: f32,
 }
 
-/// Rounds of the search at 8 mm: steps from every pose, and how many of the poses then stay.
+/// Rounds of the search at 8 mm: iterations from every pose, and the number of best poses kept.
 const ROUNDS: [(usize, usize); 3] = [(3, 10), (6, 3), (12, 1)];
 /// Least damping of a step, as a share of the second derivatives.
 const DAMPING_MIN: f64 = 1e-4;
 /// Damping of the first step of a level.
 const START_DAMPING: f64 = 1e-2;
 
-/// Registers `image` (any contrast) with its `brain` mask on the same grid to the template.
+/// Registers `image` (any contrast), with its `brain` mask on the same grid, to the template.
 pub fn register(image: &Volume<f32>, brain: &Volume<u8>, cfg: &RegisterConfig) -> Registration {
     let template = levels::template_points();
     let at = levels::centre(brain).unwrap_or(template.centre);
@@ -82,20 +83,20 @@ pub fn register(image: &Volume<f32>, brain: &Volume<u8>, cfg: &RegisterConfig) -
         let shift = Affine::translation([0, 1, 2].map(|a| template.centre[a] - at[a]));
         return Registration { to_mni: shift, rigid: shift, ncc: 0.0 };
     };
-    let size = (count(brain) as f64 * brain.grid.voxel_ml() / template.volume_ml).cbrt();
+    let size = (volume_ml(brain) / template.volume_ml).cbrt();
     let weights = Weights { mask: cfg.mask_weight, strain: cfg.strain_weight, size };
     let search = Search { template, scan: &scan, weights, cfg };
-    let (similar, normal) = search.similarity(at, size);
-    let (pose, ncc) = search.affine(similar, normal);
+    let (similarity, normal) = search.similarity(at, size);
+    let (pose, ncc) = search.affine(similarity, normal);
     let to_mni = |pose: Pose| pose.to_scan().inverse();
     Registration {
         to_mni: to_mni(pose).unwrap_or(Affine::identity()),
-        rigid: to_mni(similar.without_size()).unwrap_or(Affine::identity()),
+        rigid: to_mni(similarity.without_size()).unwrap_or(Affine::identity()),
         ncc: ncc as f32,
     }
 }
 
-/// Both sides at all levels, finest first.
+/// Scan and template at all levels, finest first.
 struct Search<'a> {
     template: &'a TemplatePoints,
     scan: &'a [Level; LEVELS],
@@ -104,16 +105,16 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The best turn, shift and size at 4 mm, sought from all starts at 8 mm.
-    fn similarity(&self, at: [f64; 3], size: f64) -> (Pose, Normal) {
-        let mut poses: Vec<(Pose, Option<Normal>)> = starts(self.cfg.start_turn_deg)
+    /// The best rotation, shift and size at 4 mm, from all starts at 8 mm.
+    fn similarity(&self, at: [f64; 3], size: f64) -> (Pose, NormalEquations) {
+        let mut poses: Vec<(Pose, Option<NormalEquations>)> = starts(self.cfg.start_turn_deg)
             .into_iter()
             .map(|turn| turn.map(|row| row.map(|v| v * size)))
             .map(|linear| (Pose { from: self.template.centre, at, linear }, None))
             .collect();
-        for (steps, kept) in ROUNDS {
-            let descend = |(pose, before)| self.descend(2, pose, before, Freedom::Similarity, steps);
-            let mut tried: Vec<(Pose, Normal)> = poses.into_iter().map(descend).collect();
+        for (iterations, kept) in ROUNDS {
+            let descend = |(pose, before)| self.descend(2, pose, before, Freedom::Similarity, iterations);
+            let mut tried: Vec<(Pose, NormalEquations)> = poses.into_iter().map(descend).collect();
             tried.sort_by(|a, b| a.1.cost.total_cmp(&b.1.cost));
             poses = tried.into_iter().take(kept).map(|(pose, normal)| (pose, Some(normal))).collect();
         }
@@ -121,30 +122,30 @@ impl Search<'_> {
         self.descend(1, best, normal, Freedom::Similarity, self.cfg.iterations)
     }
 
-    /// The affine pose near `similar`, or `similar` where that is better, and the correlation there.
-    fn affine(&self, similar: Pose, normal: Normal) -> (Pose, f64) {
-        let (pose, normal) = self.descend(1, similar, Some(normal), Freedom::Affine, self.cfg.iterations);
-        let before = self.normal(0, &similar, &normal);
+    /// The affine pose near `similarity`, or `similarity` itself where its cost is lower, and the correlation there.
+    fn affine(&self, similarity: Pose, normal: NormalEquations) -> (Pose, f64) {
+        let (pose, normal) = self.descend(1, similarity, Some(normal), Freedom::Affine, self.cfg.iterations);
+        let before = self.evaluate(0, &similarity, &normal);
         let (pose, normal) = self.descend(0, pose, Some(normal), Freedom::Affine, self.cfg.iterations);
-        if normal.cost <= before.cost { (pose, normal.correlation) } else { (similar, before.correlation) }
+        if normal.cost <= before.cost { (pose, normal.correlation) } else { (similarity, before.correlation) }
     }
 
-    /// Steps down from `pose` until they become small. `before` tells how the template's maps explain the scan near
-    /// there, which the slope depends on; without it they are fitted first.
+    /// Descends from `pose` until the gain becomes small. The slope depends on how the template's maps explain the scan
+    /// near `pose`: `before` holds that, and without it one more evaluation finds out.
     fn descend(
         &self,
         level: usize,
         mut pose: Pose,
-        before: Option<Normal>,
+        before: Option<NormalEquations>,
         freedom: Freedom,
         iterations: usize,
-    ) -> (Pose, Normal) {
+    ) -> (Pose, NormalEquations) {
         let mut damping = START_DAMPING;
-        let before = before.unwrap_or_else(|| self.normal(level, &pose, &Normal::zero()));
-        let mut here = self.normal(level, &pose, &before);
+        let before = before.unwrap_or_else(|| self.evaluate(level, &pose, &NormalEquations::zero()));
+        let mut here = self.evaluate(level, &pose, &before);
         for _ in 0..iterations {
-            let Some(next) = pose.step(&here, freedom, damping) else { break };
-            let there = self.normal(level, &next, &here);
+            let Some(next) = step(&pose, &here, freedom, damping) else { break };
+            let there = self.evaluate(level, &next, &here);
             let gain = here.cost - there.cost;
             if gain > 0.0 {
                 (here, pose) = (there, next);
@@ -159,12 +160,12 @@ impl Search<'_> {
         (pose, here)
     }
 
-    fn normal(&self, level: usize, pose: &Pose, before: &Normal) -> Normal {
-        fit::normal(&self.scan[level], &self.template.levels[level], pose, &self.weights, before)
+    fn evaluate(&self, level: usize, pose: &Pose, before: &NormalEquations) -> NormalEquations {
+        evaluate(&self.scan[level], &self.template.levels[level], pose, &self.weights, before)
     }
 }
 
-/// Turns by minus, zero and plus `degrees` about each axis: about z first, about x last.
+/// Rotations by zero, minus and plus `degrees` about each axis: about z first, about x last.
 fn starts(degrees: f64) -> [[[f64; 3]; 3]; 27] {
     let angle = |i: usize| [0.0, -degrees, degrees][i % 3].to_radians();
     std::array::from_fn(|i| {
@@ -181,7 +182,7 @@ mod tests {
     use crate::volume::Grid;
     use crate::volume::resample::{nearest, trilinear};
 
-    /// A head turned about x, y and z by `degrees`, smaller than the template and shifted: MNI mm to native mm.
+    /// MNI mm to native mm of a head rotated about x, y and z by `degrees`, smaller than the template and shifted.
     fn to_native(degrees: [f64; 3]) -> Affine {
         let [x, y, z] = degrees.map(f64::to_radians);
         let turn = multiply(&rotation([x, 0.0, 0.0]), &multiply(&rotation([0.0, y, 0.0]), &rotation([0.0, 0.0, z])));
@@ -199,14 +200,13 @@ mod tests {
         (trilinear(map, &grid, &to_mni), nearest(&template().brain, &grid, &to_mni))
     }
 
-    /// The farthest that a voxel of the template's brain lands from where it came from, in mm.
+    /// The largest distance in mm between a voxel of the template's brain and its image after both maps.
     fn worst_mm(to_native: &Affine, to_mni: &Affine) -> f64 {
         let brain = &template().brain;
-        let [nx, ny, _] = brain.grid.shape;
         let round = to_native.then(to_mni);
         let voxels = brain.data.iter().enumerate().filter(|&(_, &v)| v != 0).step_by(101);
         let distances = voxels.map(|(i, _)| {
-            let p = brain.grid.affine.apply([i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64));
+            let p = brain.grid.world_mm(i);
             round.apply(p).iter().zip(p).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
         });
         distances.fold(0.0, f64::max)
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_affine_is_recovered_from_turns_of_thirty_degrees() {
+    fn a_known_affine_is_recovered_after_rotations_of_thirty_degrees() {
         for degrees in [[0.0; 3], [30.0, 0.0, 0.0], [-30.0, 30.0, -30.0], [10.0, -30.0, 30.0]] {
             let (worst, found) = registered(&template().t1, degrees);
             assert!(worst < 1.0, "{degrees:?} degrees: {worst} mm off");
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shows_no_brain_is_told_by_its_correlation() {
+    fn noise_has_a_low_correlation() {
         let (mut image, brain) = scan(&template().t1, &to_native([0.0; 3]));
         let mut state = 1u32;
         image.data.iter_mut().for_each(|v| {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn without_contrast_the_masks_are_matched_and_without_a_mask_nothing_moves() {
+    fn without_contrast_the_masks_are_aligned_and_without_a_mask_nothing_moves() {
         let to_native = to_native([5.0, -5.0, 5.0]);
         let (mut image, mut brain) = scan(&template().t1, &to_native);
         image.data.fill(7.0);

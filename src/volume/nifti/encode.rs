@@ -1,4 +1,6 @@
-//! Volumes to `.nii.gz` bytes.
+//! Volumes to the bytes of a `.nii.gz`.
+//!
+//! Takes a volume of any [`NiftiVoxel`] type; gives a little-endian NIfTI-1 file, gzipped.
 
 use std::io::Write;
 
@@ -33,15 +35,15 @@ nifti_voxel!(i16, Datatype::Int16);
 const MILLIMETRES: u8 = 2;
 /// The code of a transform to an aligned anatomy, neither the scanner's own space nor a template's.
 const ALIGNED: i16 = 2;
-/// Noise hardly compresses: above this level time grows much faster than files shrink.
+/// Noise hardly compresses: above this level the time grows much faster than the files shrink.
 const LEVEL: Compression = Compression::new(3);
 
 /// The bytes of a little-endian NIfTI-1 `.nii.gz` of `volume`, unscaled, in mm. The affine is written
-/// as sform and, where its axes are at right angles, as qform, both with code 2 (aligned); `f32`
-/// precision is the format's. `description` is cut at 79 bytes. The same volume gives the same bytes.
+/// as sform and, where its axes are at right angles, as qform, both with code 2 (aligned). NIfTI-1 stores it as `f32`.
+/// `description` is cut at 79 bytes. The same volume gives the same bytes.
 ///
 /// # Panics
-/// If an axis is longer than 32767 voxels, which NIfTI-1 cannot say and [`super::decode`] never gives.
+/// If an axis is longer than 32767 voxels, the limit of NIfTI-1.
 pub fn encode<T: NiftiVoxel>(volume: &Volume<T>, description: &str) -> Vec<u8> {
     let mut file = header::<T>(&volume.grid, description);
     file.reserve_exact(volume.data.len() * size_of::<T>());
@@ -52,7 +54,7 @@ pub fn encode<T: NiftiVoxel>(volume: &Volume<T>, description: &str) -> Vec<u8> {
     gzip.write_all(&file).and_then(|()| gzip.finish()).expect("memory takes all bytes")
 }
 
-/// Header and the four zero bytes that say "no extensions". Field order: nifti1.h.
+/// The header and the four zero bytes that mean "no extensions". Field order: nifti1.h.
 fn header<T: NiftiVoxel>(grid: &Grid, description: &str) -> Vec<u8> {
     let quaternion = geometry::quaternion(&grid.affine);
     let ([b, c, d], qfac) = quaternion.unwrap_or(([0.0; 3], 1.0));
@@ -110,7 +112,7 @@ impl Fields {
         }
     }
 
-    /// Text cut at a character's edge so that a terminating zero fits, padded with zeros.
+    /// Text padded with zeros to `width` bytes, cut at a character so that a terminating zero fits.
     fn text(&mut self, text: &str, width: usize) -> &mut Self {
         let cut = text.floor_char_boundary(width - 1);
         self.bytes(&text.as_bytes()[..cut]).zeros(width - cut)

@@ -1,41 +1,41 @@
-//! Where a NIfTI header says its voxels lie, and the quaternion that says it.
+//! Where a NIfTI header places its voxels, and the quaternion that writes such a placement.
 //!
-//! The three methods and their order are the standard's (nifti1.h, "3D IMAGE (VOLUME) ORIENTATION
-//! AND LOCATION IN SPACE"), with nibabel's reading of the doubtful cases: the sform where its code is positive,
-//! else the qform where its code is, else voxel sizes alone. Beyond nibabel, a transform that has no inverse gives
-//! way to the next one. Where a code promises a place and no transform keeps it, the file is refused: the voxel
-//! sizes alone would be a guess at left and right.
+//! Takes a header; gives the affine from voxel index to world mm (RAS+). The three methods and their order are the
+//! standard's (nifti1.h, "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE"), with nibabel's reading of the doubtful
+//! cases: the sform where its code is positive, else the qform where its code is, else voxel sizes alone. Unlike in
+//! nibabel, a transform that has no inverse gives way to the next one. Refuses a file whose codes promise a transform of
+//! which none is usable: voxel sizes alone would be a guess at left and right.
 
 use super::header::Header;
-use crate::error::{Error, Result};
 use crate::volume::Affine;
+use crate::volume::error::{Error, Result};
 
-/// Which of a header's three methods placed its voxels.
+/// The part of a header that places its voxels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AffineSource {
-    /// The sform: a whole affine.
+    /// The sform: a complete affine.
     Sform,
     /// The qform: a rotation, a position and voxel sizes.
     Qform,
-    /// Voxel sizes alone: left and right are a convention, not a fact.
+    /// Voxel sizes alone: left and right follow a convention, not the file.
     VoxelSizes,
 }
 
-/// Where voxels lie, and how sure that is.
+/// The placement of voxels, and how far it can be trusted.
 pub(super) struct Placement {
     /// Voxel index to world mm (RAS+).
     pub affine: Affine,
     pub source: AffineSource,
-    /// The sform was taken and a usable qform says something else.
+    /// The sform was used, and a usable qform contradicts it.
     pub qform_disagrees: bool,
 }
 
-/// How far a corner of the image may lie from where the other transform puts it, in mm.
+/// Largest distance between the places that two transforms give a corner of the image, in mm.
 const AGREE_MM: f64 = 1.0;
-/// How far a voxel axis may turn from where the other transform points it, in degrees.
+/// Largest angle between the directions that two transforms give a voxel axis, in degrees.
 const AGREE_DEGREES: f64 = 1.0;
 
-/// Places the header's voxels.
+/// The placement of the header's voxels.
 pub(super) fn place(header: &Header) -> Result<Placement> {
     let sform = (header.sform_code > 0).then(|| usable(header.srow, header.mm));
     let qform = (header.qform_code > 0).then(|| qform(header).and_then(|rows| usable(rows, header.mm)));
@@ -52,11 +52,11 @@ pub(super) fn place(header: &Header) -> Result<Placement> {
     Ok(Placement { affine, source, qform_disagrees })
 }
 
-/// Voxels with less than this of the volume that their sides have at right angles are refused: scanners shear by far
-/// less, and of axes that nearly coincide nobody can say which is which.
+/// Least volume of a voxel as a share of the product of its sides. Scanners shear voxels far less, and axes that nearly
+/// coincide have no clear order.
 const FLAT: f64 = 0.01;
 
-/// The map with these rows in mm, if it has an inverse and its axes can be told apart.
+/// The affine with these rows times `mm`, if it has an inverse and its axes do not nearly coincide.
 fn usable(rows: [[f64; 4]; 3], mm: f64) -> Result<Affine> {
     let affine = Affine(rows.map(|row| row.map(|v| v * mm)));
     if affine.spacing().iter().any(|&s| !s.is_finite() || s <= 0.0) {
@@ -71,7 +71,7 @@ fn usable(rows: [[f64; 4]; 3], mm: f64) -> Result<Affine> {
     Ok(affine)
 }
 
-/// Whether two transforms put the image's corners at the same place and its axes in the same direction.
+/// Whether two transforms agree on the place of the image's corners and the direction of its axes.
 fn agree(a: &Affine, b: &Affine, shape: [usize; 3]) -> bool {
     let norm = |v: [f64; 3]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
     let corners_meet = (0..8).all(|corner| {
@@ -87,7 +87,7 @@ fn agree(a: &Affine, b: &Affine, shape: [usize; 3]) -> bool {
     corners_meet && axes_align
 }
 
-/// Voxel sizes in the header's unit. A negative one, a habit of ANALYZE's, is taken without its sign like nibabel does.
+/// Voxel sizes in the header's unit. The sign of a negative one, a habit of ANALYZE, is dropped, like nibabel does.
 fn spacing(header: &Header) -> Result<[f64; 3]> {
     let spacing = [1, 2, 3].map(|i| header.pixdim[i].abs());
     if spacing.iter().all(|&s| s.is_finite() && s > 0.0) { Ok(spacing) } else { Err(bad_spacing(spacing)) }
@@ -98,7 +98,7 @@ fn qform(header: &Header) -> Result<[[f64; 4]; 3]> {
     let [sx, sy, sz] = spacing(header)?;
     let [b, c, d] = header.quaternion;
     let a_squared = 1.0 - (b * b + c * c + d * d);
-    // How far |b, c, d| may exceed 1, or fall short of it, and still mean a half turn: nibabel's bounds.
+    // Deviation of |b, c, d| from 1 that still means a half turn: nibabel's bounds.
     let half_turn = 3.0 * if header.version == 1 { f64::from(f32::EPSILON) } else { f64::EPSILON };
     let a = if a_squared.abs() < half_turn { 0.0 } else { a_squared.sqrt() };
     if !a.is_finite() {
@@ -112,8 +112,8 @@ fn qform(header: &Header) -> Result<[[f64; 4]; 3]> {
     }))
 }
 
-/// No orientation given: the world's origin in the middle and x mirrored, which is nibabel's reading
-/// of the ANALYZE habit of storing images left-handed.
+/// The placement of a file without orientation: the world's origin in the middle and x mirrored. This is nibabel's
+/// reading of the ANALYZE habit of storing images left-handed.
 fn centred(spacing: [f64; 3], shape: [usize; 3]) -> [[f64; 4]; 3] {
     let mut rows = [[0.0; 4]; 3];
     for (axis, row) in rows.iter_mut().enumerate() {
@@ -123,7 +123,7 @@ fn centred(spacing: [f64; 3], shape: [usize; 3]) -> [[f64; 4]; 3] {
     rows
 }
 
-/// The rotation of a quaternion (a, b, c, d) of any length but 0.
+/// The rotation of a quaternion (a, b, c, d) of any length above 0.
 fn rotation(q: [f64; 4]) -> [[f64; 3]; 3] {
     let s = 2.0 / q.iter().map(|v| v * v).sum::<f64>();
     let [a, b, c, d] = q;
@@ -135,7 +135,7 @@ fn rotation(q: [f64; 4]) -> [[f64; 3]; 3] {
 }
 
 /// A quaternion's b, c, d and the sign of the third axis (`pixdim[0]`) for `affine`, or `None` where
-/// its columns are not at right angles, which a qform cannot say.
+/// its columns are not at right angles, which a qform cannot express.
 pub(super) fn quaternion(affine: &Affine) -> Option<([f64; 3], f64)> {
     let spacing = affine.spacing();
     let qfac = if affine.determinant3() < 0.0 { -1.0 } else { 1.0 };
@@ -146,7 +146,7 @@ pub(super) fn quaternion(affine: &Affine) -> Option<([f64; 3], f64)> {
     if ![dot(0, 1), dot(0, 2), dot(1, 2)].iter().all(|d| d.abs() < 1e-5) {
         return None;
     }
-    // 4 q q^T in terms of the rotation; the row with the largest diagonal is the stablest
+    // 4 q q^T in terms of the rotation; the row with the largest diagonal is the most stable
     // (Shepperd 1978).
     let products = [
         [1.0 + r[0][0] + r[1][1] + r[2][2], r[2][1] - r[1][2], r[0][2] - r[2][0], r[1][0] - r[0][1]],
@@ -162,23 +162,20 @@ pub(super) fn quaternion(affine: &Affine) -> Option<([f64; 3], f64)> {
     }
     let length = 2.0 * products[best][best].sqrt();
     let q = products[best].map(|v| v / length);
-    // a is not stored and taken as positive.
+    // a is not stored; readers take it as positive.
     let sign = if q[0] < 0.0 { -1.0 } else { 1.0 };
     Some(([q[1], q[2], q[3]].map(|v| v * sign), qfac))
 }
 
 fn bad_spacing(spacing: [f64; 3]) -> Error {
-    Error::input(
+    Error::new(
         "spacing",
         format!("the voxel size {spacing:?} is not three positive lengths; convert the scan again from its source"),
     )
 }
 
 fn bad_affine(why: &str) -> Error {
-    Error::input(
-        "affine",
-        format!("{why}, so the voxels have no place in space; convert the scan again from its source"),
-    )
+    Error::new("affine", format!("{why}, so the voxels have no place in space; convert the scan again from its source"))
 }
 
 #[cfg(test)]
@@ -207,11 +204,11 @@ mod tests {
         }
     }
 
-    /// Found by fuzzing: no permutation of such axes is RAS, whichever way one looks at them.
+    /// Found by fuzzing: no permutation of such axes is RAS.
     #[test]
     fn axes_that_nearly_coincide_are_refused_and_a_tilted_gantry_is_not() {
         let sheared = |shear: f64| usable([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, shear, 0.0], [0.0, 0.0, 1.0, 0.0]], 1.0);
-        assert_eq!(sheared(1e4).expect_err("refused").kind(), "affine");
+        assert_eq!(sheared(1e4).expect_err("refused").kind, "affine");
         assert!(sheared(30f64.to_radians().tan()).is_ok());
     }
 

@@ -1,20 +1,19 @@
 //! The fields of a NIfTI header that say what the voxels are and where they lie.
 //!
-//! Takes the first bytes of a file; gives a [`Header`] whatever the version and byte order. It refuses what is no
-//! NIfTI header and an array that is not one volume of real numbers; whether the placement makes sense is
-//! [`geometry`](super::geometry)'s matter. Layout: nifti1.h and nifti2.h, <https://nifti.nimh.nih.gov>.
+//! Takes the first bytes of a file; gives a [`Header`], whatever the version and byte order. Refuses what is no NIfTI
+//! header, and an array that is not one volume of real numbers; [`geometry`](super::geometry) checks the placement.
+//! Layout: nifti1.h and nifti2.h, <https://nifti.nimh.nih.gov>.
 
-use super::{dimensions, not_nifti, truncated};
-use crate::error::{Error, Result};
+use crate::volume::error::{Error, Result};
 
 /// Bytes of a NIfTI-1 header.
 pub(super) const NIFTI1_BYTES: usize = 348;
 /// Bytes of a NIfTI-2 header, the longest there is.
 pub(super) const NIFTI2_BYTES: usize = 540;
-/// The four bytes after a header that announce extensions: no single file's voxels start before their end.
+/// The four bytes after a header that announce extensions. The voxels of a `.nii` start after them.
 pub(super) const EXTENDER_BYTES: usize = 4;
 
-/// How voxels are stored: the real types of NIfTI, by their codes.
+/// How voxels are stored: NIfTI's real number types, with their codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Datatype {
     Uint8 = 2,
@@ -48,10 +47,10 @@ impl Datatype {
             1536 => "128-bit floating-point numbers",
             _ => {
                 let message = format!("the datatype code {code} is not in the NIfTI standard; convert the scan again");
-                return Err(Error::input("datatype", message));
+                return Err(Error::new("datatype", message));
             }
         };
-        Err(Error::input(
+        Err(Error::new(
             "datatype",
             format!("the voxels are {other}; give one real number per voxel of at most 64 bits (a magnitude image)"),
         ))
@@ -84,7 +83,7 @@ impl Datatype {
     }
 }
 
-/// Where the voxels are.
+/// Which file holds the voxels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Storage {
     /// In this file, after the header.
@@ -93,7 +92,7 @@ pub(super) enum Storage {
     Pair,
 }
 
-/// A header, checked for all but its placement and its offset.
+/// A header. Its placement and its offset are not checked yet.
 #[derive(Debug, Clone)]
 pub(super) struct Header {
     pub version: u8,
@@ -119,7 +118,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads the header at the start of `bytes`, of which more than [`NIFTI2_BYTES`] are never looked at.
+    /// Reads the header at the start of `bytes`, at most [`NIFTI2_BYTES`] of them.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         let size: [u8; 4] = *bytes.first_chunk().ok_or_else(not_nifti)?;
         let (version, little_endian) = match (i32::from_le_bytes(size), i32::from_be_bytes(size)) {
@@ -130,7 +129,7 @@ impl Header {
             _ => return Err(not_nifti()),
         };
         let n_bytes = if version == 1 { NIFTI1_BYTES } else { NIFTI2_BYTES };
-        let fields = Fields { bytes: bytes.get(..n_bytes).ok_or_else(truncated)?, little_endian };
+        let fields = Fields { bytes: bytes.get(..n_bytes).ok_or_else(Error::truncated)?, little_endian };
         if version == 1 { fields.nifti1() } else { fields.nifti2() }
     }
 
@@ -139,24 +138,24 @@ impl Header {
         if self.version == 1 { NIFTI1_BYTES } else { NIFTI2_BYTES }
     }
 
-    /// How many voxels there are; `None` where that is more than a `u64` counts.
+    /// Number of voxels; `None` where it exceeds a `u64`.
     pub(super) fn n_voxels(&self) -> Option<u64> {
         self.shape.iter().try_fold(1u64, |n, &axis| n.checked_mul(axis as u64))
     }
 
-    /// Bytes before the first voxel.
+    /// Bytes before the first voxel, checked.
     pub(super) fn offset(&self) -> Result<u64> {
         let first = match self.storage {
             Storage::Single => (self.n_bytes() + EXTENDER_BYTES) as f64,
             Storage::Pair => 0.0,
         };
-        // NaN fails the comparison. Above 2^24 the f32 of NIfTI-1 no longer tells single bytes apart, and no
-        // extension is that long.
+        // NaN fails the comparison. Above 2^24 the f32 of NIfTI-1 cannot hold every byte offset, and no extension is
+        // that long.
         if !(first..=16_777_216.0).contains(&self.offset) || self.offset.fract() != 0.0 {
-            return Err(Error::input(
+            return Err(Error::new(
                 "voxel_offset",
                 format!(
-                    "the header puts the voxels at byte {}, which cannot be; \
+                    "the header puts the voxels at byte {}, which is impossible; \
                      write the file again with nibabel or dcm2niix",
                     self.offset
                 ),
@@ -166,7 +165,7 @@ impl Header {
     }
 }
 
-/// A whole header's bytes, read by offset. The offsets below lie within it.
+/// The bytes of a complete header, read by offset. All offsets below lie within them.
 struct Fields<'a> {
     bytes: &'a [u8],
     little_endian: bool,
@@ -199,7 +198,7 @@ impl Fields<'_> {
     }
 
     fn nifti2(&self) -> Result<Header> {
-        // The last four bytes are a line break of every system: a copy in text mode changes them.
+        // The last four bytes hold the line breaks of every system, so that a copy in text mode damages them.
         let storage = match &self.bytes[4..12] {
             b"n+2\0\r\n\x1a\n" => Storage::Single,
             b"ni2\0\r\n\x1a\n" => Storage::Pair,
@@ -272,13 +271,13 @@ fn shape(dim: [i64; 8]) -> Result<[usize; 3]> {
         return Err(dimensions(&format!("its shape is {axes:?}")));
     }
     if axes[3..].iter().any(|&n| n > 1) {
-        // Images of one slice are real, but not heads: there the slices, or the channels, stand on a wrong axis.
+        // Images of one slice exist, but no head is one: here slices or channels are on the wrong axis.
         let what = if axes[..3].contains(&1) {
             "the axes are out of order: write it with x, y and z first, time or channels last, and"
         } else {
             "split it, or average over time, and"
         };
-        return Err(Error::input(
+        return Err(Error::new(
             "four_dimensional",
             format!("the file holds more than one volume (shape {axes:?}); {what} give one 3-D image"),
         ));
@@ -299,8 +298,16 @@ fn millimetres(xyzt_units: u8) -> f64 {
     }
 }
 
+fn not_nifti() -> Error {
+    Error::new("not_nifti", "this is no NIfTI file (no such header); convert it, for example with dcm2niix")
+}
+
+fn dimensions(why: &str) -> Error {
+    Error::new("dimensions", format!("this is not one three-dimensional image: {why}"))
+}
+
 fn analyze() -> Error {
-    Error::input(
+    Error::new(
         "analyze",
         "this looks like ANALYZE 7.5 (a header without NIfTI's magic), which does not tell the left side from the \
          right; convert the scan from its DICOM files with dcm2niix",

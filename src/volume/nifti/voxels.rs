@@ -1,11 +1,14 @@
-//! Raw bytes of any real voxel type to finite `f32`.
+//! The bytes of voxels to finite `f32`.
+//!
+//! Takes the bytes of a file and its header; gives scaled voxels, x fastest, with NaN and infinite ones set to 0 and
+//! counted. Refuses a scaling that leaves no voxel finite (`scaling`).
 
 use std::ops::Range;
 
 use super::header::{Datatype, Header};
-use crate::error::{Error, Result};
+use crate::volume::error::{Error, Result};
 
-/// Voxels on their way into a volume.
+/// Converted voxels.
 pub(super) struct Voxels {
     pub data: Vec<f32>,
     pub n_nonfinite: usize,
@@ -14,18 +17,18 @@ pub(super) struct Voxels {
     first_finite: Option<f32>,
 }
 
-/// Voxels converted at once: they are looked at again while they are in the nearest cache.
+/// Voxels converted at a time: a second pass over them finds them in the nearest cache.
 const CHUNK_VOXELS: usize = 2 * 1024;
 
-/// A buffer for `n` voxels whose file has `file_bytes` bytes: long enough for either, all 0.
+/// A buffer of zeros, long enough for `n` voxels and for the `file_bytes` bytes of their file.
 ///
-/// The file goes to the end of the buffer's bytes and is converted from the start, so that voxels are never written
-/// over those that are still to be read: no second buffer, whose fresh pages would cost more than the arithmetic.
+/// The file goes to the end of the buffer and is converted from its start, so that no voxel overwrites bytes that are
+/// still to be read. A second buffer would cost more in fresh pages than the arithmetic does.
 pub(super) fn buffer(n: usize, file_bytes: usize) -> Result<Vec<f32>> {
     let len = n.max(file_bytes.div_ceil(size_of::<f32>()));
-    // Asked for twice: only this way may be refused, and only the other way gets pages that are 0 already.
+    // Allocated twice: only `try_reserve_exact` can fail gracefully, and only `vec!` gets pages that are already 0.
     Vec::<f32>::new().try_reserve_exact(len).map_err(|_| {
-        Error::input(
+        Error::new(
             "too_large",
             format!("there is no memory for {n} voxels; lower the size limit or screen fewer scans at once"),
         )
@@ -33,15 +36,15 @@ pub(super) fn buffer(n: usize, file_bytes: usize) -> Result<Vec<f32>> {
     Ok(vec![0.0; len])
 }
 
-/// The last bytes of `buffer`, where the file goes.
+/// The last `file_bytes` bytes of `buffer`, where the file goes.
 pub(super) fn tail(buffer: &mut [f32], file_bytes: usize) -> &mut [u8] {
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(buffer);
     let start = bytes.len() - file_bytes;
     &mut bytes[start..]
 }
 
-/// The voxels of the header's shape and type at the end of `buffer`, scaled as it says: `raw * slope + inter` in
-/// `f64` and then rounded, like nibabel.
+/// Converts the voxels at the end of `buffer`, of the header's shape and type: `raw * slope + inter` in `f64`, then
+/// rounded to `f32`, like nibabel.
 pub(super) fn convert(buffer: Vec<f32>, header: &Header) -> Result<Voxels> {
     let n = header.shape.iter().product();
     let scaling = scaling(header)?;
@@ -70,17 +73,17 @@ pub(super) fn convert(buffer: Vec<f32>, header: &Header) -> Result<Voxels> {
     Ok(voxels)
 }
 
-/// Slope and inter, or `None` for voxels that are as stored: a slope of 0, NaN or infinity says so too.
+/// Slope and inter; `None` where voxels are used as stored, which a slope of 0, NaN or infinity also means.
 fn scaling(header: &Header) -> Result<Option<(f64, f64)>> {
     let Header { slope, inter, .. } = *header;
     if slope == 0.0 || !slope.is_finite() || (slope == 1.0 && inter == 0.0) {
         return Ok(None);
     }
     if !inter.is_finite() {
-        return Err(Error::input(
+        return Err(Error::new(
             "scaling",
             format!(
-                "the header scales voxels by {slope} but adds {inter}, so that none is a number; \
+                "the header scales voxels by {slope} but adds {inter}, so that no voxel is finite; \
                  convert the scan again from its source"
             ),
         ));
@@ -100,7 +103,7 @@ fn scaled<const SIZE: usize>(
     }
 }
 
-/// One loop for each type, byte order and scaling, which the compiler vectorises.
+/// One loop for each type, byte order and scaling, so that the compiler vectorises it.
 fn in_place<const SIZE: usize>(buffer: Vec<f32>, n: usize, voxel: impl Fn([u8; SIZE]) -> f32) -> Voxels {
     let mut voxels = Voxels { data: buffer, n_nonfinite: 0, varies: false, first_finite: None };
     let mut raw = [[0; SIZE]; CHUNK_VOXELS];
@@ -112,18 +115,18 @@ fn in_place<const SIZE: usize>(buffer: Vec<f32>, n: usize, voxel: impl Fn([u8; S
         for (to, &bytes) in voxels.data[chunk.clone()].iter_mut().zip(&*raw) {
             *to = voxel(bytes);
         }
-        voxels.settle(chunk);
+        voxels.make_finite(chunk);
     }
     voxels.data.truncate(n);
     voxels
 }
 
 impl Voxels {
-    /// Makes these voxels finite, and notes whether they vary.
-    fn settle(&mut self, which: Range<usize>) {
+    /// Sets NaN and infinite voxels among these to 0, and notes whether voxels vary.
+    fn make_finite(&mut self, which: Range<usize>) {
         let new = &mut self.data[which];
         if !self.varies {
-            // Stops at the first difference: all but free in a real image.
+            // Stops at the first difference, which a real image has early.
             let mut finite = new.iter().copied().filter(|v| v.is_finite());
             self.first_finite = self.first_finite.or_else(|| finite.next());
             self.varies = finite.any(|v| Some(v) != self.first_finite);

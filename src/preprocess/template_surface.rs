@@ -1,55 +1,55 @@
-//! Where the template's brain ends: the shape that a brain mask is held against.
+//! The surface of the template's brain.
 //!
-//! Takes a brain mask in native space and a first map to MNI space; gives the affine that lays the mask's surface onto
-//! the surface of the ICBM 2009a brain, and distances to that surface. Refuses nothing: an empty mask keeps the first
-//! map. The distance map is that of `assets/mni152_4mm_brain.nii.gz`.
+//! Gives distances to the surface of the ICBM 2009a brain in MNI mm, from `assets/mni152_4mm_brain.nii.gz`; and, for a
+//! brain mask in native space and a first map to MNI space, the affine that lays the mask's surface onto it. Refuses
+//! nothing: an empty mask keeps the first map.
 
 use std::sync::LazyLock;
 
-use super::register::linear::solve_damped;
-use crate::volume::{Affine, Volume, nifti};
+use super::linear::solve_damped;
+use super::template::embedded_map;
+use crate::volume::{Affine, Volume};
 
-/// More than the embedded file unpacked.
-const LIMIT_BYTES: u64 = 16 << 20;
-
-/// Points of the mask's surface that the fit uses, at most twice as many.
+/// The fit uses at least this many points of the mask's surface where there are as many, and less than twice as many.
 const POINTS: usize = 2000;
 
-/// Distances further than this are not trusted to belong to the same place of the two surfaces: first, then last, mm.
+/// Distance in mm at which a point's weight has fallen to a quarter, in the first and in the second half of the rounds:
+/// points farther off probably lie opposite another part of the surface.
 const TRUST_MM: [f64; 2] = [12.0, 5.0];
 
-/// Length in mm that makes rotations and scales count like shifts.
+/// Lever arm in mm that gives rotations and scales the same weight as shifts.
 const ARM_MM: f64 = 70.0;
 
 /// Share of its diagonal added to the normal matrix.
 const DAMPING: f64 = 0.01;
 
 /// Signed distances to the template brain's surface.
-pub struct Prior {
+pub struct TemplateSurface {
     shape: [usize; 3],
+    /// MNI mm of the first voxel's centre.
     first: [f32; 3],
+    /// Voxels per mm along each axis.
     per_mm: [f32; 3],
-    /// Tenths of a mm, negative inside, cut at 30 mm.
+    /// Tenths of a mm, negative inside, clamped to 30 mm.
     tenths: Vec<f32>,
 }
 
-/// The template's surface, unpacked once.
-pub fn prior() -> &'static Prior {
-    static PRIOR: LazyLock<Prior> = LazyLock::new(|| {
-        let file = include_bytes!("../../assets/mni152_4mm_brain.nii.gz");
-        let volume = nifti::decode(file, LIMIT_BYTES).expect("the embedded distance map is a NIfTI file").volume;
+/// The template's surface, decoded on first use.
+pub fn template_surface() -> &'static TemplateSurface {
+    static SURFACE: LazyLock<TemplateSurface> = LazyLock::new(|| {
+        let volume = embedded_map(include_bytes!("../../assets/mni152_4mm_brain.nii.gz"));
         let rows = volume.grid.affine.0;
-        Prior {
+        TemplateSurface {
             shape: volume.grid.shape,
             first: rows.map(|row| row[3] as f32),
             per_mm: std::array::from_fn(|axis| 1.0 / rows[axis][axis] as f32),
             tenths: volume.data,
         }
     });
-    &PRIOR
+    &SURFACE
 }
 
-impl Prior {
+impl TemplateSurface {
     /// The distance in mm at `p` (MNI mm), negative inside, and its gradient.
     pub fn distance(&self, p: [f32; 3]) -> (f32, [f32; 3]) {
         let cell: [(usize, f32); 3] = std::array::from_fn(|a| {
@@ -70,8 +70,9 @@ impl Prior {
         (0.1 * mix([near, far], fz), std::array::from_fn(|k| 0.1 * slope[k] * self.per_mm[k]))
     }
 
-    /// The affine, native world mm to MNI mm, that lays the surface of `mask` onto the template's; starts from
-    /// `start`. Gauss-Newton on the squared distances of surface points, those far off weighted down (Geman-McClure).
+    /// The affine from native world mm to MNI mm that lays the surface of `mask` onto the template's, starting from
+    /// `start`. Gauss-Newton on the squared distances of surface points, with the weights of Geman and McClure against
+    /// distant ones.
     pub fn fit(&self, mask: &Volume<u8>, start: &Affine, rounds: usize) -> Affine {
         let surface = surface(mask);
         let stride = (surface.len() / POINTS).max(1);
@@ -108,15 +109,15 @@ impl Prior {
     }
 }
 
-/// The middles of the voxel faces between inside and outside, in world mm. Faces on the grid's border are where the
-/// field of view ends, not the brain.
+/// The centres of the voxel faces between inside and outside, in world mm. Faces on the grid's border are left out: there
+/// the field of view ends, not the brain.
 fn surface(mask: &Volume<u8>) -> Vec<[f64; 3]> {
     let [nx, ny, nz] = mask.grid.shape;
     let mut points = Vec::new();
     for (axis, (step, n)) in [(1, nx), (nx, ny), (nx * ny, nz)].into_iter().enumerate() {
         for (i, (&here, &next)) in mask.data.iter().zip(mask.data.iter().skip(step)).enumerate() {
             if (here != 0) != (next != 0) && i / step % n + 1 < n {
-                let mut p = [i % nx, i / nx % ny, i / (nx * ny)].map(|c| c as f64);
+                let mut p = mask.grid.ijk(i).map(|c| c as f64);
                 p[axis] += 0.5;
                 points.push(mask.grid.affine.apply(p));
             }
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_turned_and_stretched_brain_is_laid_back_onto_the_template() {
-        // 12 degrees about x, a tenth smaller, shifted: the mask is the template's brain seen through this map.
+        // 12 degrees about x, a tenth smaller, shifted: the mask is the template's brain under the inverse of this map.
         let (sin, cos) = 12f64.to_radians().sin_cos();
         let truth = Affine::from_rows([
             [1.1, 0.0, 0.0, 4.0],
@@ -142,11 +143,11 @@ mod tests {
         let affine = Affine::from_rows([[3.0, 0.0, 0.0, -100.0], [0.0, 3.0, 0.0, -130.0], [0.0, 0.0, 3.0, -110.0]]);
         let grid = Grid { shape: [68, 80, 75], affine };
         let inside = (0..grid.len()).map(|i| {
-            let p = truth.apply(affine.apply([i % 68, i / 68 % 80, i / 5440].map(|c| c as f64)));
-            u8::from(prior().distance(p.map(|c| c as f32)).0 < 0.0)
+            let p = truth.apply(grid.world_mm(i));
+            u8::from(template_surface().distance(p.map(|c| c as f32)).0 < 0.0)
         });
         let mask = Volume::new(grid, inside.collect());
-        let fitted = prior().fit(&mask, &Affine::identity(), 40);
+        let fitted = template_surface().fit(&mask, &Affine::identity(), 40);
         for corner in [[-60.0, 0.0, 0.0], [60.0, 0.0, 20.0], [0.0, -90.0, 10.0], [0.0, 60.0, 10.0], [10.0, -20.0, 70.0]]
         {
             let (want, got) = (truth.apply(corner), fitted.apply(corner));

@@ -1,66 +1,72 @@
-//! How well the template, laid into the scan, explains it, and which way is better.
+//! The cost of a pose of the template in the scan, and its normal equations.
 //!
 //! In the brain the scan's intensity is a sum of the template's maps with free weights, so that any contrast can be
-//! explained (Ashburner et al. 1997, "Incorporating prior knowledge into image registration"); near the border of
-//! the brain the two masks shall agree. The cost is
+//! explained (Ashburner et al. 1997, "Incorporating prior knowledge into image registration"). Near the border of the
+//! brain the two masks should agree. The cost is
 //!
 //! ```text
 //! unexplained variance / variance  +  mask_weight x mean squared difference of the masks  +  strain_weight x strain²
 //! ```
 //!
-//! One pass over the template's points gives the cost and its normal equations (Gauss and Newton), from which the
-//! weights of the maps have been eliminated.
+//! One pass over the template's points gives the cost and its normal equations (Gauss-Newton), from which the weights of
+//! the maps are eliminated.
 
 use super::levels::{Level, Point, TERMS, TREND_TERMS};
-use super::linear::solve_damped;
 use super::pose::{PARAMETERS, Pose, derivative};
+use crate::preprocess::linear::solve_damped;
 
-/// Where the intensity stands in a point's row: after the derivatives by the parameters and the template's maps.
+/// Place of the intensity in a point's row: after the derivatives by the parameters and the template's maps.
 const VALUE: usize = PARAMETERS + TERMS;
-/// Where the difference of the masks stands in a point's row: after the derivatives by the parameters.
+/// Place of the difference of the masks in a point's row: after the derivatives by the parameters.
 const DIFFERENCE: usize = PARAMETERS;
-/// Points summed in `f32` before they are added in `f64`.
+/// Number of points summed in `f32` before the sum is added in `f64`.
 const BLOCK: usize = 512;
-/// Maps that nearly depend on each other are kept apart by this share of their own weight.
+/// Share of its diagonal added to the maps' matrix, because some maps nearly depend on each other.
 const DAMPING: f64 = 1e-5;
 
-/// What the parts of the cost weigh.
+/// Weights of the parts of the cost.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weights {
-    /// The masks' mean squared difference near the border.
+    /// Weight of the masks' mean squared difference near the border.
     pub mask: f64,
-    /// The squared strain of the template beyond a change of size to `size`.
+    /// Weight of the squared strain of the template after a change of size to `size`.
     pub strain: f64,
-    /// Size of the scan's brain by that of the template, as the masks' volumes tell.
+    /// Size of the scan's brain relative to the template's, from the volumes of the masks.
     pub size: f64,
 }
 
-/// The cost of a pose and its second-order model in the parameters of a change of the pose.
-pub(super) struct Normal {
-    /// See the module's first lines.
+/// The cost of a pose, with its second-order model in the parameters of a change of the pose.
+pub(super) struct NormalEquations {
+    /// As the module's first lines define it.
     pub cost: f64,
     /// Half the second derivatives.
     pub matrix: [[f64; PARAMETERS]; PARAMETERS],
     /// Half the first derivatives.
     pub slope: [f64; PARAMETERS],
-    /// Correlation of the scan, less its smooth trend, with the tissue maps where both brains overlap, 0..1.
+    /// Correlation of the scan without its smooth trend with the tissue maps where both brains overlap, 0..1.
     pub correlation: f64,
-    fit: Fit,
+    explained: Explained,
 }
 
-/// How the template's maps explain the intensity.
+/// The intensity as explained by the template's maps.
 #[derive(Clone, Copy, Default)]
-struct Fit {
+struct Explained {
     /// Weights of the maps.
     terms: [f64; TERMS],
     /// Mean squared residual.
     residual: f64,
 }
 
-/// The cost of `pose` and its slope. `before` is what the pose that this one is a small change of had.
-pub(super) fn normal(level: &Level, points: &[Point], pose: &Pose, weights: &Weights, before: &Normal) -> Normal {
+/// The cost of `pose` and its normal equations. `before` are those of a pose close to this one.
+pub(super) fn evaluate(
+    level: &Level,
+    points: &[Point],
+    pose: &Pose,
+    weights: &Weights,
+    before: &NormalEquations,
+) -> NormalEquations {
     let to_scan = ToScan::new(level, pose);
-    let before = before.fit;
+    let before = before.explained;
     let expected = before.terms.map(|w| w as f32);
     let mut intensity = Gram::<24>::default();
     let mut masks = Gram::<16>::default();
@@ -79,7 +85,7 @@ pub(super) fn normal(level: &Level, points: &[Point], pose: &Pose, weights: &Wei
                 row[PARAMETERS..VALUE].copy_from_slice(&point.terms);
                 row[VALUE] = value;
                 intensity.add(&row, point.brain * share);
-                // A point that enters the overlap or leaves it changes the mean of the squared residuals, too.
+                // A point that enters or leaves the overlap also changes the mean of the squared residuals.
                 let residual = value - point.terms.iter().zip(expected).map(|(t, w)| t * w).sum::<f32>();
                 let excess = 0.5 * point.brain * (residual * residual - before.residual as f32);
                 block_slope.iter_mut().zip(by_share).for_each(|(s, d)| *s += excess * d);
@@ -95,26 +101,26 @@ pub(super) fn normal(level: &Level, points: &[Point], pose: &Pose, weights: &Wei
         masks.flush();
         overlap_slope.iter_mut().zip(block_slope).for_each(|(s, b)| *s += f64::from(b));
     }
-    let mut normal = Normal::strain(pose, weights);
+    let mut normal = NormalEquations::strain(pose, weights);
     let border: f64 = points.iter().map(|p| f64::from(p.border)).sum();
     normal.add_masks(&masks.sums, weights.mask / border.max(1.0));
     normal.add_intensity(&intensity.sums, &overlap_slope, level.variance);
     normal
 }
 
-impl Normal {
-    /// What stands before the first evaluation: no cost, no slope, nothing explained.
+impl NormalEquations {
+    /// The state before the first evaluation: no cost, no slope, nothing explained.
     pub fn zero() -> Self {
         Self {
             cost: 0.0,
             matrix: [[0.0; PARAMETERS]; PARAMETERS],
             slope: [0.0; PARAMETERS],
             correlation: 0.0,
-            fit: Fit::default(),
+            explained: Explained::default(),
         }
     }
 
-    /// The cost of stretching and shearing alone: the squared Green strain of the pose without its size.
+    /// The cost of stretching and shearing: the squared Green strain of the pose without its size.
     fn strain(pose: &Pose, weights: &Weights) -> Self {
         let mut normal = Self::zero();
         let m = pose.linear;
@@ -152,30 +158,30 @@ impl Normal {
         let overlap = maps[0][0];
         let solved = solve_damped(maps, right, DAMPING).filter(|_| variance > 0.0);
         let Some(terms) = solved else {
-            // Nothing overlaps, or the scan shows no contrast: all of its variance is unexplained.
+            // Nothing overlaps, or the scan has no contrast: all of its variance is unexplained.
             self.cost += 1.0;
             return;
         };
-        let explained = |by: &[f64], of: &[f64]| -> f64 { by.iter().zip(of).map(|(w, r)| w * r).sum() };
-        let residual = (sums[VALUE][VALUE] - explained(&terms, &right)).max(0.0);
+        let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x * y).sum() };
+        let residual = (sums[VALUE][VALUE] - dot(&terms, &right)).max(0.0);
         let trend_maps: [[f64; TREND_TERMS]; TREND_TERMS] =
             std::array::from_fn(|r| std::array::from_fn(|c| maps[r][c]));
         let trend_right: [f64; TREND_TERMS] = std::array::from_fn(|r| right[r]);
         let trend = solve_damped(trend_maps, trend_right, DAMPING).unwrap_or_default();
-        let detrended = sums[VALUE][VALUE] - explained(&trend, &trend_right);
+        let detrended = sums[VALUE][VALUE] - dot(&trend, &trend_right);
         self.correlation = if detrended > 0.0 { (1.0 - residual / detrended).max(0.0).sqrt() } else { 0.0 };
-        self.fit = Fit { terms, residual: residual / overlap };
+        self.explained = Explained { terms, residual: residual / overlap };
 
         let scale = 1.0 / (overlap * variance);
         self.cost += scale * residual;
         let mixed: [[f64; TERMS]; PARAMETERS] =
             std::array::from_fn(|r| std::array::from_fn(|k| sums[PARAMETERS + k][r]));
         for r in 0..PARAMETERS {
-            self.slope[r] += scale * (sums[VALUE][r] - explained(&terms, &mixed[r]) + overlap_slope[r]);
-            // The maps' weights follow the parameter: what they can make up for does not count.
+            self.slope[r] += scale * (sums[VALUE][r] - dot(&terms, &mixed[r]) + overlap_slope[r]);
+            // The maps' weights follow the parameter, and the change they compensate does not count.
             let follow = solve_damped(maps, mixed[r], DAMPING).unwrap_or_default();
             for c in 0..PARAMETERS {
-                self.matrix[r][c] += scale * (sums[r.max(c)][r.min(c)] - explained(&follow, &mixed[c]));
+                self.matrix[r][c] += scale * (sums[r.max(c)][r.min(c)] - dot(&follow, &mixed[c]));
             }
         }
     }
@@ -197,7 +203,7 @@ impl<const N: usize> Gram<N> {
     /// Adds the products of `row` with itself, times `weight`.
     #[inline(always)]
     fn add(&mut self, row: &[f32; N], weight: f32) {
-        // Whole groups of eight columns up to the diagonal: what processors multiply at once.
+        // Whole groups of eight columns up to the diagonal: processors multiply eight numbers at once.
         for group in (0..N).step_by(8) {
             let columns: [f32; 8] = std::array::from_fn(|k| row[group + k]);
             for (sums, &value) in self.block.iter_mut().zip(row).skip(group) {
@@ -207,7 +213,7 @@ impl<const N: usize> Gram<N> {
         }
     }
 
-    /// Moves the sums of the block on, before `f32` becomes too coarse for them.
+    /// Adds the block's sums to the total, before `f32` becomes too coarse for them.
     fn flush(&mut self) {
         for (sums, block) in self.sums.iter_mut().flatten().zip(self.block.iter_mut().flatten()) {
             *sums += f64::from(std::mem::take(block));
@@ -215,11 +221,11 @@ impl<const N: usize> Gram<N> {
     }
 }
 
-/// From the template's offsets to the scan's voxels.
+/// The map from the template's offsets to the scan's voxels.
 struct ToScan<'a> {
     level: &'a Level,
     linear: [[f32; 3]; 3],
-    /// Voxel index per mm.
+    /// Voxels per mm.
     per_mm: [[f32; 3]; 3],
     /// Voxel index of the centre.
     at: [f32; 3],
@@ -232,9 +238,9 @@ struct Sample {
     product: f32,
     /// Share of brain.
     share: f32,
-    /// Change of `product` per mm.
+    /// Gradient of `product` per mm.
     product_slope: [f32; 3],
-    /// Change of `share` per mm.
+    /// Gradient of `share` per mm.
     share_slope: [f32; 3],
 }
 

@@ -1,10 +1,10 @@
-//! Small symmetric systems of equations.
+//! Solves small symmetric systems of linear equations.
 
-/// Added to the diagonal, relative to itself: keeps systems whose unknowns depend on each other solvable.
+/// Share of the diagonal added to itself, so that systems with dependent unknowns can be solved.
 const RIDGE: f64 = 1e-9;
 
-/// Solves `matrix x = right` for a symmetric positive definite matrix by Cholesky's decomposition, with `damping`
-/// times its diagonal added. `None` where the matrix is not positive definite or not finite.
+/// Solves `matrix x = right` for a symmetric positive definite matrix by Cholesky decomposition, after adding `damping`
+/// times its diagonal. `None` where the matrix is not positive definite or not finite.
 pub(crate) fn solve_damped<const N: usize>(matrix: [[f64; N]; N], right: [f64; N], damping: f64) -> Option<[f64; N]> {
     let mut lower = [[0.0; N]; N];
     for r in 0..N {

@@ -1,34 +1,35 @@
 //! A closed triangle mesh that grows from inside the brain to its border.
 //!
-//! The deformable surface of BET (Smith, "Fast robust automated brain extraction", Human Brain Mapping 17:143,
-//! 2002): a sphere whose vertices move a little in every iteration, pulled to the mean of their neighbours
-//! (smoothness) and pushed along the normal by the intensities found along the way inwards (data).
-//! Coordinates are millimetres along the axes of the working grid: voxel index times spacing.
+//! Takes the head on the working grid; gives the mask of the mesh's inside. It is the deformable surface of BET (Smith,
+//! "Fast robust automated brain extraction", Human Brain Mapping 17:143, 2002): a sphere whose vertices move a little in
+//! every iteration, pulled to the mean of their neighbours (smoothness) and pushed along the normal according to the
+//! intensities below the surface (data). Coordinates are millimetres along the axes of the working grid: voxel index
+//! times spacing.
 
 use std::collections::HashMap;
 
-use super::skull_strip::SkullStripConfig;
+use super::config::SkullStripConfig;
 use crate::volume::Volume;
 
-/// Triangle mesh with the topology of a sphere.
+/// A triangle mesh with the topology of a sphere.
 pub(super) struct Mesh {
     pub(super) vertices: Vec<[f32; 3]>,
     triangles: Vec<[usize; 3]>,
     neighbours: Vec<Vec<usize>>,
 }
 
-/// Intensity levels of the head that steer the surface.
+/// What steers the surface: intensities of the head, named as in BET, and the scale of the threshold's gradient.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Levels {
+pub(super) struct Steering {
     /// Robust minimum (2nd percentile).
     pub(super) t2: f32,
-    /// Rough head / background threshold.
+    /// Rough threshold between head and background.
     pub(super) t: f32,
     /// Median of the tissue inside the starting sphere.
     pub(super) tm: f32,
-    /// Height of the start's centre and radius of a ball as large as the head: the scale of the threshold's gradient.
+    /// Height of the starting sphere's centre, where the threshold has its nominal value.
     pub(super) middle_mm: f32,
-    /// See `middle_mm`.
+    /// Radius of a ball with the volume of the upper head: the height over which the gradient applies.
     pub(super) radius_mm: f32,
 }
 
@@ -70,7 +71,7 @@ impl Mesh {
         for (a, b) in [(-1.0, g), (1.0, g), (-1.0, -g), (1.0, -g)] {
             vertices.push(unit([b, 0.0, a]));
         }
-        // Each face is three vertices one edge length apart, turned so that its normal points outwards.
+        // A face is three vertices one edge length apart, in the order that makes its normal point outwards.
         let edge = (0..12).flat_map(|i| (0..i).map(move |j| (i, j)));
         let near = |a: [f32; 3], b: [f32; 3]| dot(a, b);
         let closest = edge.map(|(i, j)| near(vertices[i], vertices[j])).fold(f32::MIN, f32::max) - 1e-3;
@@ -95,7 +96,7 @@ impl Mesh {
         sphere
     }
 
-    /// Splits every triangle into four at the middles of its edges.
+    /// Splits every triangle into four at the midpoints of its edges.
     pub(super) fn subdivide(&mut self) {
         let mut middle = HashMap::new();
         let mut finer = Vec::with_capacity(self.triangles.len() * 4);
@@ -112,13 +113,14 @@ impl Mesh {
         self.triangles = finer;
         self.neighbours = vec![Vec::with_capacity(6); self.vertices.len()];
         for &[a, b, c] in &self.triangles {
-            // Every edge belongs to two triangles, once in each direction: each neighbour is met exactly once.
+            // Every edge belongs to two triangles, once in each direction, so that each neighbour is added exactly once.
             self.neighbours[a].push(b);
             self.neighbours[b].push(c);
             self.neighbours[c].push(a);
         }
     }
 
+    /// Unit normals of the vertices, outwards.
     fn normals(&self) -> Vec<[f32; 3]> {
         let mut normals = vec![[0.0; 3]; self.vertices.len()];
         for &[a, b, c] in &self.triangles {
@@ -131,6 +133,7 @@ impl Mesh {
         normals.into_iter().map(unit).collect()
     }
 
+    /// Mean length of the edges in mm.
     fn mean_edge(&self) -> f32 {
         let mut sum = 0.0;
         let mut n = 0;
@@ -144,14 +147,15 @@ impl Mesh {
         sum / n as f32
     }
 
-    /// Moves the surface `iterations` times. `head` is the working grid's image.
-    pub(super) fn evolve(&mut self, head: &Volume, levels: Levels, iterations: usize, cfg: &SkullStripConfig) {
+    /// Moves the surface `iterations` times. `head` is the image on the working grid.
+    pub(super) fn evolve(&mut self, head: &Volume, steering: Steering, iterations: usize, cfg: &SkullStripConfig) {
         let spacing = head.grid.spacing()[0] as f32;
-        let Levels { t2, t, tm, middle_mm, radius_mm } = levels;
+        let Steering { t2, t, tm, middle_mm, radius_mm } = steering;
         let (r_min, r_max) = (cfg.curvature_radius_min_mm, cfg.curvature_radius_max_mm);
         let e = (1.0 / r_min + 1.0 / r_max) / 2.0;
         let f = 6.0 / (1.0 / r_min - 1.0 / r_max);
-        // The nearest voxel. Truncated after half a voxel is added: `round` is a call on the oldest x86-64 processors.
+        // The nearest voxel, by truncation after adding one half: `round` is a function call on the oldest x86-64
+        // processors.
         let sample = |p: [f32; 3]| -> f32 {
             let at = p.map(|c| c + 0.5);
             let [x, y, z] = at.map(|c| (c as i32) as usize);
@@ -177,7 +181,7 @@ impl Mesh {
                 let along = dot(s, n);
                 let s_n = scale(n, along);
                 let s_t = sub(s, s_n);
-                // Curvature 1 / rho decides how hard the surface is held smooth.
+                // The curvature decides how strongly the surface is smoothed.
                 let curvature = 2.0 * along.abs() / (edge * edge);
                 let f2 = (1.0 + (f * (curvature - e)).tanh()) / 2.0;
                 let (mut i_min, mut i_max) = (tm, t);
@@ -204,13 +208,13 @@ impl Mesh {
         }
     }
 
-    /// The voxels whose centres lie inside, by the winding number along x.
+    /// The voxels whose centres lie inside the mesh, by the winding number along x.
     pub(super) fn fill(&self, like: &Volume) -> Volume<u8> {
         let mut mask = Volume::<u8>::zeros(like.grid);
         let spacing = like.grid.spacing()[0];
         let [nx, ny, nz] = like.grid.shape;
         let at = |i: usize| self.vertices[i].map(|c| c as f64 / spacing);
-        // Where each row of voxels crosses the surface: x, and +1 going in or -1 going out.
+        // The crossings of each row of voxels with the surface: x, and +1 on entering or -1 on leaving.
         let mut rows: Vec<Vec<(f64, i32)>> = vec![Vec::new(); ny * nz];
         for &[i, j, k] in &self.triangles {
             let corners = [at(i), at(j), at(k)];
@@ -222,7 +226,7 @@ impl Mesh {
             };
             for z in range(2, nz) {
                 for y in range(1, ny) {
-                    // Each edge is judged from its lower vertex, so that the two triangles that share it agree
+                    // Each edge is evaluated from its lower vertex, so that the two triangles that share it agree
                     // exactly and every row crosses the closed surface an even number of times.
                     let area = |i: usize, j: usize| {
                         let (p, q) = (at(i.min(j)), at(i.max(j)));
@@ -230,7 +234,7 @@ impl Mesh {
                         let area = if area == 0.0 { f64::MIN_POSITIVE } else { area };
                         if i < j { area } else { -area }
                     };
-                    // Areas opposite to each corner: all of one sign where the row passes through the triangle.
+                    // The areas opposite each corner have the same sign where the row passes through the triangle.
                     let weights = [area(j, k), area(k, i), area(i, j)];
                     if weights.iter().all(|&w| w > 0.0) || weights.iter().all(|&w| w < 0.0) {
                         let sum: f64 = weights.iter().sum();
@@ -259,6 +263,7 @@ impl Mesh {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::mask::volume_ml;
     use crate::volume::{Affine, Grid};
 
     #[test]
@@ -268,7 +273,7 @@ mod tests {
         let mesh = Mesh::sphere([59.3, 60.1, 58.7], 40.0, 4);
         assert_eq!(mesh.vertices.len(), 2562);
         assert!(mesh.neighbours.iter().all(|n| n.len() == 5 || n.len() == 6));
-        let ml = mesh.fill(&like).data.iter().filter(|&&v| v != 0).count() as f64 * 0.008;
+        let ml = volume_ml(&mesh.fill(&like));
         let ball = 4.0 / 3.0 * std::f64::consts::PI * 4f64.powi(3);
         assert!((ml / ball - 1.0).abs() < 0.01, "{ml} ml against {ball} ml");
     }
