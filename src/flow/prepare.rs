@@ -3,7 +3,7 @@
 //! ```text
 //! list cohort ─► take the shard ─► leave out what is done with this recipe (anti-join) ─► limit ─► pending scans
 //! ```
-//! Everything that can be wrong with settings, device, model, cohort or tables is found here, before the first scan is read.
+//! Wrong settings, a missing device or bundle, and an unreachable cohort or tables end a run here, before a scan is read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -82,13 +82,12 @@ impl Run {
     /// [`Error::Config`] where the pipeline names no cohort or no tables, or a setting is wrong; [`Error::Device`] where the
     /// device is not there; storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
-        for (value, question, option) in [
-            (&pipeline.cohort.url, "where are the scans?", "--cohort"),
-            (&pipeline.tables.url, "where do the tables go?", "--tables"),
-        ] {
-            if value.is_empty() {
+        for (url, what, option) in
+            [(&pipeline.cohort.url, "cohort", "--cohort"), (&pipeline.tables.url, "place for the tables", "--tables")]
+        {
+            if url.is_empty() {
                 return Err(Error::Config(format!(
-                    "{question} Add `{option} s3://bucket/folder` or `{option} FOLDER`"
+                    "the pipeline names no {what}: add `{option} s3://bucket/folder` or `{option} FOLDER`"
                 )));
             }
         }

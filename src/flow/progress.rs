@@ -20,7 +20,7 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct StageCounters {
-    /// Scans that can be worked on at once; none where scans wait.
+    /// Number of scans that the stage can work on at once; none where scans wait.
     capacity: Option<usize>,
     scans: AtomicU64,
     passed: AtomicU64,
@@ -47,7 +47,8 @@ pub struct StageSnapshot {
     /// Seconds of work, or of waiting where scans wait, summed over all scans. A core that takes up another scan's work
     /// in between counts for both.
     pub seconds: f64,
-    /// Seconds of work over the time since the start on all that can work at the stage, 0 to 1; none where scans wait.
+    /// Share of the stage's capacity (cores, device threads, fetches) that was in use since the start, 0 to 1; none where scans
+    /// wait.
     pub busy: Option<f64>,
 }
 

@@ -63,7 +63,7 @@ impl Scan {
     async fn results(self: &Arc<Self>, grant: Grant) -> Result<RecordBatch> {
         let timeout = self.order.scan_timeout;
         let bytes = in_time(timeout, Duration::ZERO, self.fetch()).await?;
-        // The timeout does not run here: a scan that waits for others' memory does not hang.
+        // Not within the timeout: a scan that waits for others' memory is not stuck.
         let grant = self.wait_for_memory(grant, &bytes).await?;
         let remaining_steps = async {
             let (scan, grant) = self.decode_and_preprocess(bytes, grant).await?;
@@ -89,7 +89,7 @@ impl Scan {
     }
 
     /// Decodes and preprocesses in one go, so that decoded volumes do not pile up. The work holds the grant itself: it takes
-    /// memory until it ends, even where a timeout has given the scan up before.
+    /// memory until it ends, even where the scan has timed out before.
     async fn decode_and_preprocess(self: &Arc<Self>, bytes: ScanBytes, grant: Grant) -> Result<(PreparedScan, Grant)> {
         self.journey.enter(Stage::Decode);
         let scan = Arc::clone(self);
