@@ -83,6 +83,10 @@ impl RollWriter {
     }
 
     /// Holds the scans of `input`, writes roll after roll and sends the receipts of each.
+    ///
+    /// # Errors
+    /// Those of the input; [`Error::Bug`] for a scan that is not exactly one row in `scans` or in `failures`. A roll that
+    /// cannot be written is sent as an error in place of its receipts.
     pub(super) async fn run(
         self: Arc<Self>,
         mut input: SendableRecordBatchStream,

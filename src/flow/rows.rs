@@ -43,6 +43,9 @@ fn microseconds(time: DateTime<Utc>) -> i64 {
 }
 
 /// A scan that finished, as one row of `screen_schema`.
+///
+/// # Errors
+/// [`Error::Bug`] where the rows do not fit the tables.
 pub(super) fn finished(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     screen_row([
         tokens(order, entry, scan)?,
@@ -71,6 +74,9 @@ struct FailureRow<'a> {
 }
 
 /// A scan that failed, as one row of `screen_schema`; `message` is what a reader sees of `error`.
+///
+/// # Errors
+/// [`Error::Bug`] where the row does not fit the table.
 pub(super) fn failed(
     order: &Order,
     entry: &ScanEntry,
