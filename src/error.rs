@@ -1,9 +1,9 @@
 //! One error type for the whole crate: what went wrong, and what a caller should do about it.
 //!
-//! An error gives its [`Domain`] (where the fault lies) and its [`Retry`] (what may help). A scan's failure also has a
-//! [`Stage`]; together they become one row in the `failures` table.
+//! An error gives its [`Domain`] (where the fault lies) and its [`Retry`] (what may help). A scan's failure becomes one row
+//! in the `failures` table, with the error's kind and message and the stage that the scan had reached.
 
-use std::fmt;
+use datafusion::error::DataFusionError;
 
 use crate::volume;
 
@@ -43,7 +43,7 @@ pub enum Error {
     },
     /// The query engine refused a query or failed.
     #[error("{0}")]
-    Query(#[from] datafusion::error::DataFusionError),
+    Query(#[from] DataFusionError),
     /// libtorch failed on a device.
     #[error("{message}")]
     Device {
@@ -208,32 +208,13 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Where in a scan's way it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Reading the object.
-    Fetch,
-    /// NIfTI bytes to voxels.
-    Decode,
-    /// Voxels to the model's grid.
-    Preprocess,
-    /// Tokens, restoration, anomaly map.
-    Score,
-}
-
-impl Stage {
-    /// All, in the order of a scan's way.
-    pub const ALL: [Self; 4] = [Self::Fetch, Self::Decode, Self::Preprocess, Self::Score];
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fetch => "fetch",
-            Self::Decode => "decode",
-            Self::Preprocess => "preprocess",
-            Self::Score => "score",
-        })
+/// An operator's error as the query engine's. Faults that may pass become I/O errors, the only kind that Ballista retries.
+impl From<Error> for DataFusionError {
+    fn from(error: Error) -> Self {
+        match error.retry() {
+            Retry::Backoff => Self::IoError(std::io::Error::other(error)),
+            Retry::Never | Retry::Smaller => Self::External(Box::new(error)),
+        }
     }
 }
 

@@ -26,8 +26,8 @@
 //! pipeline.cohort.url = "s3://bucket/study".into();
 //! pipeline.tables.url = "s3://bucket/results".into();
 //! let run = Run::prepare(pipeline).await?;
-//! let (_stop, stopped) = tokio::sync::watch::channel(false);
-//! let report = run.execute(stopped).await?;
+//! // A future that ends the run early when it completes; this one never does.
+//! let report = run.execute(std::future::pending()).await?;
 //! println!("{} scans done, {} failed", report.done, report.failed);
 //! # Ok(())
 //! # }

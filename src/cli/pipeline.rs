@@ -1,17 +1,18 @@
-//! What `neurosieve run` and `neurosieve schedule` share: the pipeline file with its overrides, the signals that stop, and the
-//! figures for a monitor.
+//! What `neurosieve run` and `neurosieve schedule` share: the pipeline file with its overrides, the signals that stop a run, and
+//! the figures for a monitor.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use futures::FutureExt as _;
+use futures::future::Shared;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::flow::{Monitor, Pipeline};
 
-/// The options of a command that works through a pipeline file.
+/// The options of a command that follows a pipeline file.
 #[derive(Debug, clap::Args)]
 pub struct PipelineArgs {
     /// The pipeline file (TOML); ready ones are in pipelines/
@@ -19,22 +20,25 @@ pub struct PipelineArgs {
     /// Where the scans are: s3://, gs://, az://, http(s)://, file:// or a folder [pipeline: cohort.url]
     #[arg(long, value_name = "URL")]
     pub cohort: Option<String>,
-    /// Where the tables are, made if missing [pipeline: tables.url]
+    /// Where the tables are; made where they are missing [pipeline: tables.url]
     #[arg(long, value_name = "URL")]
     pub tables: Option<String>,
-    /// Serve figures for Prometheus here while a run is at work [pipeline: run.metrics]
+    /// Serve figures for Prometheus at this address while the program runs; port 0: any free port [pipeline: run.metrics]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// Write what the latest run did to this file, as JSON
+    /// Write a report of the latest run to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Override any key of the pipeline file; repeat for more
+    /// Override a key of the pipeline file: section.key=value; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
 impl PipelineArgs {
     /// The pipeline with these options and `more` overrides.
+    ///
+    /// # Errors
+    /// As [`config::load`].
     pub fn load(&self, more: impl IntoIterator<Item = String>) -> Result<Pipeline> {
         let mut overrides = self.set.clone();
         overrides.extend(self.cohort.as_ref().map(|url| quoted("cohort.url", url)));
@@ -45,12 +49,15 @@ impl PipelineArgs {
     }
 }
 
-/// An override of `key` by a text.
+/// An override of `key` by a string.
 pub fn quoted(key: &str, value: &str) -> String {
     format!("{key}={}", toml::Value::String(value.to_owned()))
 }
 
-/// Serves the pipeline's figures, where it says so, and tells where.
+/// Serves figures for a monitor where the pipeline asks for it, and prints the address.
+///
+/// # Errors
+/// As [`Monitor::serve`].
 pub fn monitor(pipeline: &Pipeline) -> Result<Option<Monitor>> {
     let monitor = pipeline.run.metrics.map(Monitor::serve).transpose()?;
     if let Some(monitor) = &monitor {
@@ -59,20 +66,20 @@ pub fn monitor(pipeline: &Pipeline) -> Result<Option<Monitor>> {
     Ok(monitor)
 }
 
-/// Turns true at the first Ctrl-C or SIGTERM, after `said` was told; from this call on neither ends the program by itself.
-pub fn asked_to_stop(said: &'static str) -> Result<watch::Receiver<bool>> {
+/// Completes at the first Ctrl-C or SIGTERM, which prints `message`. From this call on neither ends the program by itself.
+///
+/// # Errors
+/// [`Error::Io`] where the program cannot listen for signals.
+pub fn asked_to_stop(message: &'static str) -> Result<Shared<impl Future<Output = ()>>> {
     let listen = |kind| signal(kind).map_err(|e| Error::io("cannot listen for signals", e));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let (stop, stopping) = watch::channel(false);
-    tokio::spawn(async move {
+    // A task of its own, so that the message comes at once.
+    let signalled = tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        eprintln!("{said}");
-        stop.send_replace(true);
-        // Keeps the channel open: its end would mean that whoever may stop the run is gone.
-        std::future::pending::<()>().await;
+        eprintln!("{message}");
     });
-    Ok(stopping)
+    Ok(signalled.map(drop).shared())
 }

@@ -1,30 +1,81 @@
-//! The dataflow: from a manifest of pending scans to committed tables.
+//! The flow of a run: from the scans of a cohort to committed tables.
 //!
-//! [`ScreenExec`] and [`WriteExec`] are DataFusion operators, unary and partition-preserving, over a
-//! standard leaf; [`Run`] builds the plan, drives it and commits. [`Schedule`] does so night after night.
+//! ```text
+//!  Pipeline        the settings of a run or a schedule               pipeline.rs, config.rs, limits.rs
+//!      │
+//!      ▼
+//!  Run::prepare    list the cohort, leave out what is done           prepare.rs
+//!      │ pending scans
+//!      ▼
+//!  Run::execute    make order, station and plan; drive the plan      execute.rs, order.rs, station.rs
+//!      │ manifest, one row per scan
+//!      ▼
+//!  ScreenExec      operator                                          screen.rs
+//!      │             one scan: fetch ─► decode ─► preprocess ─►      scan.rs
+//!      │             score ─► assess
+//!      │             its stages and times                            stage.rs, journey.rs, progress.rs
+//!      │             its memory                                      budget.rs
+//!      │             its rows                                        rows.rs
+//!      ▼
+//!  WriteExec       operator; holds scans, writes rolls               write.rs, roll.rs
+//!      │ receipts
+//!      ▼
+//!  Commits         data files become part of the tables              commit.rs
+//!      │
+//!      ▼
+//!  RunReport       what the run did                                  report.rs
+//! ```
+//! [`Schedule`] (schedule.rs) repeats runs at the times of a cron expression, and [`Monitor`] (monitor.rs) serves the figures of
+//! the current one.
+//!
+//! # Glossary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | order | what a run asks for: plain data, the same for every process that works on it ([`Order`]) |
+//! | station | what one process has to carry out an order: device, memory, opened stores ([`Station`]) |
+//! | stage | a step of a scan's way, or a wait between two steps ([`Stage`]) |
+//! | journey | one scan's passage through the stages |
+//! | roll | scans of one partition that are written together, as one data file per table |
+//! | receipt | the statement that one data file is written and not yet committed ([`Receipt`](crate::tables::Receipt)) |
+//! | commit | adds the files of receipts to the tables' logs; from then on readers see their rows |
+//! | epoch | the number of a commit within its run, by which a repeated commit is recognised |
+//! | quarantine | scans whose content was found unusable are not tried again until it changes, or until `--retry` |
+//! | superseded | of a scan's result: another run committed one for the same content and recipe first |
 
 mod budget;
+mod commit;
 mod config;
-mod driver;
+mod execute;
+mod journey;
 mod limits;
 mod monitor;
+mod order;
 mod pipeline;
+mod prepare;
 mod progress;
+mod report;
+mod roll;
 mod rows;
+mod scan;
 mod schedule;
 mod screen;
-mod screening;
-mod waiting;
+mod stage;
+mod station;
 mod write;
 
 pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
-pub use driver::{Outcome, Report, Run};
 pub use limits::{FailureLimit, Shard};
 pub use monitor::Monitor;
+pub use order::Order;
 pub use pipeline::Pipeline;
-pub use progress::{Place, Progress, Seen, Snapshot, bottleneck};
-pub use schedule::{Job, Outcome as ScheduleOutcome, Schedule};
+pub use prepare::Run;
+pub use progress::{Progress, Snapshot, StageSnapshot, bottleneck};
+pub use report::{RunOutcome, RunReport};
+pub use roll::RollPolicy;
+pub use schedule::{Job, JobOutcome, Schedule, TableUpkeep};
 pub use screen::ScreenExec;
-pub use screening::Screening;
-pub use write::{RollPolicy, WriteExec};
+pub use stage::Stage;
+pub use station::{Station, StopSwitch};
+pub use write::WriteExec;

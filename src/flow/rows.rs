@@ -11,33 +11,29 @@ use arrow::datatypes::{DataType, Field, Int8Type};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::screening::Screening;
+use super::journey::StageTimes;
+use super::order::Order;
 use crate::cohort::ScanEntry;
-use crate::error::{Error, Result, Retry, Stage};
+use crate::error::{Error, Result, Retry};
 use crate::preprocess::{Prepared, REGIONS, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
 use crate::tables::{Table, pack_bits, pack_scores, screen_row};
 use crate::volume::Affine;
 
-/// Milliseconds a scan spent in each stage, waiting left out.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct StageTimes {
-    pub(super) fetch_ms: f32,
-    pub(super) decode_ms: f32,
-    pub(super) preprocess_ms: f32,
-    pub(super) score_ms: f32,
-}
-
-/// Everything known of a scan that went through.
+/// Everything known of a scan that finished.
 pub(super) struct Finished<'a> {
     pub(super) prepared: &'a Prepared,
     pub(super) datatype: &'a str,
     pub(super) inference: &'a Inference,
     pub(super) assessment: &'a Assessment,
+    /// Voxels with a score above this are in the mask.
+    pub(super) threshold: f32,
+    pub(super) device: &'a str,
     pub(super) times: StageTimes,
 }
 
-/// What a millilitre of MNI space is in the scan's own space: heads differ in size, and findings are measured there.
+/// Millilitres in the scan's own space per millilitre of MNI space: heads differ in size, and findings are measured in the
+/// scan.
 fn native_per_mni_ml(to_mni: &Affine) -> f64 {
     1. / to_mni.determinant3().abs()
 }
@@ -46,53 +42,60 @@ fn microseconds(time: DateTime<Utc>) -> i64 {
     time.timestamp_micros()
 }
 
-/// A scan that went through, as one row of `screen_schema`.
-pub(super) fn finished(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
-    let findings = findings(screening, entry, scan)?;
+/// A scan that finished, as one row of `screen_schema`.
+///
+/// # Errors
+/// [`Error::Bug`] where the rows do not fit the tables.
+pub(super) fn finished(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     screen_row([
-        tokens(screening, entry, scan)?,
-        masks(screening, entry, scan)?,
-        findings,
+        tokens(order, entry, scan)?,
+        masks(order, entry, scan)?,
+        findings(order, entry, scan)?,
         RecordBatch::new_empty(Table::Failures.held_schema()),
-        scans(screening, entry, scan)?,
+        scans(order, entry, scan)?,
     ])
 }
 
+/// One row of `failures`.
+#[derive(Serialize)]
+struct FailureRow<'a> {
+    run_id: &'a str,
+    scan_id: &'a str,
+    content_id: &'a str,
+    recipe_id: &'a str,
+    cohort: &'a str,
+    uri: &'a str,
+    stage: &'a str,
+    kind: &'a str,
+    message: String,
+    permanent: bool,
+    attempts: i32,
+    failed_at: i64,
+}
+
 /// A scan that failed, as one row of `screen_schema`; `message` is what a reader sees of `error`.
+///
+/// # Errors
+/// [`Error::Bug`] where the row does not fit the table.
 pub(super) fn failed(
-    screening: &Screening,
+    order: &Order,
     entry: &ScanEntry,
-    stage: Stage,
+    stage: &str,
     error: &Error,
     message: String,
 ) -> Result<RecordBatch> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        run_id: &'a str,
-        scan_id: &'a str,
-        content_id: &'a str,
-        recipe_id: &'a str,
-        cohort: &'a str,
-        uri: &'a str,
-        stage: String,
-        kind: &'a str,
-        message: String,
-        permanent: bool,
-        attempts: i32,
-        failed_at: i64,
-    }
-    let row = Row {
-        run_id: &screening.run_id,
+    let row = FailureRow {
+        run_id: &order.run_id,
         scan_id: &entry.scan_id,
         content_id: &entry.content_id,
-        recipe_id: &screening.recipe_id,
+        recipe_id: &order.recipe_id,
         cohort: &entry.cohort,
         uri: &entry.uri,
-        stage: stage.to_string(),
+        stage,
         kind: error.kind(),
         message,
         permanent: error.retry() == Retry::Never && matches!(error, Error::Input { .. }),
-        attempts: screening.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
+        attempts: order.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
         failed_at: microseconds(Utc::now()),
     };
     let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()));
@@ -104,63 +107,65 @@ pub(super) fn failed(
     screen_row(tables)
 }
 
-fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        run_id: &'a str,
-        scan_id: &'a str,
-        content_id: &'a str,
-        recipe_id: &'a str,
-        cohort: &'a str,
-        subject: Option<&'a str>,
-        session: Option<&'a str>,
-        acquisition: Option<&'a str>,
-        run: Option<&'a str>,
-        suffix: Option<&'a str>,
-        uri: &'a str,
-        size_bytes: i64,
-        last_modified: i64,
-        finished_at: i64,
-        native_shape: [i32; 3],
-        native_spacing_mm: [f32; 3],
-        native_affine: [f64; 12],
-        orientation: String,
-        datatype: &'a str,
-        registration_affine: [f64; 12],
-        registration_ncc: f32,
-        stripped_input: bool,
-        brain_volume_ml: f32,
-        snr: f32,
-        cnr: f32,
-        mask_ratio: f32,
-        cropped_fraction: f32,
-        entropy_focus: f32,
-        qc_flags: &'a [&'static str],
-        n_tokens: i32,
-        n_anomalous_tokens: i32,
-        max_token_p: f32,
-        anomaly_score: f32,
-        anomaly_volume_ml: f32,
-        n_findings: i32,
-        threshold: f32,
-        fetch_ms: f32,
-        decode_ms: f32,
-        preprocess_ms: f32,
-        score_ms: f32,
-        device: &'a str,
-        bundle: &'a str,
-        version: &'a str,
-    }
+/// One row of `scans`.
+#[derive(Serialize)]
+struct ScanRow<'a> {
+    run_id: &'a str,
+    scan_id: &'a str,
+    content_id: &'a str,
+    recipe_id: &'a str,
+    cohort: &'a str,
+    subject: Option<&'a str>,
+    session: Option<&'a str>,
+    acquisition: Option<&'a str>,
+    run: Option<&'a str>,
+    suffix: Option<&'a str>,
+    uri: &'a str,
+    size_bytes: i64,
+    last_modified: i64,
+    finished_at: i64,
+    native_shape: [i32; 3],
+    native_spacing_mm: [f32; 3],
+    native_affine: [f64; 12],
+    orientation: String,
+    datatype: &'a str,
+    registration_affine: [f64; 12],
+    registration_ncc: f32,
+    stripped_input: bool,
+    brain_volume_ml: f32,
+    snr: f32,
+    cnr: f32,
+    mask_ratio: f32,
+    cropped_fraction: f32,
+    entropy_focus: f32,
+    qc_flags: &'a [&'static str],
+    n_tokens: i32,
+    n_anomalous_tokens: i32,
+    max_token_p: f32,
+    anomaly_score: f32,
+    anomaly_volume_ml: f32,
+    n_findings: i32,
+    threshold: f32,
+    fetch_ms: f32,
+    decode_ms: f32,
+    preprocess_ms: f32,
+    score_ms: f32,
+    device: &'a str,
+    bundle: &'a str,
+    version: &'a str,
+}
+
+fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let Finished { prepared, inference, assessment, times, .. } = scan;
     let brain_p = || {
         let inside = assessment.token_brain.iter().zip(&inference.p_anomalous);
         inside.filter(|&(&share, _)| share >= MIN_TOKEN_BRAIN).map(|(_, &p)| p)
     };
-    let row = Row {
-        run_id: &screening.run_id,
+    let row = ScanRow {
+        run_id: &order.run_id,
         scan_id: &entry.scan_id,
         content_id: &entry.content_id,
-        recipe_id: &screening.recipe_id,
+        recipe_id: &order.recipe_id,
         cohort: &entry.cohort,
         subject: entry.subject.as_deref(),
         session: entry.session.as_deref(),
@@ -192,42 +197,44 @@ fn scans(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         anomaly_score: assessment.anomaly_score,
         anomaly_volume_ml: (assessment.anomaly_volume_ml * native_per_mni_ml(&prepared.to_mni)) as f32,
         n_findings: assessment.findings.len() as i32,
-        threshold: screening.settings.mask_threshold,
+        threshold: scan.threshold,
         fetch_ms: times.fetch_ms,
         decode_ms: times.decode_ms,
         preprocess_ms: times.preprocess_ms,
         score_ms: times.score_ms,
-        device: &screening.device,
-        bundle: &screening.bundle,
-        version: env!("CARGO_PKG_VERSION"),
+        device: scan.device,
+        bundle: &order.bundle,
+        version: &order.version,
     };
     Table::Scans.rows(&[row])
 }
 
-fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        run_id: &'a str,
-        scan_id: &'a str,
-        finding: i32,
-        volume_ml: f32,
-        mni_x_mm: f32,
-        mni_y_mm: f32,
-        mni_z_mm: f32,
-        bbox_min_mm: [f32; 3],
-        bbox_max_mm: [f32; 3],
-        region: &'a str,
-        max_score: f32,
-        mean_score: f32,
-    }
+/// One row of `findings`.
+#[derive(Serialize)]
+struct FindingRow<'a> {
+    run_id: &'a str,
+    scan_id: &'a str,
+    finding: i32,
+    volume_ml: f32,
+    mni_x_mm: f32,
+    mni_y_mm: f32,
+    mni_z_mm: f32,
+    bbox_min_mm: [f32; 3],
+    bbox_max_mm: [f32; 3],
+    region: &'a str,
+    max_score: f32,
+    mean_score: f32,
+}
+
+fn findings(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let native_ml = native_per_mni_ml(&scan.prepared.to_mni);
-    let rows: Vec<Row<'_>> = (1..)
+    let rows: Vec<FindingRow<'_>> = (1..)
         .zip(&scan.assessment.findings)
         .map(|(rank, finding)| {
             let [x, y, z] = finding.centroid_mm.map(|mm| mm as f32);
             let [low, high] = finding.bbox_mm.map(|corner| corner.map(|mm| mm as f32));
-            Row {
-                run_id: &screening.run_id,
+            FindingRow {
+                run_id: &order.run_id,
                 scan_id: &entry.scan_id,
                 finding: rank,
                 volume_ml: (finding.volume_ml * native_ml) as f32,
@@ -245,13 +252,13 @@ fn findings(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Re
     Table::Findings.rows(&rows)
 }
 
-/// A token's figure as the tables hold it: rounded to 8 significant bits, a part in 500. More would be noise of the networks,
-/// and noise is what does not compress: with all 24 a row takes twice the bytes.
+/// A token's figure as the tables hold it: rounded to 8 significant bits, one part in 500. Further bits are noise of the
+/// networks, which does not compress: with all 24 a row takes twice the bytes.
 fn kept_digits(value: f32) -> f32 {
     half::bf16::from_f32(value).to_f32()
 }
 
-fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+fn tokens(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let Finished { prepared, inference, assessment, .. } = scan;
     let [rows, columns] = inference.tokens;
     let [nx, ny, _] = prepared.image.grid.shape;
@@ -279,7 +286,7 @@ fn tokens(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resu
         regions.append(region(c)).map_err(|e| Error::Bug(format!("regions of tokens: {e}")))?;
     }
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(repeated(&screening.run_id, n)),
+        Arc::new(repeated(&order.run_id, n)),
         Arc::new(repeated(&entry.scan_id, n)),
         int8(&|i| place(i).0),
         int8(&|i| place(i).1),
@@ -303,7 +310,7 @@ fn repeated(text: &str, n: usize) -> DictionaryArray<Int8Type> {
     DictionaryArray::new(vec![0; n].into(), Arc::new(StringArray::from(vec![text])))
 }
 
-fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
+fn masks(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
     let Finished { prepared, assessment, .. } = scan;
     let grid = prepared.image.grid;
     let list = |values: ArrayRef, item: DataType| -> Result<ArrayRef> {
@@ -313,7 +320,7 @@ fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         Ok(Arc::new(list.map_err(|e| Error::Bug(format!("masks row: {e}")))?))
     };
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from(vec![screening.run_id.as_str()])),
+        Arc::new(StringArray::from(vec![order.run_id.as_str()])),
         Arc::new(StringArray::from(vec![entry.scan_id.as_str()])),
         list(Arc::new(Int32Array::from_iter_values(grid.shape.map(|n| n as i32))), DataType::Int32)?,
         list(Arc::new(Float32Array::from_iter_values(grid.spacing().map(|mm| mm as f32))), DataType::Float32)?,
@@ -321,7 +328,7 @@ fn masks(screening: &Screening, entry: &ScanEntry, scan: &Finished<'_>) -> Resul
         Arc::new(BinaryArray::from_iter_values([pack_bits(&assessment.mask.data)])),
         Arc::new(BinaryArray::from_iter_values([pack_bits(&prepared.brain.data)])),
         Arc::new(BinaryArray::from_iter_values([pack_scores(&assessment.score.data)])),
-        Arc::new(Float32Array::from(vec![screening.settings.mask_threshold])),
+        Arc::new(Float32Array::from(vec![scan.threshold])),
     ];
     table(Table::Masks, columns)
 }

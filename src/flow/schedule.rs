@@ -1,50 +1,61 @@
-//! Nights: the same pipeline again and again, at the times of a cron expression.
+//! Scheduled runs: the same pipeline at the times of a cron expression.
 //!
 //! ```text
-//! sleep until the next time ─► take the lease of the tables ─► run, or optimize and vacuum ─► give it back
-//!        ▲                            │ another schedule has it                                 │
+//! sleep until the next time ─► take the lease of the tables ─► run, or optimize and vacuum ─► give the lease back
+//!        ▲                            │ another schedule holds it                               │
 //!        └────────────────────────────┴─────────────────────────────────────────────────────────┘
 //! ```
-//! Times that pass while a job is at work are left out. A run that fails is told, and the next time is waited for; settings
-//! that are wrong end the schedule before it begins.
+//! Times that pass while a job is running are skipped. The caller decides what follows a failed job. A wrong cron expression is
+//! refused before the first job.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use chrono::{DateTime, Local};
 use croner::Cron;
-use tokio::sync::watch;
 
 use super::config::ScheduleConfig;
-use super::driver::{Report, Run};
 use super::monitor::Monitor;
 use super::pipeline::Pipeline;
+use super::prepare::Run;
+use super::report::RunReport;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::store;
 use crate::tables::{Lease, Optimized, Table, Tables};
 
-/// What is to be done.
+/// A kind of scheduled work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// Screen what is new.
+    /// Screen the pending scans.
     Run,
-    /// Put small files together and delete what nothing refers to.
+    /// Merge small files of the tables and delete unreferenced ones.
     Upkeep,
 }
 
-/// What was done.
+/// What a job did.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum JobOutcome {
     /// A run ended.
-    Ran(Box<Report>),
-    /// Files of each table that were put together, and how many were deleted.
-    Kept(Vec<(Table, Optimized, usize)>),
-    /// Another schedule is at work on these tables.
+    Ran(Box<RunReport>),
+    /// The tables were maintained.
+    Maintained(Vec<TableUpkeep>),
+    /// Nothing: another schedule is working on these tables.
     Busy,
 }
 
-/// A pipeline with its times.
+/// Upkeep of one table.
+#[derive(Debug)]
+pub struct TableUpkeep {
+    /// The table.
+    pub table: Table,
+    /// Files that were merged.
+    pub optimized: Optimized,
+    /// Number of unreferenced files that were deleted.
+    pub deleted: usize,
+}
+
+/// A pipeline with the times of its jobs.
 #[derive(Debug)]
 pub struct Schedule {
     pipeline: Pipeline,
@@ -54,20 +65,22 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The schedule in the pipeline's section `[schedule]`.
+    ///
     /// # Errors
-    /// [`Error::Config`] where the pipeline has no times, or some that are none.
+    /// [`Error::Config`] where the section is missing or a cron expression is not valid.
     pub fn new(pipeline: Pipeline) -> Result<Self> {
         let Some(config) = pipeline.schedule.clone() else {
             return Err(Error::Config(
-                "when is the pipeline to run? Add a section [schedule] with run = \"0 1 * * *\" (every night at one)"
+                "the pipeline has no times to run at: add a section [schedule] with run = \"0 1 * * *\" (every night at one)"
                     .into(),
             ));
         };
         let parsed = |key: &str, text: &str| {
             text.parse::<Cron>().map_err(|e| {
                 Error::Config(format!(
-                    "schedule.{key}: `{text}` is no cron expression ({e}): write minute, hour, day, month and weekday, as \
-                     in \"0 1 * * *\""
+                    "schedule.{key}: `{text}` is not a cron expression ({e}): write minute, hour, day, month and weekday, \
+                     as in \"0 1 * * *\""
                 ))
             })
         };
@@ -79,9 +92,10 @@ impl Schedule {
     /// The first job after a time, in the machine's time zone.
     ///
     /// # Errors
-    /// [`Error::Config`] where none ever comes (the 30th of February).
+    /// [`Error::Config`] where an expression never matches (the 30th of February).
     pub fn next(&self, after: DateTime<Local>) -> Result<(DateTime<Local>, Job)> {
-        let never = |e: croner::errors::CronError| Error::Config(format!("[schedule]: no such time comes: {e}"));
+        let never =
+            |e: croner::errors::CronError| Error::Config(format!("[schedule]: no date matches the expression: {e}"));
         let run = self.runs.find_next_occurrence(&after, false).map_err(never)?;
         match &self.upkeep {
             None => Ok((run, Job::Run)),
@@ -92,56 +106,56 @@ impl Schedule {
         }
     }
 
-    /// Does a job, unless another schedule is at work on the same tables. `stop` turning true ends a run early.
+    /// Does a job, unless another schedule is working on the same tables. When `stop` completes, a run ends early, as
+    /// [`Run::execute`] says.
     ///
     /// # Errors
-    /// As [`Run::prepare`] and [`Run::execute`]; those of maintenance.
-    pub async fn work(&self, job: Job, stop: watch::Receiver<bool>, monitor: Option<&Monitor>) -> Result<Outcome> {
+    /// As [`Run::prepare`] and [`Run::execute`]; table and storage errors of upkeep.
+    pub async fn work(
+        &self,
+        job: Job,
+        stop: impl Future<Output = ()>,
+        monitor: Option<&Monitor>,
+    ) -> Result<JobOutcome> {
         let location = store::open_or_create(&self.pipeline.tables.url)?;
-        let Some(lease) = Lease::take(&location).await? else { return Ok(Outcome::Busy) };
+        let Some(lease) = Lease::take(&location).await? else { return Ok(JobOutcome::Busy) };
         let outcome = match job {
-            Job::Run => self.run(&lease, stop, monitor).await,
-            Job::Upkeep => self.keep().await,
+            Job::Run => self.run(&lease, stop, monitor).await.map(|report| JobOutcome::Ran(Box::new(report))),
+            Job::Upkeep => self.maintain().await.map(JobOutcome::Maintained),
         };
         lease.give_back().await;
         outcome
     }
 
-    async fn run(&self, lease: &Lease, mut asked: watch::Receiver<bool>, monitor: Option<&Monitor>) -> Result<Outcome> {
+    async fn run(&self, lease: &Lease, stop: impl Future<Output = ()>, monitor: Option<&Monitor>) -> Result<RunReport> {
         let run = Run::prepare(self.pipeline.clone()).await?;
         if let Some(monitor) = monitor {
             monitor.watch(run.progress(), run.pending() as u64);
         }
-        let (stop, stopping) = watch::channel(false);
-        let report = run.execute(stopping);
-        tokio::pin!(report);
-        let ended = tokio::select! {
-            report = &mut report => report,
-            _ = asked.wait_for(|&asked| asked) => {
-                stop.send_replace(true);
-                report.await
+        run.execute(async {
+            tokio::select! {
+                () = stop => {}
+                () = lease.lost() => {
+                    tracing::warn!("another schedule took over these tables: this run ends after the scans in flight");
+                }
             }
-            () = lease.lost() => {
-                tracing::warn!("another schedule took these tables over: this run finishes what it has begun");
-                stop.send_replace(true);
-                report.await
-            }
-        };
-        ended.map(|report| Outcome::Ran(Box::new(report)))
+        })
+        .await
     }
 
-    async fn keep(&self) -> Result<Outcome> {
+    async fn maintain(&self) -> Result<Vec<TableUpkeep>> {
         let ScheduleConfig { target_mib, keep_days, .. } = self.config;
-        let target = NonZeroU64::new(target_mib << 20)
-            .ok_or_else(|| Error::Config("schedule.target_mib is the size of files: it cannot be 0".into()))?;
+        let target = NonZeroU64::new(target_mib << 20).ok_or_else(|| {
+            Error::Config("schedule.target_mib is 0: give the size of merged files, 1 MiB or more".into())
+        })?;
         let mut tables = Tables::open(&self.pipeline.tables.url).await?;
-        let mut kept = Vec::new();
+        let mut maintained = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
-            let deleted = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?;
-            kept.push((table, optimized, deleted.len()));
+            let deleted = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?.len();
+            maintained.push(TableUpkeep { table, optimized, deleted });
         }
-        Ok(Outcome::Kept(kept))
+        Ok(maintained)
     }
 }
 
@@ -166,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn times_that_are_none_are_told_with_their_key() {
-        let said = |text: &str| schedule(text).unwrap_err().to_string();
-        assert!(said("").contains("[schedule]"));
-        assert!(said("[schedule]\nrun = 'nightly'").contains("schedule.run"));
-        assert!(said("[schedule]\nrun = '0 1 * * *'\nupkeep = '99 1 * * *'").contains("schedule.upkeep"));
+    fn an_invalid_time_is_refused_with_its_key() {
+        let refusal = |text: &str| schedule(text).unwrap_err().to_string();
+        assert!(refusal("").contains("[schedule]"));
+        assert!(refusal("[schedule]\nrun = 'nightly'").contains("schedule.run"));
+        assert!(refusal("[schedule]\nrun = '0 1 * * *'\nupkeep = '99 1 * * *'").contains("schedule.upkeep"));
         let never = schedule("[schedule]\nrun = '0 0 30 2 *'").unwrap().next(Local::now()).unwrap_err();
-        assert!(never.to_string().contains("no such time"), "{never}");
+        assert!(never.to_string().contains("no date matches"), "{never}");
     }
 }

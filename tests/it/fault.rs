@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt as _;
-use neurosieve::flow::{Outcome, Pipeline, Report, Run};
+use neurosieve::flow::{Pipeline, Run, RunOutcome, RunReport};
 use neurosieve::query;
 use neurosieve::store::Location;
 use neurosieve::synth::{CohortSpec, write};
@@ -12,7 +12,6 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::watch;
 
 use super::fault_store::{Fault, FaultStore, Op};
 
@@ -34,19 +33,20 @@ async fn fill(store: &FaultStore) {
 }
 
 /// Screens without networks, every scan a commit of its own.
-async fn screen(store: &Arc<FaultStore>) -> neurosieve::error::Result<Report> {
+async fn screen(store: &Arc<FaultStore>) -> neurosieve::error::Result<RunReport> {
     screen_within(store, 3600).await
 }
 
 /// As [`screen`]; a scan may take so many seconds.
-async fn screen_within(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::Result<Report> {
+async fn screen_within(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::Result<RunReport> {
+    prepare(store, timeout_s).await?.execute(std::future::pending()).await
+}
+
+async fn prepare(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::Result<Run> {
     let text = "[score]\nmethod = \"threshold\"\n[tables]\ncommit_scans = 1\n[run]\ndevice = \"cpu\"\n";
     let mut pipeline: Pipeline = toml::from_str(text).unwrap();
     pipeline.run.scan_timeout_s = timeout_s;
-    let run = Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await?;
-    // Kept open: its end would stop the run.
-    let (_stop, stopping) = watch::channel(false);
-    run.execute(stopping).await
+    Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await
 }
 
 /// All that the tables say of scans, times and ids of runs left out.
@@ -69,7 +69,7 @@ async fn said(store: &Arc<FaultStore>) -> Vec<String> {
 async fn a_store_that_fails_now_and_then_changes_nothing() {
     let calm = FaultStore::new(|_, _| None);
     fill(&calm).await;
-    assert_eq!(screen(&calm).await.unwrap().outcome, Outcome::DoneWithFailures);
+    assert_eq!(screen(&calm).await.unwrap().outcome, RunOutcome::DoneWithFailures);
     let undisturbed = said(&calm).await;
     assert_eq!(calm.fired(), 0);
 
@@ -87,7 +87,7 @@ async fn a_store_that_fails_now_and_then_changes_nothing() {
     });
     fill(&stormy).await;
     let report = screen(&stormy).await.unwrap();
-    assert_eq!((report.outcome, report.done, report.failed), (Outcome::DoneWithFailures, 4, 1));
+    assert_eq!((report.outcome, report.done, report.failed), (RunOutcome::DoneWithFailures, 4, 1));
     assert!(stormy.fired() > 0, "the script did nothing");
     assert_eq!(said(&stormy).await, undisturbed);
 }
@@ -106,8 +106,8 @@ async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
     assert!(said(&store).await[2].contains("fetch"), "{:?}", said(&store).await[2]);
     *broken.lock().unwrap() = false;
     let report = screen(&store).await.unwrap();
-    assert_eq!((report.outcome, report.done, report.quarantined), (Outcome::Done, 1, 1));
-    assert_eq!(screen(&store).await.unwrap().outcome, Outcome::NothingToDo);
+    assert_eq!((report.outcome, report.done, report.quarantined), (RunOutcome::Done, 1, 1));
+    assert_eq!(screen(&store).await.unwrap().outcome, RunOutcome::NothingToDo);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,6 +126,17 @@ async fn a_scan_that_comes_too_slowly_holds_up_nobody() {
     *slow.lock().unwrap() = false;
     let report = screen(&store).await.unwrap();
     assert_eq!((report.failed, report.quarantined), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_stopped_at_once_begins_no_scan_and_leaves_all_to_the_next() {
+    let store = FaultStore::new(|_, _| None);
+    fill(&store).await;
+    let report = prepare(&store, 3600).await.unwrap().execute(std::future::ready(())).await.unwrap();
+    assert_eq!((report.outcome, report.pending, report.done, report.failed), (RunOutcome::Stopped, 5, 0, 0));
+    assert_eq!(report.run.unwrap().status, "stopped");
+    let report = screen(&store).await.unwrap();
+    assert_eq!((report.outcome, report.done, report.failed), (RunOutcome::DoneWithFailures, 4, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,11 +99,7 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     let scale = [[spacing, 0.0, 0.0, 0.0], [0.0, spacing, 0.0, 0.0], [0.0, 0.0, spacing, 0.0]];
     let centred = Affine::translation(shape.map(|n| (1.0 - n as f64) / 2.0));
     let affine = centred.then(&Affine::from_rows(scale)).then(&Affine::translation(middle));
-<<<<<<< HEAD:src/eval/preprocess/border.rs
-    let turn = rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
-=======
     let turn = Affine::rotation(std::array::from_fn(|_| rng.random_range(-0.3..0.3)));
->>>>>>> voxels:src/train/border.rs
     let turn = Affine::translation(middle.map(|c| -c)).then(&turn).then(&Affine::translation(middle));
     let grid = Grid { shape, affine };
     let mut image = trilinear(head, &grid, &turn);
@@ -111,24 +107,7 @@ fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volum
     (image, trilinear(reference, &grid, &turn))
 }
 
-<<<<<<< HEAD:src/eval/preprocess/border.rs
-/// The rotation by these angles (radians) about x, then y, then z.
-fn rotation(angles: [f64; 3]) -> Affine {
-    let mut map = Affine::identity();
-    for (axis, angle) in angles.into_iter().enumerate() {
-        let (sin, cos) = angle.sin_cos();
-        let (a, b) = ((axis + 1) % 3, (axis + 2) % 3);
-        let mut turn = Affine::identity();
-        (turn.0[a][a], turn.0[a][b], turn.0[b][a], turn.0[b][b]) = (cos, -sin, sin, cos);
-        map = map.then(&turn);
-    }
-    map
-}
-
 /// Adds another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
-=======
-/// Another contrast (a power of the intensity), a bias field that rises along one direction, and noise.
->>>>>>> voxels:src/train/border.rs
 fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     let top = image.data.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
     let power = rng.random_range(0.75f32..1.35);
@@ -144,13 +123,8 @@ fn acquire(image: &mut Volume, middle: [f64; 3], rng: &mut impl Rng) {
     }
 }
 
-<<<<<<< HEAD:src/eval/preprocess/border.rs
 /// The weights that maximise the penalised likelihood of the examples; [`Error::Config`] where they are not determined.
-fn regression(examples: &[Example]) -> Result<Weights> {
-=======
-/// The weights that make the examples most likely, less the penalty; [`Error::Config`] where nothing settles them.
 fn regression(examples: &[Example]) -> Result<BorderWeights> {
->>>>>>> voxels:src/train/border.rs
     let n = examples.len() as f64;
     let moment = |of: &dyn Fn(usize, f64) -> f64| -> [f64; FEATURES] {
         std::array::from_fn(|k| examples.iter().map(|(seen, _)| of(k, f64::from(seen[k]))).sum::<f64>() / n)

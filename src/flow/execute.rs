@@ -1,0 +1,232 @@
+//! Executing a run: from pending scans to committed tables.
+//!
+//! ```text
+//! pending scans ─► manifest ─► ScreenExec ─► WriteExec ─► receipts ─► Commits ─► tokens, masks, findings, failures, scans
+//! ```
+//! The row of the run in `runs` is written before the first scan and again at the end. A run that is stopped finishes the
+//! scans in flight and commits them; started again, it screens the rest.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use chrono::Utc;
+use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::display::DisplayableExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::stream;
+use tokio::sync::Semaphore;
+
+use super::commit::Commits;
+use super::order::Order;
+use super::prepare::Run;
+use super::progress::{Snapshot, bottleneck};
+use super::report::{RunOutcome, RunReport};
+use super::roll::RollPolicy;
+use super::screen::ScreenExec;
+use super::station::{Station, StopSwitch, device_name, device_threads};
+use super::write::WriteExec;
+use crate::cohort::{ScanEntry, manifest};
+use crate::error::{Error, Result};
+use crate::machine::cores;
+use crate::score::{Settings, Worker};
+use crate::store::Location;
+use crate::tables::RunRow;
+
+/// What the plan of a run did.
+struct Screened {
+    /// The plan with its metrics.
+    plan: String,
+    gave_up: bool,
+    superseded: u64,
+}
+
+impl Run {
+    /// Screens the pending scans and commits their results.
+    ///
+    /// When `stop` completes, the run begins no further scan, finishes those in flight, commits them and ends. Give
+    /// [`std::future::pending()`] for a run that ends only by itself.
+    ///
+    /// # Errors
+    /// Storage, table, model and device errors of the run as a whole. A scan's own failure is a row in `failures`.
+    pub async fn execute(mut self, stop: impl Future<Output = ()>) -> Result<RunReport> {
+        let started = Instant::now();
+        let pending = self.pending() as u64;
+        let mut report = RunReport {
+            outcome: RunOutcome::NothingToDo,
+            run: None,
+            pending,
+            done: 0,
+            failed: 0,
+            superseded: 0,
+            quarantined: self.quarantined() as u64,
+            elapsed: Duration::ZERO,
+            stages: self.progress.snapshot().stages.to_vec(),
+            bottleneck: None,
+            plan: String::new(),
+        };
+        if pending == 0 {
+            report.elapsed = started.elapsed();
+            return Ok(report);
+        }
+        let mut row = self.run_row()?;
+        self.tables.record_run(&row).await?;
+        let screened = self.screen(&row.run_id, stop).await;
+
+        let counts = self.progress.snapshot();
+        let (gave_up, superseded) = screened.as_ref().map_or((false, 0), |done| (done.gave_up, done.superseded));
+        report.outcome = outcome(pending, &counts, gave_up);
+        row.finished_at = Some(Utc::now().timestamp_micros());
+        row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
+        row.n_done = (counts.done - superseded) as i64;
+        row.n_failed = counts.failed as i64;
+        row.scans_per_minute = (counts.ended() as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
+        // The row comes first: a run that failed has an end in `runs` as well.
+        let recorded = self.tables.record_run(&row).await;
+        report.plan = screened?.plan;
+        recorded?;
+        report.run = Some(row);
+        report.done = counts.done - superseded;
+        report.failed = counts.failed;
+        report.superseded = superseded;
+        report.stages = counts.stages.to_vec();
+        report.bottleneck = bottleneck(&counts.stages).map(|slowest| slowest.stage);
+        report.elapsed = started.elapsed();
+        Ok(report)
+    }
+
+    /// Builds the plan, executes it and commits its receipts.
+    async fn screen(&mut self, run_id: &str, stop: impl Future<Output = ()>) -> Result<Screened> {
+        let order = Arc::new(self.order(run_id));
+        let station = Arc::new(self.station(&order).await?);
+        let plan = self.plan(order, Arc::clone(&station))?;
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
+        let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
+
+        let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, run_id, &self.progress);
+        let committing = async {
+            // WriteExec drives every partition in a task of its own, so all of them work while a commit is under way.
+            let receipts = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
+            commits.take_all(stream::select_all(receipts)).await
+        };
+        tokio::pin!(committing);
+        // In this order: a run that is to stop before it starts begins no scan.
+        let superseded = tokio::select! {
+            biased;
+            () = stop => {
+                station.stop.press();
+                committing.await
+            }
+            superseded = &mut committing => superseded,
+        }?;
+        let plan = DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string();
+        Ok(Screened { plan, gave_up: station.stop.gave_up(), superseded })
+    }
+
+    fn order(&self, run_id: &str) -> Order {
+        let config = &self.pipeline.run;
+        Order {
+            run_id: run_id.to_owned(),
+            recipe_id: self.recipe_id.clone(),
+            cohort: self.cohort.to_string(),
+            preprocess: self.preprocess.clone(),
+            score: self.pipeline.score.clone(),
+            bundle: self.bundle.label(),
+            max_scan_bytes: config.max_scan_mib << 20,
+            scan_timeout: Some(Duration::from_secs(config.scan_timeout_s)).filter(|limit| !limit.is_zero()),
+            max_failures: config.max_failures,
+            attempts: self.pending.attempts.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Starts the device threads, which load the networks.
+    async fn station(&self, order: &Order) -> Result<Station> {
+        let settings = Settings::new(&order.score, &self.bundle)?;
+        let threads = device_threads(self.device);
+        let worker = Worker::start(Arc::clone(&self.bundle), self.device, settings.clone(), threads).await?;
+        Ok(Station {
+            cohort: self.cohort.clone(),
+            settings,
+            worker,
+            device: device_name(self.device),
+            in_flight: self.in_flight,
+            permits: Arc::new(Semaphore::new(self.in_flight)),
+            budget: Arc::clone(&self.budget),
+            progress: Arc::clone(&self.progress),
+            stop: StopSwitch::default(),
+        })
+    }
+
+    fn plan(&self, order: Arc<Order>, station: Arc<Station>) -> Result<Arc<dyn ExecutionPlan>> {
+        let leaf = MemorySourceConfig::try_new_exec(&self.manifest()?, manifest::schema(), None)?;
+        let screen = Arc::new(ScreenExec::new(leaf, order, station));
+        let policy = RollPolicy::within(&self.pipeline.tables);
+        Ok(Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?))
+    }
+
+    /// The pending scans as one manifest batch per partition, dealt out in turn.
+    fn manifest(&self) -> Result<Vec<Vec<RecordBatch>>> {
+        let scans = &self.pending.scans;
+        let partitions = cores().min(scans.len()).max(1);
+        (0..partitions)
+            .map(|partition| {
+                let share: Vec<ScanEntry> = scans.iter().skip(partition).step_by(partitions).cloned().collect();
+                Ok(vec![manifest::to_batch(&share)?])
+            })
+            .collect()
+    }
+
+    /// The row in `runs` at the start of the run.
+    fn run_row(&self) -> Result<RunRow> {
+        Ok(RunRow {
+            run_id: uuid::Uuid::now_v7().to_string(),
+            cohort: self.listing.cohort.clone(),
+            started_at: Utc::now().timestamp_micros(),
+            finished_at: None,
+            status: "running".to_owned(),
+            n_listed: (self.listing.selected.len() + self.listing.skipped.len()) as i64,
+            n_selected: self.listing.selected.len() as i64,
+            n_already_done: self.already_done() as i64,
+            n_done: 0,
+            n_failed: 0,
+            scans_per_minute: 0.,
+            device: device_name(self.device),
+            recipe_id: self.recipe_id.clone(),
+            bundle: self.bundle.label(),
+            bundle_digest: self.bundle.digest.clone(),
+            config: self.portable_config()?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cores: cores() as i32,
+        })
+    }
+
+    /// The effective pipeline for the table `runs`, with local folders reduced to their names: a table must not say where its
+    /// host keeps its files.
+    fn portable_config(&self) -> Result<String> {
+        let mut pipeline = self.pipeline.clone();
+        pipeline.preprocess = Some(self.preprocess.clone());
+        let portable = |location: &Location| match location.url.scheme() {
+            "file" => location.name().to_owned(),
+            _ => location.url.to_string(),
+        };
+        pipeline.cohort.url = portable(&self.cohort);
+        pipeline.tables.url = portable(self.tables.location());
+        if pipeline.model.bundle != "built-in" {
+            pipeline.model.bundle = self.bundle.label();
+        }
+        toml::to_string(&pipeline).map_err(|e| Error::Bug(format!("the pipeline as TOML: {e}")))
+    }
+}
+
+/// How a run with `pending` scans ended, whether or not its plan succeeded.
+fn outcome(pending: u64, counts: &Snapshot, gave_up: bool) -> RunOutcome {
+    match (pending.saturating_sub(counts.ended()), counts.failed) {
+        (0, 0) => RunOutcome::Done,
+        (0, _) => RunOutcome::DoneWithFailures,
+        _ if gave_up => RunOutcome::GaveUp,
+        _ => RunOutcome::Stopped,
+    }
+}

@@ -1,0 +1,76 @@
+//! An order: what a run asks of every process that screens for it.
+//!
+//! An order is plain data. It crosses a wire as JSON, and every process that gets it can tell from it alone which scans'
+//! store to open, how to screen, and how to name what it writes. It holds no handle, no opened store and nothing of a
+//! machine; those make up the [`Station`](super::Station) of the process that carries the order out.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::limits::FailureLimit;
+use crate::preprocess::PreprocessConfig;
+use crate::score::ScoreConfig;
+
+/// What a run asks for; the same for each of its scans.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// The run that writes the rows.
+    pub run_id: String,
+    /// Hash of everything that decides the numbers.
+    pub recipe_id: String,
+    /// Address of the cohort, without a password. For a local folder a `file://` URL.
+    pub cohort: String,
+    /// How scans are preprocessed.
+    pub preprocess: PreprocessConfig,
+    /// How scans are scored, before the bundle's calibration fills in what is left out.
+    pub score: ScoreConfig,
+    /// Name and version of the bundle.
+    pub bundle: String,
+    /// Largest decompressed scan, bytes.
+    pub max_scan_bytes: u64,
+    /// How long a scan may take from its fetch to its rows, without waiting for memory; none: without limit.
+    pub scan_timeout: Option<Duration>,
+    /// How many scans may fail before the run is given up; none: any number.
+    pub max_failures: Option<FailureLimit>,
+    /// Earlier failed attempts by scan id, with this content and recipe; scans without any are left out.
+    pub attempts: HashMap<String, i32>,
+    /// Version of the program that gave the order.
+    pub version: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::score::Method;
+
+    #[test]
+    fn an_order_survives_json() {
+        let order = Order {
+            run_id: "01890a5d-ac96-774b-bcce-b302099a8057".into(),
+            recipe_id: "0123456789abcdef".into(),
+            cohort: "s3://bucket/study".into(),
+            preprocess: PreprocessConfig { spacing_max_mm: 5.1, ..PreprocessConfig::default() },
+            score: ScoreConfig {
+                method: Method::Ar,
+                mask_threshold: Some(0.6123),
+                scans_at_once: NonZeroUsize::new(4),
+                ..ScoreConfig::default()
+            },
+            bundle: "t1w-2mm 0.6".into(),
+            max_scan_bytes: 2048 << 20,
+            scan_timeout: Some(Duration::from_secs(3600)),
+            max_failures: Some("2.5%".parse().unwrap()),
+            attempts: [("study/sub-01_T1w".to_owned(), 2)].into(),
+            version: "0.1.0".into(),
+        };
+        let json = serde_json::to_string(&order).unwrap();
+        assert_eq!(serde_json::from_str::<Order>(&json).unwrap(), order);
+        let unlimited = Order { scan_timeout: None, max_failures: None, ..order };
+        let json = serde_json::to_string(&unlimited).unwrap();
+        assert_eq!(serde_json::from_str::<Order>(&json).unwrap(), unlimited);
+    }
+}

@@ -1,0 +1,100 @@
+//! What a run reports when it has ended.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::progress::StageSnapshot;
+use super::stage::Stage;
+use crate::tables::RunRow;
+
+/// What a run did. As JSON it is the file of `--report`.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// How the run ended.
+    pub outcome: RunOutcome,
+    /// The run's row in the table `runs`; none where no scan was pending.
+    pub run: Option<RunRow>,
+    /// Scans that were pending at the start.
+    pub pending: u64,
+    /// Scans that finished and that this run committed.
+    pub done: u64,
+    /// Scans that became a row in `failures`.
+    pub failed: u64,
+    /// Scans that finished here after another run had committed them; the other run's results stand.
+    pub superseded: u64,
+    /// Scans that are not tried again, because their content was found unusable by an earlier run.
+    pub quarantined: u64,
+    /// Wall time of the screening.
+    #[serde(rename = "elapsed_s", serialize_with = "as_seconds")]
+    pub elapsed: Duration,
+    /// Counts and times of every stage.
+    #[serde(rename = "places")]
+    pub stages: Vec<StageSnapshot>,
+    /// The stage that the others waited for; none where nothing was done.
+    pub bottleneck: Option<Stage>,
+    /// The physical plan with its metrics, as EXPLAIN ANALYZE shows it.
+    #[serde(skip)]
+    pub plan: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunOutcome {
+    /// No scan was pending.
+    NothingToDo,
+    /// All pending scans finished.
+    Done,
+    /// All pending scans ended, some as failures.
+    DoneWithFailures,
+    /// The run was asked to stop; some scans are still pending.
+    Stopped,
+    /// More scans failed than the limit allows; some scans are still pending.
+    GaveUp,
+}
+
+impl RunOutcome {
+    /// The status in the table `runs`.
+    pub(super) fn status(self) -> &'static str {
+        match self {
+            Self::GaveUp => "gave_up",
+            Self::Stopped => "stopped",
+            Self::NothingToDo | Self::Done | Self::DoneWithFailures => "finished",
+        }
+    }
+}
+
+fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_json_of_a_report_has_the_names_that_monitors_read() {
+        let report = RunReport {
+            outcome: RunOutcome::NothingToDo,
+            run: None,
+            pending: 0,
+            done: 0,
+            failed: 0,
+            superseded: 0,
+            quarantined: 1,
+            elapsed: Duration::from_millis(1500),
+            stages: Vec::new(),
+            bottleneck: None,
+            plan: "not in the report".into(),
+        };
+        let json = serde_json::to_value(report).unwrap();
+        let names: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        let counts = ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined"];
+        let expected = counts.into_iter().chain(["elapsed_s", "places", "bottleneck"]);
+        assert_eq!(names, expected.collect());
+        assert_eq!((&json["outcome"], &json["elapsed_s"]), (&"nothing_to_do".into(), &1.5.into()));
+    }
+}

@@ -1,0 +1,268 @@
+//! One scan's way from its manifest entry to its rows: fetch, decode, preprocess, score, assess.
+//!
+//! A volume lives inside one scan's future from the fetch to the rows; only rows leave it. An error or a panic at any stage
+//! becomes the scan's row in `failures`. [`Journey`] hears of every stage; this file holds the steps.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use tokio::sync::oneshot;
+use tracing::{Instrument, debug, info_span, warn};
+use url::Url;
+
+use super::budget::{self, Grant};
+use super::journey::{Journey, ScreenMetrics};
+use super::order::Order;
+use super::rows::{self, Finished};
+use super::stage::Stage;
+use super::station::Station;
+use crate::cohort::{self, ScanBytes, ScanEntry};
+use crate::error::{Error, Result};
+use crate::preprocess::{self, Prepared};
+use crate::score::{self, Inference};
+
+/// Takes one scan all the way to its row of `screen_schema`; none where the run stops before the scan is begun.
+///
+/// # Errors
+/// [`Error::Bug`] where the row cannot be made. A failure of the scan itself is a row.
+pub(super) async fn screen(
+    order: Arc<Order>,
+    station: Arc<Station>,
+    metrics: ScreenMetrics,
+    entry: ScanEntry,
+) -> Result<Option<RecordBatch>> {
+    let Some(_permit) = station.admit().await else { return Ok(None) };
+    let journey = Journey::begin(Arc::clone(&station.progress), metrics);
+    let scan = Arc::new(Scan { order, station, entry, journey });
+    let first_share = budget::before_fetching(&scan.entry, scan.order.max_scan_bytes);
+    let grant = scan.station.budget.take(first_share).await?;
+    let span = info_span!("scan", scan_id = %scan.entry.scan_id);
+    let results = scan.results(grant).instrument(span.clone()).await;
+    span.in_scope(|| scan.end(results)).map(Some)
+}
+
+/// A scan in flight. Steps on other threads hold it as well.
+struct Scan {
+    order: Arc<Order>,
+    station: Arc<Station>,
+    entry: ScanEntry,
+    journey: Journey,
+}
+
+/// What is left of a scan's bytes once they are preprocessed.
+struct PreparedScan {
+    prepared: Arc<Prepared>,
+    /// Kind of number that the file held, for the tables.
+    datatype: String,
+}
+
+impl Scan {
+    /// The five steps. `grant` is the memory that the scan may take until it is fetched.
+    async fn results(self: &Arc<Self>, grant: Grant) -> Result<RecordBatch> {
+        let timeout = self.order.scan_timeout;
+        let bytes = in_time(timeout, Duration::ZERO, self.fetch()).await?;
+        // Not within the timeout: a scan that waits for others' memory is not stuck.
+        let grant = self.wait_for_memory(grant, &bytes).await?;
+        let remaining_steps = async {
+            let (scan, grant) = self.decode_and_preprocess(bytes, grant).await?;
+            let _grant = self.station.budget.settle(grant, budget::SCORED).await?;
+            let inference = self.score(&scan.prepared).await?;
+            self.assess(scan, inference).await
+        };
+        in_time(timeout, self.journey.spent(Stage::Fetch), remaining_steps).await
+    }
+
+    async fn fetch(&self) -> Result<ScanBytes> {
+        self.journey.enter(Stage::Fetch);
+        let bytes = cohort::read(&self.station.cohort, &self.entry, self.order.max_scan_bytes).await?;
+        self.journey.count_fetched(bytes.n_bytes());
+        Ok(bytes)
+    }
+
+    /// Waits for the share that the fetched header asks for.
+    async fn wait_for_memory(&self, grant: Grant, bytes: &ScanBytes) -> Result<Grant> {
+        self.journey.enter(Stage::Memory);
+        let share = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), self.order.max_scan_bytes);
+        self.station.budget.settle(grant, share).await
+    }
+
+    /// Decodes and preprocesses in one go, so that decoded volumes do not pile up. The work holds the grant itself: it takes
+    /// memory until it ends, even where the scan has timed out before.
+    async fn decode_and_preprocess(self: &Arc<Self>, bytes: ScanBytes, grant: Grant) -> Result<(PreparedScan, Grant)> {
+        self.journey.enter(Stage::Decode);
+        let scan = Arc::clone(self);
+        on_rayon(move || {
+            scan.journey.begin_work();
+            let decoded = bytes.decode(scan.order.max_scan_bytes)?;
+            drop(bytes);
+            scan.journey.enter(Stage::Preprocess);
+            let prepared = preprocess::prepare(&decoded.volume, &scan.order.preprocess)?;
+            scan.journey.enter(Stage::Queue);
+            Ok((PreparedScan { prepared: Arc::new(prepared), datatype: decoded.datatype }, grant))
+        })
+        .await
+    }
+
+    /// Has the networks score the scan.
+    async fn score(&self, prepared: &Arc<Prepared>) -> Result<Inference> {
+        let (taken, taken_up) = oneshot::channel();
+        let scored = self.station.worker.score(&self.entry.scan_id, Arc::clone(prepared), taken);
+        let follow = async {
+            // An error means that no thread took the scan up; then `scored` says why.
+            if taken_up.await.is_ok() {
+                self.journey.enter(Stage::Device);
+            }
+        };
+        let (scored, ()) = tokio::join!(scored, follow);
+        let (inference, on_device) = scored?;
+        self.journey.enter_after(on_device, Stage::Assess);
+        Ok(inference)
+    }
+
+    /// Makes maps, findings and rows.
+    async fn assess(self: &Arc<Self>, prepared_scan: PreparedScan, inference: Inference) -> Result<RecordBatch> {
+        let scan = Arc::clone(self);
+        on_rayon(move || {
+            scan.journey.begin_work();
+            let PreparedScan { prepared, datatype } = prepared_scan;
+            let settings = &scan.station.settings;
+            let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings);
+            let finished = Finished {
+                prepared: &prepared,
+                datatype: &datatype,
+                inference: &inference,
+                assessment: &assessment,
+                threshold: settings.mask_threshold,
+                device: &scan.station.device,
+                times: scan.journey.times(),
+            };
+            let rows = rows::finished(&scan.order, &scan.entry, &finished)?;
+            scan.journey.enter(Stage::Commit);
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// Counts the end of the scan; gives its row.
+    fn end(&self, results: Result<RecordBatch>) -> Result<RecordBatch> {
+        match results {
+            Ok(rows) => {
+                self.journey.count_done();
+                debug!("done");
+                Ok(rows)
+            }
+            Err(error) => {
+                let stage = self.journey.stage().recorded();
+                self.journey.count_failed();
+                self.give_up_after_too_many_failures();
+                let message = without_folder(&error.to_string(), &self.order.cohort);
+                warn!(stage, kind = error.kind(), "failed: {message}");
+                rows::failed(&self.order, &self.entry, stage, &error, message)
+            }
+        }
+    }
+
+    fn give_up_after_too_many_failures(&self) {
+        let now = self.station.progress.snapshot();
+        if self.order.max_failures.is_some_and(|limit| limit.is_passed(now.done, now.failed)) {
+            self.station.stop.give_up();
+        }
+    }
+}
+
+/// A message without the folder of a local cohort: neither logs nor tables may say where a host keeps its files.
+fn without_folder(message: &str, cohort: &str) -> String {
+    let folder = Url::parse(cohort).ok().and_then(|url| url.to_file_path().ok());
+    match folder {
+        Some(folder) if folder.parent().is_some() => {
+            let folder = folder.display().to_string();
+            message.replace(&format!("{}/", folder.trim_end_matches('/')), "")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// Does a part of a scan's work in the time that earlier parts left. Work that runs on rayon or on the device is not
+/// interrupted; its result is dropped.
+async fn in_time<T>(limit: Option<Duration>, spent: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(limit) = limit else { return work.await };
+    let result = tokio::time::timeout(limit.saturating_sub(spent), work).await;
+    result.unwrap_or_else(|_| Err(Error::TimedOut { seconds: limit.as_secs() }))
+}
+
+/// Runs `work` on rayon, so that no tokio worker blocks; a panic becomes an error.
+async fn on_rayon<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (reply, answer) = oneshot::channel();
+    rayon::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
+            Err(Error::Bug(format!("a step panicked: {}", text.unwrap_or_default())))
+        });
+        let _ = reply.send(result);
+    });
+    answer.await.map_err(|_| Error::Bug("a step ended without an answer".into()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+
+    use super::super::progress::Progress;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_scan_has_the_time_that_earlier_work_left() {
+        let limit = Some(Duration::from_secs(60));
+        let quick = in_time(limit, Duration::from_secs(59), async { Ok(7) }).await;
+        assert_eq!(quick.map_err(|error| error.to_string()), Ok(7));
+        let nothing_left = Duration::from_secs(60);
+        let late = in_time(limit, nothing_left, std::future::pending::<Result<()>>()).await;
+        assert!(matches!(late, Err(Error::TimedOut { seconds: 60 })), "{late:?}");
+        assert!(in_time(None, nothing_left, async { Ok(()) }).await.is_ok(), "no limit");
+    }
+
+    #[tokio::test]
+    async fn a_timeout_names_the_stage_that_work_on_another_thread_has_reached() {
+        let (set, progress) = (ExecutionPlanMetricsSet::new(), Arc::new(Progress::new(1, 1, 1)));
+        let journey = Arc::new(Journey::begin(Arc::clone(&progress), ScreenMetrics::new(&set, 0)));
+        journey.enter(Stage::Decode);
+        let (reach, reached) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let travelling = Arc::clone(&journey);
+        let work = on_rayon(move || {
+            travelling.enter(Stage::Preprocess);
+            let _ = reach.send(());
+            // Ends with the test.
+            let _ = released.recv();
+            Ok(())
+        });
+        tokio::pin!(work);
+        assert!(futures::poll!(work.as_mut()).is_pending());
+        reached.await.unwrap();
+        let late = in_time(Some(Duration::ZERO), Duration::ZERO, work).await;
+        assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+        assert_eq!(journey.stage().recorded(), "preprocess");
+        drop(journey);
+        assert_eq!(progress.snapshot().at(Stage::Preprocess).scans, 1, "the work that was left behind still counts");
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_panics_is_an_error_of_its_scan() {
+        let failed = on_rayon(|| -> Result<()> { panic!("index {} of nothing", 7) }).await.unwrap_err();
+        assert!(failed.to_string().contains("index 7 of nothing"), "{failed}");
+        assert_eq!(on_rayon(|| Ok(7)).await.unwrap(), 7, "the pool still works");
+    }
+
+    #[test]
+    fn a_message_does_not_say_in_which_folder_a_cohort_lies() {
+        let said = "Object at location /data/my study/sub-1.nii not found";
+        assert_eq!(without_folder(said, "file:///data/my%20study/"), "Object at location sub-1.nii not found");
+        assert_eq!(without_folder(said, "file:///data/my%20study"), "Object at location sub-1.nii not found");
+        assert_eq!(without_folder(said, "file:///"), said);
+        assert_eq!(without_folder(said, "s3://bucket/study"), said);
+    }
+}
