@@ -18,12 +18,13 @@ test: setup ## Run all tests
 	NEUROSIEVE_PROGRAM=$$(realpath "$${CARGO_TARGET_DIR:-target}")/release/neurosieve && export NEUROSIEVE_PROGRAM && \
 		cargo test --release --locked --package store-contract
 
-check: setup ## Check format, lints, docs and dependencies
+check: setup ## Check format, lints, docs, structure and dependencies
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo clippy --release --locked --all-targets --package store-contract -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --lib
 	scripts/one_copy.sh
+	scripts/structure.py
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --locked check licenses bans sources; \
 	else \
