@@ -33,10 +33,8 @@ OPAQUE = re.compile(
     r"""//[^\n]*
       | /\*
       | \b(?:br|cr|r)(?P<hashes>\#*)".*?"(?P=hashes)
-      | \b[bc]?"(?:[^"\\]|\\.)*"
-      | "(?:[^"\\]|\\.)*"
-      | \bb?'(?:[^'\\]|\\[^'u]|\\'|\\u\{[^}]*\})'
-      | '(?:[^'\\]|\\[^u]|\\u\{[^}]*\})'
+      | (?:\b[bc])?"(?:[^"\\]|\\.)*"
+      | (?:\bb)?'(?:[^'\\]|\\[^u]|\\u\{[^}]*\})'
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -74,9 +72,6 @@ def without_comments(text):
             depth = 1
             while depth:
                 mark = re.compile(r"/\*|\*/").search(text, end)
-                if mark is None:
-                    end = len(text)
-                    break
                 depth += 1 if mark.group() == "/*" else -1
                 end = mark.end()
         out += [text[at : match.start()], re.sub(r"[^\n]", " ", text[match.start() : end])]
@@ -100,13 +95,11 @@ def closing(tokens, start):
 def end_of_item(tokens, start):
     """The index after the item that starts at `start`: past its `;` or its body."""
     i = start
-    while i < len(tokens):
-        if tokens[i] == ";":
-            return i + 1
+    while i < len(tokens) and tokens[i] != ";":
         if tokens[i] == "{":
             return closing(tokens, i)
         i = closing(tokens, i) if tokens[i] in "([" else i + 1
-    return i
+    return i + 1
 
 
 def without_tests(tokens):
@@ -175,17 +168,12 @@ class Tree:
         return module
 
     def file_of(self, module, name):
-        """The file of `mod name;`, which must be there."""
+        """The file of `mod name;`, if it is there."""
         inline = module.path[len(self.path_of_file(module)) :]
-        if module.file.name in ("mod.rs", "lib.rs", "main.rs"):
-            folder = module.file.parent
-        else:
-            folder = module.file.with_suffix("")
+        owns_its_folder = module.file.name in ("mod.rs", "lib.rs", "main.rs")
+        folder = module.file.parent if owns_its_folder else module.file.with_suffix("")
         folder = folder.joinpath(*inline)
-        for candidate in (folder / f"{name}.rs", folder / name / "mod.rs"):
-            if candidate.is_file():
-                return candidate
-        return None
+        return next((file for file in (folder / f"{name}.rs", folder / name / "mod.rs") if file.is_file()), None)
 
     @staticmethod
     def path_of_file(module):
@@ -210,8 +198,6 @@ class Tree:
                 continue
             if depth == 0 and after and NAME.fullmatch(after[0]):
                 if token in DEFINING and after[0] not in {"fn", "unsafe", "extern", "async", "mut"}:
-                    module.defined.add(after[0])
-                elif token == "mut" and tokens[i - 1] == "static":
                     module.defined.add(after[0])
             if token == "macro_rules" and after == ["!"]:
                 module.defined.add(tokens[i + 2])
@@ -305,19 +291,14 @@ class Tree:
             rest = path[i + 1 :]
             if name in module.defined:
                 return module.file, name
-            for used in module.uses.get(name, []):
+            if name in module.uses:
+                used = module.uses[name][0]
                 key = (id(module), name, *used)
-                if key in seen:
-                    continue
-                found = self.resolve(module, used, seen | {key})
-                if isinstance(found, Module):
-                    return self.follow(found, rest, seen | {key})
-                return found
-            found = self.through_globs(module, name, seen)
-            if found is not None:
-                return self.follow(found, rest, seen) if isinstance(found, Module) else found
-            # A macro made it, or it stands for a primitive of that name.
-            return module.file, name
+                found = None if key in seen else self.resolve(module, used, seen | {key})
+            else:
+                # What no glob brings in either was made by a macro.
+                found = self.through_globs(module, name, seen) or (module.file, name)
+            return self.follow(found, rest, seen) if isinstance(found, Module) else found
         return module
 
     def imports(self, strict):
@@ -383,66 +364,72 @@ def circles(edges):
     return found
 
 
-def check(root, strict):
-    """What is wrong, as lines, and a summary."""
-    source = root / "src"
+def crates(root):
+    """The module trees of the library and the program."""
     manifest = tomllib.loads((root / "Cargo.toml").read_text())
     name = manifest.get("lib", {}).get("name", manifest["package"]["name"]).replace("-", "_")
-    trees, crates = [], {}
-    for file in (source / "lib.rs", source / "main.rs"):
-        if file.is_file():
-            trees.append(Tree(file, dict(crates)))
-            crates.setdefault(name, trees[-1])
-    imports = {}
-    for tree in trees:
-        imports.update(tree.imports(strict))
+    library = Tree(root / "src/lib.rs", {})
+    program = root / "src/main.rs"
+    return [library, Tree(program, {name: library})] if program.is_file() else [library]
 
-    def shown(file):
-        return file.relative_to(root).as_posix()
 
-    problems = [problem.replace(f"{root}/", "") for tree in trees for problem in tree.problems]
-    loaded = {module.file for tree in trees for module in tree.modules}
-    problems += [f"{shown(file)} belongs to no module" for file in sorted(set(source.rglob("*.rs")) - loaded)]
-
-    edges, between = defaultdict(set), defaultdict(dict)
-    for (file, target), names in imports.items():
-        edges[file].add(target)
-        ends = [end.relative_to(source).parts[0].removesuffix(".rs") for end in (file, target)]
-        if ends[0] != ends[1]:
-            between[tuple(ends)][file, target] = names
-    top = defaultdict(set)
-    for upper, lower in between:
-        top[upper].add(lower)
-
-    def line(file, target, names):
+def describe(imports, root):
+    """Lines for these imports, with the first names of each."""
+    lines = []
+    for (file, target), names in sorted(imports.items()):
         names = sorted(names)
         more = f", and {len(names) - 6} more" if len(names) > 6 else ""
-        return f"    {shown(file)} -> {shown(target)}: {', '.join(names[:6])}{more}"
+        pair = f"{file.relative_to(root)} -> {target.relative_to(root)}"
+        lines.append(f"    {pair}: {', '.join(names[:6])}{more}")
+    return lines
 
+
+def circles_of_files(imports, root):
+    edges = defaultdict(set)
+    for file, target in imports:
+        edges[file].add(target)
+    problems = []
     for group in circles(edges):
         problems.append(f"{len(group)} files import each other in a circle:")
-        ties = [pair for pair in imports if pair[0] in group and pair[1] in group]
-        problems += [line(*pair, imports[pair]) for pair in sorted(ties)]
-    for group in circles(top):
+        inside = {pair: names for pair, names in imports.items() if pair[0] in group and pair[1] in group}
+        problems += describe(inside, root)
+    return problems
+
+
+def circles_of_modules(imports, root):
+    edges, between = defaultdict(set), defaultdict(dict)
+    for pair, names in imports.items():
+        upper, lower = (end.relative_to(root / "src").parts[0].removesuffix(".rs") for end in pair)
+        if upper != lower:
+            edges[upper].add(lower)
+            between[upper, lower][pair] = names
+    problems = []
+    for group in circles(edges):
         problems.append(f"{len(group)} top-level modules import each other in a circle: {', '.join(group)}")
         for upper, lower in sorted(between):
             if upper in group and lower in group:
-                ties = between[upper, lower]
-                problems.append(f"  {upper} -> {lower}: {len(ties)} imports")
-                problems += [line(*pair, ties[pair]) for pair in sorted(ties)[:3]]
+                problems.append(f"  {upper} -> {lower}: {len(between[upper, lower])} imports")
+                problems += describe(between[upper, lower], root)[:3]
+    return problems
 
-    lengths = {}
-    for folder in MEASURED:
-        for file in sorted((root / folder).rglob("*.rs")):
-            lengths[file] = len(file.read_text().splitlines())
-            if lengths[file] > MAX_LINES:
-                problems.append(f"{shown(file)} has {lengths[file]} lines, more than {MAX_LINES}")
+
+def check(root, strict):
+    """What is wrong, as lines, and a summary."""
+    trees = crates(root)
+    imports = {pair: names for tree in trees for pair, names in tree.imports(strict).items()}
+    problems = [problem.replace(f"{root}/", "") for tree in trees for problem in tree.problems]
+    loaded = {module.file for tree in trees for module in tree.modules}
+    orphans = sorted(set((root / "src").rglob("*.rs")) - loaded)
+    problems += [f"{file.relative_to(root)} belongs to no module" for file in orphans]
+    problems += circles_of_files(imports, root) + circles_of_modules(imports, root)
+    files = [file for folder in MEASURED for file in sorted((root / folder).rglob("*.rs"))]
+    lengths = {file.relative_to(root): len(file.read_text().splitlines()) for file in files}
+    problems += [f"{file} has {n} lines, more than {MAX_LINES}" for file, n in lengths.items() if n > MAX_LINES]
     longest = max(lengths, key=lengths.get)
-    summary = (
+    return problems, (
         f"structure: {len(loaded)} source files, {len(imports)} imports, no circles; "
-        f"the longest file has {lengths[longest]} lines ({shown(longest)})"
+        f"the longest file has {lengths[longest]} lines ({longest})"
     )
-    return problems, summary
 
 
 def main():
