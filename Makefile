@@ -12,9 +12,11 @@ help: ## Show the commands
 demo: build ## Build, screen a small synthetic cohort and query the result
 	@scripts/demo.sh
 
+# --tests: left out, cargo links each example as well. The tests compile them and run them.
 test: setup ## Run all tests
-	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(scripts/azurite.sh) && \
-		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked
+	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(tests/servers/azurite.sh) && \
+		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked --tests
+	cargo test --release --locked --doc
 	NEUROSIEVE_PROGRAM=$$(realpath "$${CARGO_TARGET_DIR:-target}")/release/neurosieve && export NEUROSIEVE_PROGRAM && \
 		cargo test --release --locked --package store-contract
 

@@ -408,7 +408,7 @@ def circles_of_modules(imports, root):
         problems.append(f"{len(group)} top-level modules import each other in a circle: {', '.join(group)}")
         for upper, lower in sorted(between):
             if upper in group and lower in group:
-                problems.append(f"  {upper} -> {lower}: {len(between[upper, lower])} imports")
+                problems.append(f"  {upper} -> {lower}, imports: {len(between[upper, lower])}")
                 problems += describe(between[upper, lower], root)[:3]
     return problems
 

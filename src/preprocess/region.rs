@@ -4,7 +4,7 @@
 //! a side: affine registration leaves gyri misaligned by up to a centimetre. A place outside the brain gets the region
 //! of the nearest brain voxel within [`REACH_MM`], because brains reach beyond the template's.
 //!
-//! The embedded map has labels on 2 mm voxels of MNI152 (ICBM 2009a nonlinear symmetric). scripts/region.py makes it
+//! The embedded map has labels on 2 mm voxels of MNI152 (ICBM 2009a nonlinear symmetric). assets/region.py makes it
 //! and states the rule of each region; lobes come from the parcels of Desikan et al. 2006
 //! (doi:10.1016/j.neuroimage.2006.01.021).
 

@@ -1,7 +1,7 @@
 //! The MNI152 template that every head is made from, embedded in the program.
 //!
 //! Holds, in MNI mm, the T1 image, the grey- and white-matter maps (2 mm) and the distances to the surfaces of brain
-//! and skull (4 mm). Origin and licence: assets/README.md; made by scripts/template.py.
+//! and skull (4 mm). Origin and licence: assets/README.md; made by assets/template.py.
 
 use crate::error::{Error, Result};
 use crate::volume::{Affine, Grid, nifti};

@@ -2,7 +2,7 @@
 # Sets up Azurite, Microsoft's own emulator of the Azure blob service, for the tests, and prints its folder.
 #
 # Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), node and npm.
-# Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(scripts/azurite.sh). Nothing, with a
+# Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(tests/servers/azurite.sh). Nothing, with a
 #         word on standard error, where node and npm are missing or cannot install it: the test that needs it is skipped.
 set -euo pipefail
 

@@ -2,7 +2,7 @@
 //
 //     node azure_server.mjs AZURITE CONTAINER
 //
-// AZURITE is the folder that scripts/azurite.sh printed. Account and key are the emulator's own, which everybody knows.
+// AZURITE is the folder that tests/servers/azurite.sh printed. Account and key are the emulator's own, which everybody knows.
 
 import { spawn } from 'node:child_process';
 import { createHmac } from 'node:crypto';
