@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use neurosieve::preprocess::{PreprocessConfig, Prepared, prepare};
+use neurosieve::preprocess::{Prepared, PreprocessConfig, prepare};
 use neurosieve::volume::nifti;
 
 /// Scans whose voxels take more memory than this are refused.

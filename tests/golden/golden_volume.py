@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records what nibabel and scipy say about small NIfTI files, for tests/it/volume.rs.
+"""Records what nibabel and scipy say about small NIfTI files, for tests/it/nifti.rs and resample.rs.
 
     python3 -m venv venv && venv/bin/pip install numpy==2.4.6 nibabel==5.4.2 scipy==1.17.1
     venv/bin/python tests/golden/golden_volume.py [--odd DIR]

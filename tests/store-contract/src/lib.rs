@@ -1,7 +1,7 @@
 //! Stores that tests use must be stores: they pass object_store's own suite. And what the program makes of one that is
 //! not ours, an S3 server in the process of the tests.
 
-#[path = "../../it/fault_store.rs"]
+#[path = "../../it/support/fault_store.rs"]
 #[allow(dead_code, reason = "faults are for the other tests")]
 mod fault_store;
 
