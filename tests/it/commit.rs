@@ -94,7 +94,7 @@ async fn a_commit_takes_only_the_scans_that_no_other_run_has_committed() {
     let (mut first, mut second) = (open(folder.path()).await, open(folder.path()).await);
     commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
     // A commit that only puts files together adds no result.
-    first.optimize(Table::Scans, std::num::NonZeroU64::new(1 << 20).unwrap(), 1 << 28).await.unwrap();
+    first.optimize(Table::Scans, NonZeroU64::new(1 << 20).unwrap(), 1 << 28).await.unwrap();
     let scans = ["sub-1", "sub-2", "sub-3"].map(|scan| finished("r2", scan, DAY_ONE + MINUTE, 0.6));
     let receipts = write(second.location(), vec![scans.to_vec()], 64).await;
     let committed = second.commit("r2", 0, &receipts).await.unwrap();

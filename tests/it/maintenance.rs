@@ -23,7 +23,7 @@ fn scores(tables: &str) -> Vec<Value> {
 #[test]
 fn optimizing_puts_files_together_and_changes_no_answer() {
     let folder = tempfile::tempdir().unwrap();
-    let tables = &copy(sharded(), folder.path());
+    let tables: &str = &copy(sharded(), folder.path());
     let regions = || {
         let sql =
             "SELECT scan_id, region, count(*) AS n, sum(p_anomalous) AS p FROM tokens GROUP BY 1, 2 ORDER BY 1, 2";
@@ -57,7 +57,7 @@ fn tables_are_exported_as_plain_parquet_and_csv() {
 #[test]
 fn vacuum_deletes_old_files_that_no_version_refers_to_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
-    let tables = &copy(sharded(), folder.path());
+    let tables: &str = &copy(sharded(), folder.path());
     let (before, many) = (scores(tables), files(tables, "scans"));
     ok(&["tables", "optimize", "--tables", tables]);
     let vacuum =

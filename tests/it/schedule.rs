@@ -102,7 +102,7 @@ async fn a_schedule_leaves_tables_alone_that_another_one_works_on() {
 #[test]
 fn a_schedule_puts_small_files_together_when_upkeep_is_due() {
     let folder = tempfile::tempdir().unwrap();
-    let tables = &copy(sharded(), folder.path());
+    let tables: &str = &copy(sharded(), folder.path());
     let files = std::fs::read_dir(folder.path().join("scans")).unwrap();
     let many = files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet")).count();
     let mut schedule = Scheduled::start(path(study()), tables, &["--set", "schedule.upkeep=\"* * * * * *\""]);

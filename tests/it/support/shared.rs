@@ -56,7 +56,9 @@ pub fn screened() -> &'static Screened {
         };
         fs::create_dir_all(&cohort).unwrap();
         fs::copy(study().join("dataset_description.json"), cohort.join("dataset_description.json")).unwrap();
-        [1, 2, 4].map(arrives);
+        for n in [1, 2, 4] {
+            arrives(n);
+        }
         let (cohort, tables) = (path(&cohort), path(&tables));
         let first = screen(cohort, tables, &["--explain"]);
         let idle = screen(cohort, tables, &[]);
