@@ -12,18 +12,21 @@ help: ## Show the commands
 demo: build ## Build, screen a small synthetic cohort and query the result
 	@scripts/demo.sh
 
+# --tests: left out, cargo links each example as well. The tests compile them and run them.
 test: setup ## Run all tests
-	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(scripts/azurite.sh) && \
-		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked
+	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(tests/servers/azurite.sh) && \
+		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked --tests
+	cargo test --release --locked --doc
 	NEUROSIEVE_PROGRAM=$$(realpath "$${CARGO_TARGET_DIR:-target}")/release/neurosieve && export NEUROSIEVE_PROGRAM && \
 		cargo test --release --locked --package store-contract
 
-check: setup ## Check format, lints, docs and dependencies
+check: setup ## Check format, lints, docs, structure and dependencies
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo clippy --release --locked --all-targets --package store-contract -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --lib
 	scripts/one_copy.sh
+	scripts/structure.py
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --locked check licenses bans sources; \
 	else \

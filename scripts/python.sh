@@ -27,7 +27,7 @@ exec 9>"$cache/.python.lock"
 flock 9
 # The mark is set last: an installation that was stopped half way is made anew.
 if [[ ! -e $venv/ready ]]; then
-    echo "python: installing the packages that tests read with" >&2
+    echo "python: installing the packages that the tests use" >&2
     rm -rf "$venv"
     python3 -m venv "$venv" >&2 || fail "python3 cannot make an environment (Debian, Ubuntu: apt install python3-venv)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$requirements" >&2 ||

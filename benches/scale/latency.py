@@ -4,7 +4,7 @@
 
     $(scripts/python.sh) benches/scale/latency.py --binary target/release/neurosieve COHORT [--limit 20] [--latency-ms 100]
 
-Both buckets are of scripts/s3_server.py (moto), on this machine; cohort and tables lie there. Each round runs both, one after
+Both buckets are of tests/servers/s3_server.py (moto), on this machine; cohort and tables lie there. Each round runs both, one after
 the other. Told are the seconds of a run, how busy the device's threads were, and the mean time of a fetch. What is hidden costs
 nothing; what remains are the requests before the first scan and after the last one, which wait for each other. --check exits
 with 1 where more remains than sixty of them.
@@ -30,7 +30,7 @@ class Server:
     """A bucket that takes `slower_s` longer for each request that reads, lists or writes."""
 
     def __init__(self, scans, cohort, slower_s):
-        command = [sys.executable, ROOT / "scripts/s3_server.py", BUCKET]
+        command = [sys.executable, ROOT / "tests/servers/s3_server.py", BUCKET]
         self.process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -3,7 +3,7 @@
 //! ```text
 //! run.memory_mib  =  BASE + threads with networks  │  scans in flight (three quarters)  │  rows that wait to be written
 //! ```
-//! What a scan takes is a model, checked by `tests/it/screen.rs` against the memory of the real program:
+//! What a scan takes is a model, checked by `tests/it/memory.rs` against the memory of the real program:
 //!
 //! | until | bytes |
 //! |---|---|

@@ -5,7 +5,7 @@
 //! brain gets the region of the nearest brain voxel within [`REACH_MM`], because some brains extend beyond it. Refuses
 //! nothing.
 //!
-//! The embedded map has labels on 2 mm voxels of MNI152 (ICBM 2009a nonlinear symmetric). scripts/region.py makes it
+//! The embedded map has labels on 2 mm voxels of MNI152 (ICBM 2009a nonlinear symmetric). assets/region.py makes it
 //! and states the rule for each region; lobes come from the parcels of Desikan et al. 2006
 //! (doi:10.1016/j.neuroimage.2006.01.021).
 

@@ -2,7 +2,7 @@
 //!
 //! Takes a position in MNI mm; gives the MNI152 template's T1 intensity and shares of grey and white matter (2 mm), and
 //! the distances to the surfaces of brain and skull (4 mm). Origin and licence: assets/README.md; made by
-//! scripts/template.py.
+//! assets/template.py.
 
 use crate::error::{Error, Result};
 use crate::preprocess::embedded_map;

@@ -1,6 +1,6 @@
-//! Listing a cohort: what is selected, what is not and why, and what an error tells.
+//! Listing a cohort: what is selected, what is not and why, and what errors say.
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use neurosieve::cohort::{self, Listing, Reason, Selection, manifest, report};
@@ -9,6 +9,9 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use url::Url;
+
+use super::support::data::data;
+use super::support::root;
 
 /// A bucket in memory with a cohort `ukb` that holds these files, and a neighbour whose name starts the same.
 async fn bucket(files: &[(&str, &str)]) -> Location {
@@ -88,7 +91,7 @@ async fn a_bids_dataset_gives_its_t1w_scans_and_says_why_not_the_others() {
 }
 
 #[tokio::test]
-async fn of_two_files_with_one_scan_id_the_first_is_kept_and_the_scanners_own_before_a_pipelines() {
+async fn of_two_files_of_one_scan_the_original_is_kept_rather_than_a_derivative() {
     let both =
         ["derivatives/n4/sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T1w.nii", "sub-01/anat/sub-01_T1w.nii.gz"];
     let listing = list(&both, &Selection { derivatives: true, ..Selection::default() }).await;
@@ -97,7 +100,7 @@ async fn of_two_files_with_one_scan_id_the_first_is_kept_and_the_scanners_own_be
 }
 
 #[tokio::test]
-async fn any_tree_of_images_works_whatever_its_names() {
+async fn any_tree_of_images_is_a_cohort_whatever_its_names() {
     let listing = list(
         &["A/Scan 1.nii", "a/Scan 1.nii", "a/scan 1.nii", "a/Größe_é.NII.GZ", "a/b/c.nii.gz", "notes.txt"],
         &Selection::default(),
@@ -119,7 +122,7 @@ async fn subject_folders_with_one_file_name_in_each_do_not_collide() {
 }
 
 #[tokio::test]
-async fn empty_files_are_left_out_and_the_limit_takes_the_first_by_path() {
+async fn empty_files_are_skipped_and_a_limit_takes_the_first_scans_by_path() {
     let files = [("b.nii", "x"), ("a.nii", ""), ("d.nii", "x"), ("c.nii", "x")];
     let selection = Selection { limit: Some(2), ..Selection::default() };
     let listing = cohort::list(&bucket(&files).await, "c", &selection).await.unwrap();
@@ -181,7 +184,7 @@ async fn a_changed_file_gets_a_new_content_id_and_an_untouched_one_keeps_it() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_listed_says_what_to_do() {
+async fn an_error_of_listing_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let said = |given: &str| store::open(given).unwrap_err().to_string();
     assert!(said(folder.path().join("typo").to_str().unwrap()).contains("check the spelling"));
@@ -204,14 +207,10 @@ async fn what_cannot_be_listed_says_what_to_do() {
 
 /// The datasets of the developers, where the machine has them.
 #[tokio::test]
-async fn real_datasets_list_whole() {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let shared = std::env::var_os("NEUROSIEVE_SHARED").map_or(beside, PathBuf::from).join("data");
+async fn real_datasets_are_listed_completely() {
     for (name, scans, validation) in [("healthy-t1", 222, None), ("lesions-dev", 20, Some(20))] {
-        let Ok(location) = store::open(&shared.join(name).to_string_lossy()) else {
-            println!("skipped: no dataset {name}; NEUROSIEVE_SHARED names the folder above data/");
-            continue;
-        };
+        let Some(folder) = data(name) else { continue };
+        let location = store::open(&folder.to_string_lossy()).unwrap();
         let listing = cohort::list(&location, name, &Selection::default()).await.unwrap();
         assert_eq!(listing.selected.len(), scans, "{name}");
         assert!(listing.skipped.iter().all(|s| s.reason == Reason::Derivative), "{name}");
@@ -240,7 +239,7 @@ async fn a_header_and_its_image_are_one_scan() {
 
 #[tokio::test]
 async fn a_pair_is_read_whole_and_pinned_to_what_was_listed() {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/volume");
+    let golden = root().join("tests/golden/volume");
     let folder = tempfile::tempdir().unwrap();
     for half in ["pair.hdr", "pair.img"] {
         std::fs::copy(golden.join(half), folder.path().join(half)).unwrap();

@@ -1,4 +1,4 @@
-//! What becomes of a run when the store fails, lies or answers short: [`FaultStore`] does so by script.
+//! Runs on a store that fails, answers late or short, or does what it says it did not: [`FaultStore`] does so by script.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,8 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::fault_store::{Fault, FaultStore, Op};
+use super::support::cohorts::scan;
+use super::support::fault_store::{Fault, FaultStore, Op};
 
 fn location(store: &Arc<FaultStore>, name: &str) -> Location {
     let url = url::Url::parse(&format!("memory:///{name}")).unwrap();
@@ -26,7 +27,7 @@ async fn fill(store: &FaultStore) {
     let spec = CohortSpec { subjects: 5, lesions: 0, corrupt: 1, spacing_mm: 4., ..CohortSpec::default() };
     write(&spec, folder.path(), false).unwrap();
     for n in 1..=5 {
-        let uri = format!("sub-synth00{n}/anat/sub-synth00{n}_T1w.nii.gz");
+        let uri = scan(n);
         let bytes = std::fs::read(folder.path().join(&uri)).unwrap();
         store.inner.put(&Path::from(format!("study/{uri}")), bytes.into()).await.unwrap();
     }
@@ -37,7 +38,7 @@ async fn screen(store: &Arc<FaultStore>) -> neurosieve::error::Result<RunReport>
     screen_within(store, 3600).await
 }
 
-/// As [`screen`]; a scan may take so many seconds.
+/// As [`screen`], with a limit on the seconds that a scan may take.
 async fn screen_within(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::Result<RunReport> {
     prepare(store, timeout_s).await?.execute(std::future::pending()).await
 }
@@ -49,10 +50,10 @@ async fn prepare(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::
     Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await
 }
 
-/// All that the tables say of scans, times and ids of runs left out.
-async fn said(store: &Arc<FaultStore>) -> Vec<String> {
+/// All that the tables hold about scans, except times and ids of runs.
+async fn contents(store: &Arc<FaultStore>) -> Vec<String> {
     let context = query::session(&Tables::open_at(location(store, "tables")).await.unwrap()).await.unwrap();
-    let mut said = Vec::new();
+    let mut contents = Vec::new();
     for sql in [
         "SELECT scan_id, content_id, anomaly_score, n_tokens, n_findings FROM raw.scans ORDER BY 1",
         "SELECT scan_id, count(*), sum(code), sum(p_anomalous) FROM raw.tokens GROUP BY 1 ORDER BY 1",
@@ -60,20 +61,20 @@ async fn said(store: &Arc<FaultStore>) -> Vec<String> {
         "SELECT scan_id, mask, score FROM raw.masks ORDER BY 1",
     ] {
         let rows = context.sql(sql).await.unwrap().collect().await.unwrap();
-        said.push(arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string());
+        contents.push(arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string());
     }
-    said
+    contents
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_fails_now_and_then_changes_nothing() {
+async fn a_store_that_fails_one_request_in_ten_changes_no_result() {
     let calm = FaultStore::new(|_, _| None);
     fill(&calm).await;
     assert_eq!(screen(&calm).await.unwrap().outcome, RunOutcome::DoneWithFailures);
-    let undisturbed = said(&calm).await;
+    let undisturbed = contents(&calm).await;
     assert_eq!(calm.fired(), 0);
 
-    // One request in ten on the way of scans and tables, ten times what is to be expected of a bad day.
+    // One read of a scan in ten, and one write of a table: ten times as many as on a bad day.
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let stormy = FaultStore::new(move |op, path| {
         let fault = match (op, path.as_ref().starts_with("study/")) {
@@ -81,19 +82,19 @@ async fn a_store_that_fails_now_and_then_changes_nothing() {
             (Op::Put, false) => [Fault::Busy, Fault::DoneButFails][rng.random_range(0..2)],
             _ => return None,
         };
-        // The probe of conditional writes and the making of the tables come before any scan.
+        // The probe of conditional writes and the creation of the tables come before any scan.
         let early = path.as_ref().contains("_conditional_write_") || path.as_ref().ends_with("0000.json");
         (!early && rng.random_bool(0.1)).then_some(fault)
     });
     fill(&stormy).await;
     let report = screen(&stormy).await.unwrap();
     assert_eq!((report.outcome, report.done, report.failed), (RunOutcome::DoneWithFailures, 4, 1));
-    assert!(stormy.fired() > 0, "the script did nothing");
-    assert_eq!(said(&stormy).await, undisturbed);
+    assert!(stormy.fired() > 0, "no request failed");
+    assert_eq!(contents(&stormy).await, undisturbed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
+async fn a_scan_that_cannot_be_read_is_a_failure_and_the_next_run_screens_it() {
     let broken = Arc::new(Mutex::new(true));
     let script = Arc::clone(&broken);
     let store = FaultStore::new(move |op, path| {
@@ -103,7 +104,7 @@ async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
     fill(&store).await;
     let report = screen(&store).await.unwrap();
     assert_eq!((report.done, report.failed), (3, 2));
-    assert!(said(&store).await[2].contains("fetch"), "{:?}", said(&store).await[2]);
+    assert!(contents(&store).await[2].contains("fetch"), "{:?}", contents(&store).await[2]);
     *broken.lock().unwrap() = false;
     let report = screen(&store).await.unwrap();
     assert_eq!((report.outcome, report.done, report.quarantined), (RunOutcome::Done, 1, 1));
@@ -111,16 +112,16 @@ async fn a_scan_that_cannot_be_read_is_a_failure_that_the_next_run_mends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_that_comes_too_slowly_holds_up_nobody() {
+async fn a_scan_that_arrives_too_slowly_fails_and_delays_no_other() {
     let slow = Arc::new(Mutex::new(true));
     let script = Arc::clone(&slow);
     let store = FaultStore::new(move |op, path| {
         (*script.lock().unwrap() && op == Op::Get && path.as_ref().contains("sub-synth002")).then_some(Fault::Slow)
     });
     fill(&store).await;
-    // Its body takes 32 s, the others a second or two, and on a machine with other work some more.
+    // Its body takes 32 s; the others take a second or two, more on a busy machine.
     let report = screen_within(&store, 15).await.unwrap();
-    let failures = said(&store).await[2].clone();
+    let failures = contents(&store).await[2].clone();
     assert!(failures.contains("timed_out") && failures.contains("fetch"), "{failures}");
     assert_eq!(report.done + report.failed, 5);
     *slow.lock().unwrap() = false;
@@ -140,7 +141,7 @@ async fn a_run_that_is_stopped_at_once_begins_no_scan_and_leaves_all_to_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_without_conditional_writes_gets_no_tables() {
+async fn a_store_without_conditional_writes_is_refused_for_tables() {
     let store = FaultStore::new(|op, _| (op == Op::Put).then_some(Fault::NoCondition));
     let error = Tables::open_or_create_at(location(&store, "tables")).await.unwrap_err().to_string();
     assert!(error.contains("conditional writes"), "{error}");

@@ -1,30 +1,26 @@
 //! `neurosieve inspect` and `neurosieve eval`: the real program on a synthetic head.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 
-fn program(arguments: &[&str], folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_neurosieve")).args(arguments).current_dir(folder).output().unwrap()
-}
+use super::support::cohorts::scan;
+use super::support::program::{command_in, text};
+use super::support::shared::{head, path};
 
-/// A folder with one synthetic subject, and its scan's path in it.
-fn head() -> (tempfile::TempDir, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let made = program(&["synth", "cohort", "--subjects", "1", "--lesions", "0", "--corrupt", "0"], folder.path());
-    assert!(made.status.success(), "{made:?}");
-    (folder, "cohort/sub-synth001/anat/sub-synth001_T1w.nii.gz".to_owned())
+fn program(arguments: &[&str], folder: &Path) -> Output {
+    command_in(folder, arguments).output().unwrap()
 }
 
 #[test]
-fn a_scan_is_shown_in_numbers_as_a_picture_and_step_by_step() {
-    let (folder, scan) = head();
-    let shown = program(&["inspect", &scan, "--nifti", "steps"], folder.path());
-    let text = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+fn inspect_prints_the_numbers_of_a_scan_and_writes_a_picture_and_every_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let shown = program(&["inspect", path(&head().join(scan(1))), "--nifti", "steps"], folder.path());
+    let printed = text(&shown.stdout);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
     for words in ["a whole head", "brain volume", "native to MNI, mm", "Not a medical device"] {
-        assert!(text.contains(words), "no `{words}` in\n{text}");
+        assert!(printed.contains(words), "no `{words}` in\n{printed}");
     }
     let picture = std::fs::read(folder.path().join("sub-synth001_T1w_inspect.png")).unwrap();
     assert!(picture.starts_with(b"\x89PNG"));
@@ -38,49 +34,49 @@ fn a_scan_is_shown_in_numbers_as_a_picture_and_step_by_step() {
 }
 
 #[test]
-fn json_has_the_numbers_and_no_picture_is_left_behind() {
-    let (folder, scan) = head();
-    let shown = program(&["inspect", &scan, "--json", "--repeat", "2"], folder.path());
-    let told: Value = serde_json::from_slice(&shown.stdout).unwrap();
-    assert_eq!(told["to_mni"].as_array().unwrap().len(), 12);
-    assert!((900.0..2000.0).contains(&told["brain_volume_ml"].as_f64().unwrap()), "{told}");
-    assert!(told["registration_ncc"].as_f64().unwrap() > 0.7, "{told}");
+fn inspect_with_json_prints_the_numbers_and_writes_no_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let shown = program(&["inspect", path(&head().join(scan(1))), "--json", "--repeat", "2"], folder.path());
+    let measures: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(measures["to_mni"].as_array().unwrap().len(), 12);
+    assert!((900.0..2000.0).contains(&measures["brain_volume_ml"].as_f64().unwrap()), "{measures}");
+    assert!(measures["registration_ncc"].as_f64().unwrap() > 0.7, "{measures}");
     for step in ["decode", "conform", "skull_strip", "bias", "register", "resample", "normalize", "qc"] {
-        assert!(told["timings_ms"][step].as_f64().unwrap() >= 0.0, "{step}");
+        assert!(measures["timings_ms"][step].as_f64().unwrap() >= 0.0, "{step}");
     }
-    let total: f64 = told["timings_ms"].as_object().unwrap().values().map(|ms| ms.as_f64().unwrap()).sum();
-    assert!(total > 0.0 && told["core_seconds"].as_f64().unwrap() > 0.0);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the cohort is there");
+    let total: f64 = measures["timings_ms"].as_object().unwrap().values().map(|ms| ms.as_f64().unwrap()).sum();
+    assert!(total > 0.0 && measures["core_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no file is written");
 }
 
 #[test]
-fn what_is_no_scan_is_refused_with_its_reason() {
+fn inspect_refuses_what_is_no_scan_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("notes.nii.gz"), "not an image").unwrap();
     let shown = program(&["inspect", "notes.nii.gz"], folder.path());
     assert_eq!(shown.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&shown.stderr).starts_with("error: "), "{shown:?}");
+    assert!(text(&shown.stderr).starts_with("error: "), "{shown:?}");
     let shown = program(&["inspect", "missing.nii.gz"], folder.path());
-    assert!(String::from_utf8_lossy(&shown.stderr).contains("missing.nii.gz"), "{shown:?}");
+    assert!(text(&shown.stderr).contains("missing.nii.gz"), "{shown:?}");
 }
 
 #[test]
-fn evaluation_names_every_bar_it_has_data_for() {
-    let (folder, _) = head();
-    let run = program(&["eval", "preprocess", "--cohort", "cohort", "--moves", "1", "--json", "e.json"], folder.path());
-    let text = String::from_utf8(run.stdout).unwrap();
+fn eval_preprocess_names_every_bar_that_it_has_data_for() {
+    let (folder, cohort) = (tempfile::tempdir().unwrap(), path(head()));
+    let run = program(&["eval", "preprocess", "--cohort", cohort, "--moves", "1", "--json", "e.json"], folder.path());
+    let printed = text(&run.stdout);
     for bar in
         ["scans refused", "registered again", "Dice with the template's", "variation in white matter", "lesion masks"]
     {
-        assert!(text.contains(bar), "no `{bar}` in\n{text}");
+        assert!(printed.contains(bar), "no `{bar}` in\n{printed}");
     }
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("e.json")).unwrap()).unwrap();
     let bars = report["bars"].as_array().unwrap();
     let missed = bars.iter().any(|bar| bar["reached"] == false);
-    assert_eq!(run.status.code(), Some(i32::from(missed)), "{text}");
+    assert_eq!(run.status.code(), Some(i32::from(missed)), "{printed}");
     assert_eq!(report["scans"].as_array().unwrap().len(), 1);
     // No reference mask and one site: bars without data are left out, not passed.
-    assert!(!text.contains("Dice with reference") && !text.contains("two sites"), "{text}");
-    let none = program(&["eval", "preprocess", "--cohort", "cohort", "--split", "val"], folder.path());
+    assert!(!printed.contains("Dice with reference") && !printed.contains("two sites"), "{printed}");
+    let none = program(&["eval", "preprocess", "--cohort", cohort, "--split", "val"], folder.path());
     assert_eq!(none.status.code(), Some(2), "{none:?}");
 }

@@ -1,22 +1,36 @@
-//! Integration tests, one binary: each module is a capability.
+//! Integration tests, one binary: each module is a capability, and `support` is what they share.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
 
 mod azure;
 mod cohort;
+mod commit;
+mod examples;
+mod export;
+mod failures;
 mod fault;
-mod fault_store;
 mod geometry;
 mod gpu;
 mod inspect;
 mod kills;
+mod log;
+mod maintenance;
+mod memory;
+mod nifti;
+mod nifti_refused;
+mod parallel;
 mod pipelines;
 mod preprocess;
+mod resample;
 mod s3;
+mod schedule;
 mod screen;
-mod server;
+mod settings;
 mod sql;
+mod structure;
 mod synth;
 mod tables;
 mod train;
-mod volume;
 mod webdav;
+mod write;

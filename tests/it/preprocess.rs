@@ -3,23 +3,13 @@
 //! The scans are those of the folder that `NEUROSIEVE_SHARED` names (`../shared` beside the checkout by default);
 //! without it the tests print a line and pass. Dice values are against the masks that come with the data.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use neurosieve::preprocess::{PreprocessConfig, dice, model_grid, prepare, steps, template_brain};
 use neurosieve::volume::resample::nearest;
 use neurosieve::volume::{Affine, Volume, nifti};
 
-/// The data folder, or a printed line.
-fn data(what: &str) -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let shared = std::env::var_os("NEUROSIEVE_SHARED").map_or_else(beside, PathBuf::from);
-    let folder = shared.join("data").join(what);
-    if !folder.is_dir() {
-        println!("skipped: no data/{what} in NEUROSIEVE_SHARED");
-        return None;
-    }
-    Some(folder)
-}
+use super::support::data::data;
 
 fn read(path: &Path) -> Volume {
     let bytes = std::fs::read(path).expect("the data folder is complete");
@@ -55,7 +45,7 @@ fn the_brain_of_whole_heads_agrees_with_the_reference_masks() {
 }
 
 #[test]
-fn brains_without_skull_are_taken_as_they_are() {
+fn brains_without_skull_are_not_stripped_again() {
     let cfg = PreprocessConfig::default();
     let healthy = data("healthy-t1").map(|f| (f, ["sub-ds02", "sub-ds03", "sub-ds30", "sub-ds72"].as_slice()));
     let lesioned = data("ms26").map(|f| (f, ["sub-ms26"].as_slice()));
@@ -70,7 +60,7 @@ fn brains_without_skull_are_taken_as_they_are() {
 }
 
 #[test]
-fn a_head_whose_air_was_set_to_zero_still_is_a_head() {
+fn a_head_whose_air_was_set_to_zero_is_still_stripped() {
     let Some(folder) = data("healthy-t1") else { return };
     let mut native = scan(&folder, "sub-ixi014");
     let mut sorted = native.data.clone();

@@ -11,18 +11,19 @@ use neurosieve::volume::{Grid, Volume, nifti};
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
 
-use super::screen::with_peak;
-use super::server::{self, Server, scan, text};
+use super::support::cohorts::{scan, scan_id};
+use super::support::program::{printed, python, quick_run, text, with_peak_memory};
+use super::support::server::{Server, script};
 
 const BUCKET: &str = "study";
 
 const TABLES: &str = "s3://study/tables";
-const RUN: [&str; 11] = server::run("s3://study/cohort", TABLES);
+const RUN: [&str; 11] = quick_run("s3://study/cohort", TABLES);
 
-/// moto with one bucket; none where the Python of the tests is not there.
+/// moto with one bucket; none without the Python of the tests.
 fn moto() -> Option<Server> {
-    let mut command = Command::new(server::python()?);
-    command.arg(server::script("s3_server.py")).arg(BUCKET);
+    let mut command = Command::new(python()?);
+    command.arg(script("s3_server.py")).arg(BUCKET);
     Some(Server::start(command, |address| {
         vec![
             ("AWS_ENDPOINT_URL", address.to_owned()),
@@ -33,19 +34,19 @@ fn moto() -> Option<Server> {
     }))
 }
 
-/// Runs the program and has it killed by SIGKILL at its first request that fits: `before` or `after` it is done, and in any
-/// case before the answer.
+/// Runs the program, which the server kills by SIGKILL at its first request that matches: `before` or `after` doing it, in
+/// both cases before the answer.
 fn killed_at(server: &mut Server, arguments: &[&str], moment: &str, method: &str, pattern: &str) {
     let mut program = server.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     writeln!(server.process.stdin.as_mut().unwrap(), "kill {} {moment} {method} {pattern}", program.id()).unwrap();
     let status = program.wait().unwrap();
-    assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: it ended by itself, {status}");
-    let mut said = String::new();
-    server.said.read_line(&mut said).unwrap();
-    assert_eq!(said.trim(), "killed");
+    assert_eq!(status.signal(), Some(9), "{moment} {method} {pattern}: the program ended by itself, {status}");
+    let mut line = String::new();
+    server.printed.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "killed");
 }
 
-/// From now on requests that fit take so many seconds longer.
+/// From now on requests that match take this many seconds longer.
 fn slow(server: &mut Server, seconds: f64, method: &str, pattern: &str) {
     writeln!(server.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
 }
@@ -68,7 +69,7 @@ fn store(server: &Server) -> impl ObjectStore {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_is_screened_killed_screened_on_and_followed() {
+async fn a_killed_run_in_a_bucket_is_resumed_and_changed_scans_are_screened_again() {
     let Some(server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort").display().to_string();
@@ -85,24 +86,24 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
         put(&scan(n), &scan(n)).await;
     }
 
-    // Killed once something is committed; again, it takes up the rest.
+    // Killed once something is committed; run again, it screens the rest.
     let mut killed = server.command(&RUN).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
     let log = Key::from("tables/scans/_delta_log/00000000000000000001.json");
     while store.head(&log).await.is_err() {
         assert!(started.elapsed() < Duration::from_secs(120), "nothing was committed");
-        assert_eq!(killed.try_wait().unwrap(), None, "it ended before it could be killed");
+        assert_eq!(killed.try_wait().unwrap(), None, "the run ended before it could be killed");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     killed.kill().unwrap();
     killed.wait().unwrap();
     let rest = server.program(&RUN);
     // The damaged scan may have been a failure before the kill already.
-    assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
+    assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}", printed(&rest));
     let ended =
         server.rows(TABLES, "SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
     let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
-    assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| format!("cohort/sub-synth00{n}_T1w")), "none lost, none doubled");
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6].map(|n| scan_id("cohort", n)), "none lost, none doubled");
 
     // Nothing new; then one scan has other content, and the damaged one comes whole.
     assert!(text(&server.program(&RUN).stdout).contains("Nothing to do"));
@@ -118,7 +119,7 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     );
     assert_eq!(server.rows(TABLES, "SELECT 1 FROM failures").len(), 0, "the damaged scan has a result now");
 
-    // What goes wrong is told without a secret.
+    // Errors and tables hold no secret.
     let missing = server.program(&["cohort", "s3://no-such-bucket/cohort"]);
     let said = text(&missing.stderr);
     assert!(!missing.status.success() && said.contains("check the spelling of the bucket"), "{said}");
@@ -127,9 +128,9 @@ async fn a_bucket_is_screened_killed_screened_on_and_followed() {
     assert!(!leftovers.is_empty() && !leftovers.iter().any(|row| row.to_string().contains("sekret")));
 }
 
-/// Killed at each of the points between a scan's arrival and the answer to its last commit; run again, the tables are whole.
+/// Killed at each point between a scan's arrival and the answer to its last commit, and run again.
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_point_nothing_is_lost_or_doubled() {
+async fn a_run_killed_at_any_point_loses_and_doubles_nothing() {
     let Some(mut server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
@@ -155,12 +156,12 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
     ] {
         killed_at(&mut server, &RUN, moment, method, &pattern);
         let rest = server.program(&RUN);
-        assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}{}", text(&rest.stdout), text(&rest.stderr));
+        assert!([Some(0), Some(3)].contains(&rest.status.code()), "{}", printed(&rest));
         assert!(text(&server.program(&RUN).stdout).contains("Nothing to do"), "{pattern}");
         let ended =
             server.rows(TABLES, "SELECT scan_id FROM raw.scans UNION ALL SELECT scan_id FROM raw.failures ORDER BY 1");
         let ids: Vec<&str> = ended.iter().map(|row| row["scan_id"].as_str().unwrap()).collect();
-        assert_eq!(ids, [1, 2, 3, 4].map(|n| format!("cohort/sub-synth00{n}_T1w")), "{moment} {method} {pattern}");
+        assert_eq!(ids, [1, 2, 3, 4].map(|n| scan_id("cohort", n)), "{moment} {method} {pattern}");
         let whole = server.rows(
             TABLES,
             "SELECT s.scan_id, s.n_tokens, (SELECT count(*) FROM tokens t WHERE t.scan_id = s.scan_id) AS tokens, \
@@ -177,10 +178,10 @@ async fn killed_at_any_point_nothing_is_lost_or_doubled() {
     }
 }
 
-/// Contract 5, on volumes of 256 x 256 x 256 voxels that come fast, of which the header tells more than the size of the object
-/// lets on, while the tables take their time.
+/// Contract 5, on volumes of 256 x 256 x 256 voxels that arrive fast and decompress to eight times their size, while the
+/// tables' store is slow.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
+async fn large_scans_before_a_slow_store_stay_within_the_memory_budget() {
     const SCANS: usize = 6;
     let Some(mut server) = moto() else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +210,7 @@ async fn large_volumes_before_a_slow_sink_stay_within_the_budget() {
     let budget = format!("run.memory_mib={budget_mib}");
     let mut command = server.command(&RUN);
     command.args(["--set", "run.scans_in_flight=6", "--set", &budget]);
-    let (status, peak_mib) = with_peak(command);
+    let (status, peak_mib) = with_peak_memory(command);
     println!("peak {peak_mib} MiB of {budget_mib}");
     assert!(status.success());
     assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");

@@ -1,4 +1,4 @@
-//! SQL over the tables: the ready queries give the figures that they promise, and rows leave in every format.
+//! SQL over the tables: the shipped queries give the figures that they promise, and rows are exported in every format.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,8 @@ use neurosieve::query::{self, Format};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use crate::tables::{DAY_ONE, MINUTE, commit, failed, finished, open, run_row};
+use super::support::results::{DAY_ONE, MINUTE, commit, failed, finished, open, run_row};
+use super::support::root;
 
 /// Three results with scores 0.3, 0.6 and 0.9, the first a repetition by a second run, which also answered one of two
 /// failures.
@@ -23,7 +24,7 @@ async fn study(folder: &Path) -> SessionContext {
     ];
     commit(&mut tables, "r1", first).await;
     let second = vec![finished("r2", "sub-01", DAY_ONE + MINUTE, 0.3), finished("r2", "sub-03", DAY_ONE + MINUTE, 0.9)];
-    // Opened anew, as by a later run: what came before is no news to it.
+    // Opened again, as by a later run, which knows the earlier result.
     let mut tables = open(folder).await;
     commit(&mut tables, "r2", second).await;
     tables.record_run(&run_row("r1", None, 0)).await.unwrap();
@@ -31,13 +32,13 @@ async fn study(folder: &Path) -> SessionContext {
     query::session(&tables).await.unwrap()
 }
 
-fn ready(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("sql").join(name)
+fn shipped(name: &str) -> PathBuf {
+    root().join("sql").join(name)
 }
 
-/// The rows of a ready query: each a list of its values as text, in the order of `columns`.
+/// The rows of a shipped query: each a list of its values as text, in the order of `columns`.
 async fn rows(context: &SessionContext, name: &str, columns: &[&str]) -> Vec<Vec<String>> {
-    let sql = std::fs::read_to_string(ready(name)).unwrap();
+    let sql = std::fs::read_to_string(shipped(name)).unwrap();
     let batches = context.sql(&sql).await.unwrap().collect().await.unwrap();
     batches.iter().flat_map(|batch| (0..batch.num_rows()).map(|i| texts(batch, i, columns))).collect()
 }
@@ -52,10 +53,10 @@ fn texts(batch: &RecordBatch, row: usize, columns: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_ready_query_runs_and_says_what_it_is_for() {
+async fn every_shipped_query_runs_and_begins_with_its_purpose() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
-    let files: Vec<_> = std::fs::read_dir(ready("")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files: Vec<_> = std::fs::read_dir(shipped("")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() >= 6, "{files:?}");
     for path in files {
         let sql = std::fs::read_to_string(&path).unwrap();
@@ -66,7 +67,7 @@ async fn every_ready_query_runs_and_says_what_it_is_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ready_queries_give_the_expected_figures() {
+async fn shipped_queries_give_the_expected_figures() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
 
@@ -101,7 +102,7 @@ async fn ready_queries_give_the_expected_figures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_leave_in_every_format() {
+async fn rows_are_exported_in_every_format() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
     let out = |name: &str| folder.path().join(name);
@@ -129,7 +130,7 @@ async fn rows_leave_in_every_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_result_still_has_its_header() {
+async fn an_empty_result_has_its_header() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
     let path = folder.path().join("none.csv");
@@ -139,7 +140,7 @@ async fn an_empty_result_still_has_its_header() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_takes_one_statement() {
+async fn a_file_takes_the_rows_of_one_statement() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
     let path = folder.path().join("two.csv");

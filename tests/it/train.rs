@@ -9,6 +9,8 @@ use arrow::datatypes::Int64Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
+use super::support::program::command_in;
+
 /// Networks that learn nothing in this time, but go through everything.
 const PIPELINE: &str = r#"
 [train]
@@ -44,9 +46,9 @@ learning_rate = 1e-3
 "#;
 
 fn command(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_neurosieve"));
+    let mut command = command_in(folder, arguments);
     // Sums of several threads depend on their number.
-    command.args(arguments).current_dir(folder).env("OMP_NUM_THREADS", "1");
+    command.env("OMP_NUM_THREADS", "1");
     command
 }
 

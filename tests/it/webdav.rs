@@ -2,29 +2,27 @@
 
 use std::process::Command;
 
-use super::server::{self, Server, scan, text};
+use super::support::cohorts::scan;
+use super::support::program::{printed, python, quick_run, text};
+use super::support::server::{Server, script};
 
 #[test]
-fn a_cohort_is_read_from_the_web_and_tables_are_not_written_there() {
+fn a_cohort_is_read_from_a_web_server_and_tables_there_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let Some(python) = server::python() else { return };
+    let Some(python) = python() else { return };
     let mut command = Command::new(python);
-    command.arg(server::script("webdav_server.py")).arg(folder.path());
+    command.arg(script("webdav_server.py")).arg(folder.path());
     let server = Server::start(command, |_| Vec::new());
     let made = ["synth", &at("study"), "--subjects", "3", "--spacing", "4", "--lesions", "0", "--corrupt", "1"];
     assert!(server.program(&made).status.success());
     let (cohort, tables) = (format!("{}/study", server.address), at("tables"));
-    let run = |tables: &str| {
-        let mut arguments = vec!["run", "pipelines/demo.toml", "--device", "cpu", "--set", "score.method=threshold"];
-        arguments.extend(["--cohort", &cohort, "--tables", tables]);
-        server.program(&arguments)
-    };
+    let run = |tables: &str| server.program(&quick_run(&cohort, tables));
 
     let first = run(&tables);
-    let said = text(&first.stdout);
-    assert!(first.status.code() == Some(3) && said.contains("2 scans done, 1 failed"), "{said}{}", text(&first.stderr));
-    // The server names the content, so it is known again.
+    assert_eq!(first.status.code(), Some(3), "{}", printed(&first));
+    assert!(text(&first.stdout).contains("2 scans done, 1 failed"), "{}", printed(&first));
+    // The server's ETags name the content, so that it is known to be done.
     assert!(text(&run(&tables).stdout).contains("Nothing to do"));
     let scans = folder.path().join("study");
     std::fs::copy(scans.join(scan(2)), scans.join(scan(3))).unwrap();

@@ -1,7 +1,7 @@
-//! Stores that tests use must be stores: they pass object_store's own suite. And what the program makes of one that is
-//! not ours, an S3 server in the process of the tests.
+//! The stores that tests use pass object_store's own suite, and the program screens a bucket of an S3 server that is not
+//! ours, in the process of the tests.
 
-#[path = "../../it/fault_store.rs"]
+#[path = "../../it/support/fault_store.rs"]
 #[allow(dead_code, reason = "faults are for the other tests")]
 mod fault_store;
 
@@ -15,7 +15,7 @@ mod tests {
     use super::fault_store::FaultStore;
 
     #[tokio::test]
-    async fn a_store_without_faults_is_a_store() {
+    async fn the_store_of_the_fault_tests_passes_the_suite_of_object_store() {
         let faultless = || FaultStore::new(|_, _| None);
         let store = faultless();
         put_get_delete_list(&store).await;

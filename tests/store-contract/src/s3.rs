@@ -21,12 +21,12 @@ use tokio::sync::Mutex;
 const BUCKET: &str = "study";
 const KEY: [&str; 2] = ["key-of-tests", "sekret-of-tests"];
 
-/// What becomes of a request.
+/// A fault of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// It is refused.
+    /// The request is refused.
     Refused,
-    /// It is done, and its answer says that it was not.
+    /// The request is done, and its answer says that it was not.
     AnswerLost,
 }
 
@@ -92,7 +92,7 @@ async fn accept(
     requests: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
 ) {
-    // The server looks whether an object is there and then writes it: between two writers at once somebody must decide.
+    // The server checks whether an object is there and then writes it: two writers at once must not come between.
     let writing = Arc::new(Mutex::new(()));
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
@@ -141,8 +141,8 @@ fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }
 
-/// All that tables say of scans, times and ids of contents and runs left out.
-fn said(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
+/// All that the tables hold about scans, except times and ids of contents and runs.
+fn contents(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
     [
         "SELECT scan_id, anomaly_score, n_tokens, n_findings, brain_volume_ml FROM raw.scans ORDER BY 1",
         "SELECT scan_id, stage, kind, permanent FROM raw.failures ORDER BY 1",
@@ -159,10 +159,10 @@ fn said(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
     .collect()
 }
 
-/// The rest of the suite it does not pass: conditions on a GET are not looked at, and asked for a folder it fails.
+/// It does not pass the rest of the suite: it ignores conditions on a GET, and fails when asked for a folder.
 #[test]
 fn the_server_does_what_tables_ask_of_a_store() {
-    // Each in a bucket of its own: they ask for an empty one.
+    // Each needs an empty bucket.
     let [first, second, third, fourth] = [(); 4].map(|()| Server::start(|_| None));
     first.runtime.block_on(put_opts(&first.store(), true));
     second.runtime.block_on(stream_get(&second.store()));
@@ -178,9 +178,9 @@ fn run<'a>(cohort: &'a str, tables: &'a str) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_bucket_that_fails_now_and_then_gives_the_tables_of_one_that_does_not() {
+fn a_bucket_that_fails_one_request_in_16_gives_the_tables_of_an_undisturbed_run() {
     let Some(program) = program() else { return };
-    // One request in 16, and every other of those only seems to.
+    // One request in 16; half of those are done, and only their answers are lost.
     let server = Server::start(|n| match n % 32 {
         9 => Some(Fault::Refused),
         25 => Some(Fault::AnswerLost),
@@ -194,17 +194,17 @@ fn a_bucket_that_fails_now_and_then_gives_the_tables_of_one_that_does_not() {
     let calm = folder.path().join("calm").display().to_string();
     let undisturbed = server.program(&program, &run(&cohort, &calm));
     assert_eq!(undisturbed.status.code(), Some(3), "{}", text(&undisturbed));
-    assert_eq!(server.requests.load(Relaxed), 0, "nothing of it went by the server");
+    assert_eq!(server.requests.load(Relaxed), 0, "the undisturbed run does not use the server");
 
     let tables = format!("s3://{BUCKET}/tables");
     let bucket = format!("s3://{BUCKET}/cohort");
     let disturbed = server.program(&program, &run(&bucket, &tables));
     assert_eq!(disturbed.status.code(), Some(3), "{}", text(&disturbed));
-    assert!(!text(&disturbed).contains(KEY[1]), "a secret is told: {}", text(&disturbed));
+    assert!(!text(&disturbed).contains(KEY[1]), "a secret is printed: {}", text(&disturbed));
     let (requests, faults) = (server.requests.load(Relaxed), server.faults.load(Relaxed));
     println!("{faults} of {requests} requests failed");
     assert!(requests > 100 && faults >= requests / 20, "{faults} of {requests} requests failed");
-    assert_eq!(said(&server, &program, &tables), said(&server, &program, &calm));
+    assert_eq!(contents(&server, &program, &tables), contents(&server, &program, &calm));
 
     let again = server.program(&program, &run(&bucket, &tables));
     assert!(again.status.success() && text(&again).contains("Nothing to do"), "{}", text(&again));

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Records what nibabel and scipy say about small NIfTI files, for tests/it/volume.rs.
+"""Records what nibabel and scipy say about small NIfTI files, for tests/it/nifti.rs and resample.rs.
 
     python3 -m venv venv && venv/bin/pip install numpy==2.4.6 nibabel==5.4.2 scipy==1.17.1
-    venv/bin/python scripts/golden_volume.py [--odd DIR]
+    venv/bin/python tests/golden/golden_volume.py [--odd DIR]
 
 Writes the files it makes (always the same voxels) and volume.json to tests/golden/volume/. With --odd,
 the folder of real-world odd files that are too large for the repository, it also records their
@@ -23,7 +23,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from scipy.ndimage import map_coordinates
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "volume"
+OUT = Path(__file__).resolve().parent / "volume"
 SHAPE = (5, 4, 3)
 LAS = np.array([[-2.0, 0, 0, 9], [0, 1.5, 0, -20], [0, 0, 3, 4.5], [0, 0, 0, 1]])
 

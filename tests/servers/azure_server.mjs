@@ -2,7 +2,8 @@
 //
 //     node azure_server.mjs AZURITE CONTAINER
 //
-// AZURITE is the folder that scripts/azurite.sh printed. Account and key are the emulator's own, which everybody knows.
+// AZURITE is the folder that tests/servers/azurite.sh printed. Account and key are the published ones of the
+// emulator.
 
 import { spawn } from 'node:child_process';
 import { createHmac } from 'node:crypto';
@@ -11,7 +12,7 @@ import { createInterface } from 'node:readline';
 const ACCOUNT = 'devstoreaccount1';
 const KEY = 'Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==';
 
-/** Makes a container, by a request with a shared key. */
+/** Makes a container. */
 async function create(port, container) {
   const headers = { 'x-ms-date': new Date().toUTCString(), 'x-ms-version': '2021-12-02' };
   const signed = Object.entries(headers).map(([name, value]) => `${name}:${value}\n`);

@@ -2,7 +2,7 @@
 """Makes the compact MNI152 template in assets/ from the maps that the nilearn wheel carries.
 
     python3 -m venv venv && venv/bin/pip install numpy==2.4.6 nibabel==5.4.2 scipy==1.17.1 nilearn==0.14.1
-    venv/bin/python scripts/template.py
+    venv/bin/python assets/template.py
 
 Takes nilearn's T1 image and its grey- and white-matter maps (ICBM 2009a nonlinear symmetric, 1 mm, brain only).
 Gives, as .nii.gz in MNI space:
@@ -22,7 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 DATA = Path(nilearn.__file__).parent / "datasets" / "data"
-OUT = Path(__file__).resolve().parent.parent / "assets"
+OUT = Path(__file__).resolve().parent
 # Gyri and the gap between the hemispheres are narrower than this; a skull follows neither.
 CLOSING_MM = 16
 # Distances beyond are of no use to anybody and only take room.
@@ -68,7 +68,6 @@ def signed_distance(mask):
 
 
 def main():
-    OUT.mkdir(exist_ok=True)
     for tissue in ("t1", "gm", "wm"):
         data, affine = load(tissue)
         coarse, coarse_affine = every(averaged(data), affine, 2)

@@ -1,6 +1,6 @@
-//! [`FaultStore`]: an object store in memory that fails, lies or answers short as a script says. Used by `fault.rs`, and by
-//! `tests/store-contract`, which shows that it is a store.
-#![deny(clippy::missing_trait_methods, reason = "a method left to its default would go around the script")]
+//! [`FaultStore`]: an object store in memory that fails, answers late or short as a script says. Used by `fault.rs`, and by
+//! `tests/store-contract`, which checks that without faults it is a store.
+#![deny(clippy::missing_trait_methods, reason = "a method left to its default would bypass the script")]
 
 use std::fmt;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use object_store::{
     PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 
-/// What is asked of a store.
+/// A request to a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     Put,
@@ -31,19 +31,19 @@ pub enum Op {
 pub enum Fault {
     /// The server is busy; nothing is done.
     Busy,
-    /// It is done, and an error comes back.
+    /// The request is done, and an error comes back.
     DoneButFails,
-    /// Half of the body comes.
+    /// Half of the body arrives.
     HalfTheBody,
-    /// The body comes in 64 pieces, one every half second.
+    /// The body arrives in 64 pieces, one every half second.
     Slow,
-    /// A condition on a write is not looked at.
+    /// The condition of a write is ignored.
     NoCondition,
 }
 
 type Script = dyn FnMut(Op, &Path) -> Option<Fault> + Send;
 
-/// A store in memory that does as its script says.
+/// A store in memory whose faults come from a script.
 pub struct FaultStore {
     pub inner: InMemory,
     script: Mutex<Box<Script>>,

@@ -2,16 +2,16 @@
 
     python s3_server.py BUCKET
 
-A line on standard input has it kill a client at a point of its choice, once:
+A line on standard input tells it to kill a client, once:
 
     kill PID before|after METHOD PATTERN
 
-At the first request of that method whose path the regular expression matches, the process gets SIGKILL, before the
-request is done or after it, in both cases before the answer. `killed` is printed then.
+At the first request of that method whose path matches the regular expression, the process gets SIGKILL, before or after
+the request is done, in both cases before it is answered. Then `killed` is printed.
 
     slow SECONDS METHOD PATTERN
 
-From now on every such request takes so much longer.
+From now on every such request takes that many seconds longer.
 """
 
 import os
@@ -31,7 +31,7 @@ lock = threading.Lock()
 
 
 def fires(environ, moment):
-    """Takes what is armed, if it is for this request."""
+    """The process to kill at this request, if there is one; it is killed once."""
     global armed
     with lock:
         if armed is None:

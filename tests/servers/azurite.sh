@@ -2,8 +2,8 @@
 # Sets up Azurite, Microsoft's own emulator of the Azure blob service, for the tests, and prints its folder.
 #
 # Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), node and npm.
-# Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(scripts/azurite.sh). Nothing, with a
-#         word on standard error, where node and npm are missing or cannot install it: the test that needs it is skipped.
+# Gives   <cache>/azurite-<version>, on standard output alone: NEUROSIEVE_AZURITE=$(tests/servers/azurite.sh). Where node and
+#         npm are missing or cannot install it: nothing, and a message on standard error; the test that needs it is skipped.
 set -euo pipefail
 
 version=3.35.0
@@ -21,7 +21,7 @@ folder=$cache/azurite-$version
 # Two checkouts may share one cache folder.
 exec 9>"$cache/.azurite.lock"
 flock 9
-# The mark is set last: an installation that was stopped half way is made anew.
+# `ready` is written last: an installation that was interrupted is repeated.
 if [[ ! -e $folder/ready ]]; then
     echo "azurite: installing the Azure emulator that tests speak to" >&2
     rm -rf "$folder"

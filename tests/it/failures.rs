@@ -1,0 +1,48 @@
+//! Scans that fail: how they are listed, when they are tried again, and when a run gives up.
+
+use serde_json::Value;
+
+use super::support::program::{WITHOUT_NETWORKS, ok, printed, rows, screen, text};
+use super::support::shared::{copy, path, sharded, study};
+
+/// What `neurosieve failures` lists, one scan a row.
+fn failures(tables: &str, more: &[&str]) -> Vec<Value> {
+    let printed = ok(&[&["failures", "--tables", tables, "--scans", "--format", "json"], more].concat());
+    serde_json::from_str(&printed).unwrap()
+}
+
+#[test]
+fn failures_are_counted_by_reason_and_listed_by_stage_and_kind() {
+    assert!(ok(&["failures", "--tables", sharded()]).contains("truncated"));
+    assert_eq!(failures(sharded(), &["--stage", "decode"]).len(), 3);
+    assert_eq!(failures(sharded(), &["--kind", "it's no kind"]).len(), 0);
+}
+
+#[test]
+fn a_scan_that_failed_for_good_is_tried_again_only_with_retry() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = copy(sharded(), folder.path());
+    let screen = |more: &[&str]| screen(path(study()), &tables, &[&WITHOUT_NETWORKS, more].concat());
+    let run = screen(&[]);
+    assert!(text(&run.stdout).contains("Nothing to do"), "{}", printed(&run));
+    assert_eq!(screen(&["--retry"]).status.code(), Some(3));
+    let failures = failures(&tables, &[]);
+    assert!(failures.len() == 3 && failures.iter().all(|failure| failure["attempts"] == 2), "{failures:?}");
+}
+
+#[test]
+fn a_run_gives_up_when_too_many_scans_fail_and_keeps_what_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tables, report) = (folder.path().join("tables"), folder.path().join("report.json"));
+    let tables = path(&tables);
+    let limit = ["--max-failures", "0", "--set", "run.scans_in_flight=1", "--report", path(&report)];
+    let run = screen(path(study()), tables, &[&WITHOUT_NETWORKS[..], &limit].concat());
+    assert_eq!(run.status.code(), Some(5), "{}", printed(&run));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
+    assert_eq!((&report["outcome"], &report["pending"]), (&"gave_up".into(), &6.into()));
+    assert_eq!((&report["run"]["status"], &report["failed"]), (&"gave_up".into(), &1.into()));
+    let ended = report["done"].as_u64().unwrap() + report["failed"].as_u64().unwrap();
+    assert!(ended < 6, "{report}");
+    let kept = rows(tables, "SELECT scan_id FROM scans UNION ALL SELECT scan_id FROM failures");
+    assert_eq!(kept.len() as u64, ended);
+}

@@ -1,0 +1,112 @@
+//! `neurosieve schedule`: the real program, which runs and looks after the tables by the clock.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::support::cohorts::synth;
+use super::support::program::{WITHOUT_NETWORKS, command, number};
+use super::support::shared::{copy, path, sharded, study};
+
+/// A schedule at work, and what it prints on both outputs, line by line. Its runs come at new year, unless its options say
+/// otherwise.
+struct Scheduled {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+    /// Not asked for yet: the two outputs come in any order.
+    unread: Vec<String>,
+}
+
+impl Scheduled {
+    fn start(cohort: &str, tables: &str, more: &[&str]) -> Self {
+        let mut command = command(&["schedule", "pipelines/nightly.toml", "--cohort", cohort, "--tables", tables]);
+        command.args(["--set", "run.device=\"cpu\"", "--set", "schedule.run=\"0 0 1 1 *\""]);
+        command.args(WITHOUT_NETWORKS).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let outputs: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(process.stdout.take().unwrap()), Box::new(process.stderr.take().unwrap())];
+        for output in outputs {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+            });
+        }
+        Self { process, lines, unread: Vec::new() }
+    }
+
+    /// Waits for a line with these words.
+    fn prints(&mut self, words: &str) -> String {
+        loop {
+            if let Some(at) = self.unread.iter().position(|line| line.contains(words)) {
+                return self.unread.remove(at);
+            }
+            match self.lines.recv_timeout(Duration::from_secs(120)) {
+                Ok(line) => self.unread.push(line),
+                Err(error) => panic!("{error} while waiting for `{words}`: {:#?}", self.unread),
+            }
+        }
+    }
+
+    /// The exit code after SIGTERM.
+    fn stop(mut self) -> Option<i32> {
+        assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
+        self.process.wait().unwrap().code()
+    }
+}
+
+#[test]
+fn a_schedule_screens_what_is_there_and_later_what_arrives() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cohort, tables) = (folder.path().join("study"), folder.path().join("tables"));
+    let (arrival, late) = (cohort.join("sub-synth003"), folder.path().join("late"));
+    let (cohort, tables) = (path(&cohort), path(&tables));
+    synth(cohort, &["--subjects", "3", "--lesions", "0", "--spacing", "4"]);
+    std::fs::rename(&arrival, &late).unwrap();
+
+    // At once, then not before new year; a monitor reads what was done.
+    let more = ["--now", "--metrics", "127.0.0.1:0", "--set", "tables.commit_scans=1"];
+    let mut first = Scheduled::start(cohort, tables, &more);
+    let address = first.prints("metrics at").split_once("http://").unwrap().1.to_owned();
+    first.prints("2 scans done, 0 failed");
+    first.prints("next ");
+    let mut stream = TcpStream::connect(address.trim_end_matches("/metrics")).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("neurosieve_stage_scans_total{place=\"commit\"} 2"), "{metrics}");
+    assert_eq!(first.stop(), Some(0));
+
+    // A scan arrives: the next run takes it, and the one after has nothing to do.
+    std::fs::rename(&late, &arrival).unwrap();
+    let mut second = Scheduled::start(cohort, tables, &["--set", "schedule.run=\"* * * * * *\""]);
+    second.prints("1 scans done, 0 failed");
+    second.prints("Nothing to do");
+    assert!([Some(0), Some(4)].contains(&second.stop()));
+    assert_eq!(number(tables, "SELECT count(*) AS n FROM raw.scans"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_leaves_tables_alone_that_another_one_works_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = neurosieve::store::open(path(folder.path())).unwrap();
+    let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
+    let mut schedule = Scheduled::start(path(study()), path(folder.path()), &["--now"]);
+    schedule.prints("another schedule is at work");
+    lease.give_back().await;
+    assert_eq!(schedule.stop(), Some(0));
+}
+
+#[test]
+fn a_schedule_puts_small_files_together_when_upkeep_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables: &str = &copy(sharded(), folder.path());
+    let files = std::fs::read_dir(folder.path().join("scans")).unwrap();
+    let many = files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet")).count();
+    let mut schedule = Scheduled::start(path(study()), tables, &["--set", "schedule.upkeep=\"* * * * * *\""]);
+    schedule.prints(&format!("scans: {many} files became 1, 0 deleted"));
+    assert_eq!(schedule.stop(), Some(0));
+    assert_eq!(number(tables, "SELECT count(*) AS n FROM scans"), 3);
+}

@@ -1,0 +1,17 @@
+//! What the tests share: running the program, cohorts and tables made once, expected volumes, servers.
+
+pub mod cohorts;
+pub mod data;
+pub mod fault_store;
+pub mod golden;
+pub mod program;
+pub mod results;
+pub mod server;
+pub mod shared;
+
+use std::path::Path;
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
