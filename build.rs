@@ -13,7 +13,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         println!(
-            "cargo::error=LIBTORCH is not set. Run scripts/libtorch.sh once: it fetches libtorch and points cargo at it."
+            "cargo::error=LIBTORCH is not set. Run scripts/libtorch.sh once: it fetches libtorch and sets up cargo."
         );
         exit(1);
     };
@@ -25,6 +25,6 @@ fn main() {
     }
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/neurosieve");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    // Our definition replaces libtorch's (`model::mkl`). No Rust code refers to it, so the linker must be told to keep it.
+    // Our definition replaces libtorch's (`model::mkl`). No Rust code refers to it, so the linker must keep it.
     println!("cargo::rustc-link-arg=-Wl,--undefined=mkl_serv_intel_cpu_true");
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows the whole way from scans to SQL. Makes a synthetic cohort of 8 subjects (some with lesions, one with a damaged file)
-# and healthy heads of the same synthetic scanner, adapts the built-in bundle to the healthy heads, screens the cohort, and
-# queries findings and failures. Replaces demo/ in this checkout.
+# Shows the whole way from scans to SQL. Makes a synthetic cohort of 8 subjects (some with lesions, one with a damaged
+# file) and healthy heads of the same synthetic scanner, adapts the built-in bundle to the healthy heads, screens the
+# cohort, and queries findings and failures. Replaces demo/ in this checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -133,7 +133,7 @@ for wheel in torch, cupti, cudart:
         if ".dist-info/licenses/" in member and not member.endswith("/"):
             take(wheel, member, "licenses/" + member.replace(".dist-info/licenses/", "/"))
 PYTHON
-# tch links with -ltorch. The real libtorch.so depends on the CUDA libraries; this linker script names the CPU part alone.
+# tch links with -ltorch. The real libtorch.so needs the CUDA libraries; this linker script names the CPU part alone.
 echo 'INPUT(libtorch_cpu.so)' >"$partial/lib/libtorch.so"
 # tch's build script compares this with the version that it supports.
 echo "$version+cu130" >"$partial/build-version"

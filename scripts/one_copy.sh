@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fails if Cargo.lock has two versions of a crate whose types pass between libraries. A table of one arrow version is not a
-# table for another: a second copy compiles, but then types do not match, or are converted at a hidden cost.
+# Fails if Cargo.lock has two versions of a crate whose types pass between libraries. A table of one arrow version is
+# not a table for another: a second copy compiles, but then types do not match, or are converted at a hidden cost.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -29,7 +29,7 @@ flock 9
 if [[ ! -e $venv/ready ]]; then
     echo "python: installing the packages that the tests need" >&2
     rm -rf "$venv"
-    python3 -m venv "$venv" >&2 || fail "python3 cannot create an environment (Debian, Ubuntu: apt install python3-venv)"
+    python3 -m venv "$venv" >&2 || fail "python3 cannot make an environment (Debian, Ubuntu: apt install python3-venv)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$requirements" >&2 ||
         fail "could not install the packages; check the network and pip's settings, then run this again"
     touch "$venv/ready"

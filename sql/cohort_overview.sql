@@ -1,5 +1,5 @@
 -- One row per cohort: scans, brain volume, scores, and how many scans have findings, quality flags or failures.
--- A median brain volume far from 1000 to 1500 ml, or many flagged scans, suggest a problem of the cohort, not of its subjects.
+-- A median brain volume far from 1000 to 1500 ml, or many flagged scans, point to a problem of the whole cohort.
 WITH screened AS (
     SELECT
         cohort,
