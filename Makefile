@@ -1,5 +1,5 @@
-# The commands of this repository. Cargo always builds in release mode: the dependencies are compiled once for the
-# program, the tests and the demo, and voxel work without optimisation is too slow to wait for.
+# The commands of this repository. Cargo always builds in release mode: program, tests and demo share the compiled
+# dependencies, and voxel code without optimisation is too slow for the tests.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,7 +9,7 @@ SHELL := /bin/bash
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 12
 
-demo: build ## Build, screen a small synthetic cohort and query the result
+demo: build ## Build, screen a small synthetic cohort and query the results
 	@scripts/demo.sh
 
 # --tests: left out, cargo links each example as well. The tests compile them and run them.
@@ -30,7 +30,7 @@ check: setup ## Check format, lints, docs, structure and dependencies
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --locked check licenses bans sources; \
 	else \
-		echo 'cargo-deny is not installed: licences are not checked'; \
+		echo 'cargo-deny is not installed: licences are not checked (cargo install cargo-deny)'; \
 	fi
 
 build: setup ## Build the program, target/release/neurosieve
@@ -39,8 +39,8 @@ build: setup ## Build the program, target/release/neurosieve
 bench-gpu: build ## Pack the folder that measures neurosieve on a machine with a GPU
 	benches/gpu/pack.sh
 
-setup: ## Fetch libtorch into the cache folder, once
+setup: ## Fetch libtorch (540 MB) into the cache folder, once
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust 1.95 or newer with rustup' >&2; exit 1; }
 	@echo '#include <string>' | $${CXX:-c++} -x c++ -std=c++17 -fsyntax-only - || { echo 'A C++ compiler is needed for' \
-		'the libtorch bindings: install one (Debian, Ubuntu: apt install g++), or name it in CXX' >&2; exit 1; }
+		'the libtorch bindings: install one (Debian, Ubuntu: apt install g++), or set CXX' >&2; exit 1; }
 	@scripts/libtorch.sh

@@ -1,8 +1,8 @@
 //! Tells the linker where the built programs will look for libtorch at run time.
 //!
-//! Two places, in this order: `../lib/neurosieve` beside the program's own folder, where a package puts the library,
-//! and the folder that this build used. Programs, tests, benches and examples then start with no `LD_LIBRARY_PATH`.
-//! The libraries that libtorch itself needs are found through the `$ORIGIN` in libtorch's own run path.
+//! Two places, in this order: `../lib/neurosieve` next to the program's folder, where a package puts the library, and
+//! the folder that this build used. Programs, tests, benches and examples then start without `LD_LIBRARY_PATH`. The
+//! libraries that libtorch itself needs are found through `$ORIGIN` in libtorch's own run path.
 
 use std::env;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         println!(
-            "cargo::error=LIBTORCH is not set. Run scripts/libtorch.sh once: it fetches libtorch and tells cargo."
+            "cargo::error=LIBTORCH is not set. Run scripts/libtorch.sh once: it fetches libtorch and sets up cargo."
         );
         exit(1);
     };
@@ -25,6 +25,6 @@ fn main() {
     }
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/neurosieve");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    // Ours comes before libtorch's (src/model/mkl.rs); nothing in Rust asks for it, so the linker must.
+    // Our definition replaces libtorch's (`model::mkl`). No Rust code refers to it, so the linker must keep it.
     println!("cargo::rustc-link-arg=-Wl,--undefined=mkl_serv_intel_cpu_true");
 }

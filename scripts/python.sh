@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sets up the Python that the tests use to read volumes and tables with other people's programs, and prints its path.
+# Sets up the Python environment in which tests read volumes and tables with other programs, and prints its path.
 #
 # Takes   NEUROSIEVE_CACHE (default: neurosieve/ in the user's cache folder), python3 with venv and pip.
-# Gives   <cache>/python-<hash>/bin/python, with scripts/python-requirements.txt installed; made anew when that file or
-#         python3 changes. Standard output holds the path alone: NEUROSIEVE_PYTHON=$(scripts/python.sh).
+# Gives   <cache>/python-<hash>/bin/python with scripts/python-requirements.txt installed; a new one when that file or
+#         python3 changes. Prints the path alone to standard output: NEUROSIEVE_PYTHON=$(scripts/python.sh).
 set -euo pipefail
 
 requirements=$(cd "$(dirname "$0")" && pwd)/python-requirements.txt
@@ -25,9 +25,9 @@ venv=$cache/python-${hash:0:12}
 # Two checkouts may share one cache folder.
 exec 9>"$cache/.python.lock"
 flock 9
-# The mark is set last: an installation that was stopped half way is made anew.
+# `ready` is written last, so an interrupted installation is repeated.
 if [[ ! -e $venv/ready ]]; then
-    echo "python: installing the packages that the tests use" >&2
+    echo "python: installing the packages that the tests need" >&2
     rm -rf "$venv"
     python3 -m venv "$venv" >&2 || fail "python3 cannot make an environment (Debian, Ubuntu: apt install python3-venv)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$requirements" >&2 ||

@@ -1,5 +1,5 @@
--- One line per cohort: how many scans, what they look like, how many need a human.
--- brain_volume_ml far from 1000 to 1500, or many flagged scans, point at the cohort rather than at its subjects.
+-- One row per cohort: scans, brain volume, scores, and how many scans have findings, quality flags or failures.
+-- A median brain volume far from 1000 to 1500 ml, or many flagged scans, point to a problem of the whole cohort.
 WITH screened AS (
     SELECT
         cohort,

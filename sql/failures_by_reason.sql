@@ -1,4 +1,4 @@
--- Scans that have no result, by reason. Permanent ones need a new file; the others are tried again by the next run.
+-- Scans without a result, by reason. Permanent failures need a new file; the next run tries the others again.
 SELECT
     stage,
     kind,

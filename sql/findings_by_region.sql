@@ -1,5 +1,5 @@
--- Findings by region of the brain: how many, in how many scans, how large.
--- A strong lean to one side or to one lobe over a whole cohort is more often a coil or a registration than a disease.
+-- Findings by region of the brain: their number, the number of scans, their volume.
+-- If one side or one lobe dominates a whole cohort, the cause is more often a coil or the registration than a disease.
 SELECT
     region,
     count(*) AS findings,

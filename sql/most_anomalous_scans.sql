@@ -1,5 +1,5 @@
--- The twenty scans to look at first, each with its largest finding and where that is (MNI mm).
--- A scan can rank high without a finding: many weak tokens, none of them above the threshold.
+-- The twenty scans to review first, each with its largest finding and the finding's position (MNI mm).
+-- A scan can rank high without a finding, when no component above the threshold is large enough.
 SELECT
     row_number() OVER (ORDER BY s.anomaly_score DESC, s.scan_id) AS rank,
     s.scan_id,

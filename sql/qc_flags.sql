@@ -1,5 +1,5 @@
--- What quality control noticed, and whether it goes along with higher scores: a flag whose scans score far above
--- the median of all scans makes anomalies, it does not find them.
+-- Quality flags, with the scores of the scans that have them. If flagged scans score far above the median of all
+-- scans, the flagged problem probably causes anomalies of its own.
 WITH flagged AS (
     SELECT unnest(qc_flags) AS flag, scan_id, anomaly_score, snr
     FROM scans

@@ -1,5 +1,5 @@
--- Runs, newest first: what they did and how fast. A run without an end is still going on, or was killed: the next
--- run takes up where it stopped.
+-- Runs, newest first, with their counts and throughput. A run without an end is still active or was killed; the
+-- next run continues where it stopped.
 SELECT
     run_id,
     cohort,

@@ -1,6 +1,6 @@
 -- Distribution of the detector's probability over all tokens, in ten equal bins.
--- A sound model puts nearly everything into the lowest bin; a bulge in the middle means that the cohort is not
--- what the model was trained on.
+-- With a suitable model nearly all tokens are in the lowest bin. Many tokens in the middle bins mean that the cohort
+-- differs from the scans that the model was trained on.
 SELECT
     least(floor(p_anomalous * 10), 9) / 10 AS p_from,
     count(*) AS tokens,

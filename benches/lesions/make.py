@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Puts a stroke-shaped lesion into every held-out healthy scan: a cohort with truth masks, to choose settings on.
+"""Puts a stroke-shaped lesion into every held-out healthy scan: a cohort with lesion masks, for choosing settings.
 
     python3 -m venv peers-venv && peers-venv/bin/pip install -r benches/pipeline/requirements.txt
     peers-venv/bin/python benches/lesions/make.py ./healthy-t1 ./lesion-shapes ./lesions-chosen --seed 1
     neurosieve eval pipelines/eval.toml --cohort ./lesions-chosen --healthy ./healthy-t1
 
-A shape is a lesion mask in MNI-like space. The box around a scan's brain (its mask under derivatives/brainmask, or all that
-is not 0 in a skull-stripped one) is laid on the box around the template's brain; the shape comes along, mirrored in every
-other scan. Inside it a share `alpha` of the image is replaced by a level, as a share of white matter's, with a texture of its
-own and a soft edge: three in four darker than white matter, one brighter. The same seed gives the same cohort.
+A shape is a lesion mask in MNI-like space. The bounding box of the template's brain is mapped to that of the scan's
+brain (its mask under derivatives/brainmask, or the non-zero voxels of a skull-stripped scan), and the shape with it,
+mirrored in every other scan. Inside the shape, a fraction `alpha` of the image is replaced by a level, relative to
+white matter, with a texture of its own and a soft edge. Three in four lesions are darker than white matter, one is
+brighter. The same seed gives the same cohort.
 """
 
 import argparse
@@ -28,7 +29,7 @@ EDGE_MM = 1.5
 
 def box_mm(mask: numpy.ndarray, affine: numpy.ndarray) -> numpy.ndarray:
     """Lowest and highest world coordinates of a mask, [2, 3]."""
-    # Single voxels that a mask has lost at its border do not count.
+    # The opening removes single voxels at the border of a mask.
     points = nibabel.affines.apply_affine(affine, numpy.argwhere(ndimage.binary_opening(mask, iterations=2)))
     return numpy.stack([numpy.percentile(points, q, axis=0) for q in (0.1, 99.9)])
 

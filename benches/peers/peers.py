@@ -1,30 +1,30 @@
 #!/usr/bin/env python3
-"""Measures neurosieve's decoding and preprocessing side by side with the programs people use for it.
+"""Compares decoding and preprocessing of neurosieve with the programs that are commonly used for them.
 
     peers.py --binary target/release/neurosieve [--check] [--json FILE] [--rounds 3] [--repeat 3] SCAN...
 
-Takes T1-weighted scans (.nii.gz). A scan's brain mask is the BIDS derivative derivatives/brainmask/... of its data set,
-or, of a bare brain, its voxels above 0; a scan with neither is refused, because SimpleITK needs one.
-Gives a table on standard output and, with --json, every number behind it.
+Takes T1-weighted scans (.nii.gz). The brain mask of a scan is the BIDS derivative derivatives/brainmask/... of its data
+set, or the voxels above 0 of a bare brain. A scan with neither is refused, because SimpleITK needs a mask. Prints a
+table and, with --json, writes every number behind it.
 
-Each round runs ours, then each peer, on the same scan and one thread; a scan's time is the median of its rounds, and
-within a round the median of --repeat runs (of one, for the seconds-long SimpleITK). Peers are charged their CPU time,
-ours the time that passed, as it reports it: other work on the machine can only make ours look slower. A row shows the
-medians over scans and the median of the scans' ratios. --check exits with 1 where a ratio is below its bar or
-SimpleITK's overlap is better than ours.
+Each round runs neurosieve, then each peer, on the same scan with one thread. The time of a scan is the median of its
+rounds, and within a round the median of --repeat runs (one run for SimpleITK, which takes seconds). For peers the CPU
+time counts, for neurosieve the elapsed time that it reports: other work on the machine can only make neurosieve look
+slower. A row shows the medians over scans and the median of the scans' ratios. --check exits with 1 if a ratio is below
+its limit or SimpleITK's overlap is better.
 
     decode     bytes in the page cache to scaled float32 voxels: nibabel's get_fdata
     conform    voxels to the model's grid, 0..1: TorchIO's ToCanonical, Resample(2 mm), CropOrPad, RescaleIntensity;
                ours is conform + resample + normalize
     register   bias field and affine registration to MNI152 on the 2 mm image: SimpleITK's N4 (4 levels of 50
                iterations), then affine by Mattes mutual information (50 bins, a fifth of the voxels, shrink 4, 2, 1).
-               N4 runs on the image shrunken to 4 mm, as is usual, and in the first round also as it is
+               N4 runs on the image shrunk to 4 mm, as is common, and in the first round also at 2 mm
     overlap    Dice of the scan's brain mask, mapped to MNI152, with the template's brain
 """
 
 import os
 
-# Before the libraries are loaded: they read these once.
+# Set before the libraries are loaded, which read these once.
 for variable in ("OMP", "MKL", "OPENBLAS", "RAYON", "ITK_GLOBAL_DEFAULT"):
     os.environ[f"{variable}_{'NUMBER_OF' if 'ITK' in variable else 'NUM'}_THREADS"] = "1"
 
@@ -49,7 +49,7 @@ TEMPLATE = Path(__file__).resolve().parents[2] / "assets" / "mni152_2mm_t1.nii.g
 MODEL_SHAPE = (80, 96, 96)
 SPACING_MM = 2.0
 SEED = 1
-# The steps of ours that do what a peer does, and the least that theirs / ours may be.
+# The steps of neurosieve that do what a peer does, and the lower limits of theirs / ours.
 OURS = {"decode": ["decode"], "conform": ["conform", "resample", "normalize"], "register": ["bias", "register"]}
 BARS = {"decode": 1.5, "conform": 5, "register": 10}
 # RAS, which NIfTI and neurosieve use, to ITK's LPS and back.
@@ -64,12 +64,12 @@ def ours(binary, scan, repeat):
     report = json.loads(run.stdout)
     missing = {step for steps in OURS.values() for step in steps} - set(report["timings_ms"])
     if missing:
-        sys.exit(f"peers: {binary} gives no timing of {', '.join(sorted(missing))}; build this checkout's")
+        sys.exit(f"peers: {binary} gives no timing of {', '.join(sorted(missing))}; build it from this checkout")
     return report
 
 
 def brain_mask(scan):
-    """The scan's given brain mask as an image on its grid."""
+    """The brain mask of the scan, as an image on its grid."""
     image = nib.load(scan)
     for root in scan.parents:
         folder = root / "derivatives" / "brainmask"
@@ -84,7 +84,7 @@ def brain_mask(scan):
 
 
 def timed(repeat, action):
-    """Median milliseconds of CPU time, and what the last run gave."""
+    """Median milliseconds of CPU time, and the result of the last run."""
     times = []
     for _ in range(repeat):
         start = time.process_time()
@@ -216,10 +216,10 @@ def main():
     parser = argparse.ArgumentParser(description="neurosieve side by side with nibabel, TorchIO and SimpleITK")
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN")
     parser.add_argument("--binary", required=True, help="the neurosieve program, a release build")
-    parser.add_argument("--rounds", type=int, default=3, help="times that ours and theirs take turns (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; each runs neurosieve and every peer once (3)")
     parser.add_argument("--repeat", type=int, default=3, help="runs within a round (3)")
     parser.add_argument("--json", type=Path, help="write every number to this file")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is missed")
     options = parser.parse_args()
 
     torch.set_num_threads(1)

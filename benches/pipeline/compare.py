@@ -3,9 +3,9 @@
 
     compare.py --binary target/release/neurosieve --bundle models/t1w-2mm COHORT [--limit 20] [--rounds 2] [--json FILE]
 
-Each round runs both, one after the other. A run's time is from its start to its end, loading included; its memory is the
-largest sum, looked at twenty times a second, of the proportional set sizes of its processes (pages that several share count
-once). --check exits with 1 where neurosieve is not twice as fast, or takes more than half the memory.
+Each round runs both, one after the other. The time of a run includes loading. Its memory is the largest sum of the
+proportional set sizes of its processes (shared pages count once), sampled twenty times a second. --check exits with 1
+if neurosieve is not twice as fast, or takes more than half the memory.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PLAIN = Path(__file__).with_name("plain.py")
 
 
 def processes(root):
-    """A process and all that it started."""
+    """A process and its descendants."""
     children = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

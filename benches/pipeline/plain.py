@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A plain Python pipeline for the job of `neurosieve run`: the way a careful researcher would write it in an afternoon.
+"""A plain Python pipeline for the job of `neurosieve run`, as a careful researcher would write it in an afternoon.
 
     plain.py BUNDLE OUT SCAN...
 
-nibabel reads, scipy preprocesses, a PyTorch DataLoader with two workers keeps ahead of the networks (those of
+nibabel reads, scipy preprocesses, a PyTorch DataLoader with two workers prefetches for the networks (those of
 benches/twin, with the bundle's weights, in eager f32), pyarrow writes a row per token and a mask per scan.
 
-Easier than the job of neurosieve, each in this pipeline's favour: the skull goes by a threshold and morphology, the brain is
-carried to MNI space by its moments with no registration behind it, no bias field is corrected, no quality is measured, scores
-are not measured by healthy scans, and a run that is killed begins again.
+It does less than neurosieve, and each omission makes it faster: the skull is removed by a threshold and morphology, the
+brain is moved to MNI space by its moments without a registration, no bias field is corrected, no quality is measured,
+scores are not compared with healthy scans, and a run that is killed starts from the beginning.
 """
 
 import sys
@@ -39,7 +39,7 @@ ROWS_PER_FILE = 64
 
 
 def skull_strip(image):
-    """The largest piece of what is left of the head when its skull is eaten away."""
+    """The largest connected piece of the head after erosion, grown back and filled."""
     bright = image > ndimage.gaussian_filter(image, 1).mean()
     core = ndimage.binary_erosion(bright, iterations=4)
     labels, n = ndimage.label(core)
@@ -58,7 +58,7 @@ def prepare(path):
     mask = image > 0 if (image == 0).mean() > 0.5 else skull_strip(image)
     places = np.argwhere(mask) * SPACING
     centre, spread = places.mean(0), places.std(0)
-    # Of the model's voxel to the scan's, in voxels of 2 mm.
+    # From voxels of the model to voxels of the scan, at 2 mm.
     scale = spread / MNI_SPREAD
     offset = (centre + (ORIGIN - MNI_CENTRE) * scale) / SPACING
     image = ndimage.affine_transform(image, scale, offset, SHAPE, order=1)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Is the way to the store hidden behind the work? The same cohort from a bucket that answers at once, and from one that takes
-100 ms longer for every request.
+"""Measures how much of a store's latency is hidden: the same cohort from a bucket that answers at once, and from one
+that takes 100 ms longer for every request.
 
-    $(scripts/python.sh) benches/scale/latency.py --binary target/release/neurosieve COHORT [--limit 20] [--latency-ms 100]
+    latency.py --binary target/release/neurosieve [--limit 20] [--latency-ms 100] [--check] COHORT
 
-Both buckets are of tests/servers/s3_server.py (moto), on this machine; cohort and tables lie there. Each round runs both, one after
-the other. Told are the seconds of a run, how busy the device's threads were, and the mean time of a fetch. What is hidden costs
-nothing; what remains are the requests before the first scan and after the last one, which wait for each other. --check exits
-with 1 where more remains than sixty of them.
+s3_server.py (moto) serves both buckets on this machine; they hold the cohort and the tables. Each round runs both, one
+after the other. Prints the seconds of a run, how busy the device threads were, and the mean time of a fetch. Requests
+that overlap with computation cost nothing. What remains are the requests before the first scan and after the last one,
+which wait for each other. --check exits with 1 if more than sixty of them remain. Needs the Python of scripts/python.sh.
 """
 
 import argparse
@@ -27,7 +27,7 @@ KEYS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCE
 
 
 class Server:
-    """A bucket that takes `slower_s` longer for each request that reads, lists or writes."""
+    """A bucket that takes `slower_s` seconds longer for each request that reads, lists or writes."""
 
     def __init__(self, scans, cohort, slower_s):
         command = [sys.executable, ROOT / "tests/servers/s3_server.py", BUCKET]
@@ -98,7 +98,7 @@ def main():
         print(f"| {name} | {row['elapsed_s']:.1f} | {per_minute:.1f} | {busy:.0f} % | {row['fetch_ms']:.0f} |")
     at_once, later = figures.values()
     more = later["elapsed_s"] - at_once["elapsed_s"]
-    print(f"\n{more:.1f} s more, {1000 * more / args.latency_ms:.0f} requests one after the other")
+    print(f"\n{more:.1f} s more, {1000 * more / args.latency_ms:.0f} requests in sequence")
     if args.check and more > REMAINING_REQUESTS * args.latency_ms / 1000:
         sys.exit(1)
 

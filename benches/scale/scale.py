@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""A cohort of thousands of scans through the real program, on two cores, in minutes: does the engine keep up?
+"""Screens thousands of scans with the real program on two cores in minutes, to measure the engine.
 
     scale.py --binary target/release/neurosieve [--scans 10000] [--work DIR] [--json FILE] [--check]
 
-Makes 16 synthetic heads of 4 mm without their skulls, trains the smallest model on them for a minute, and links the heads
-under as many names as are asked for. Every scan then goes the whole way: listed, read, decoded, registered, tokenized, scored,
-written, committed; registration and bias field are cut short and scores are those of the intensity, so that thousands pass
-in minutes. Nothing is a stub.
+Makes 16 skull-stripped synthetic heads of 4 mm, trains the smallest model on them for a minute, and links the heads
+under as many names as requested. Every scan then passes all stages: listed, read, decoded, registered, tokenized,
+scored, written, committed. Registration and bias field correction are shortened and scores are those of the intensity,
+so that thousands of scans take minutes. Nothing is replaced by a stub.
 
-Told are scans per minute, the processor time of the engine itself per scan (all threads but those that preprocess and
-those of the device), the resident memory after a tenth of the scans and at the end, bytes per row of `tokens`, and how long an
-aggregate of `tokens` by region takes before and after the files were put together.
+Prints scans per minute, the CPU time of the engine per scan (all threads but those that preprocess and those of the
+device), the resident memory after a tenth of the scans and at the end, bytes per row of `tokens`, and the time of an
+aggregate of `tokens` by region before and after `tables optimize`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HEADS = 16
-# Cut short: the engine is measured, not the preprocessing.
+# Shortened: the engine is measured, not the preprocessing.
 QUICK = [
     "preprocess.register.iterations=1",
     "preprocess.bias.iterations=1",
@@ -45,12 +45,12 @@ AGGREGATE = "SELECT region, count(*) AS n, avg(p_anomalous) AS p, max(residual) 
 
 
 class Threads:
-    """Processor seconds of a process by the kind of its threads, as last seen."""
+    """CPU seconds of a process by the kind of its threads, as of the last update."""
 
     def __init__(self, pid):
         self.pid, self.seconds = pid, {}
 
-    def look(self):
+    def update(self):
         tick = os.sysconf("SC_CLK_TCK")
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             try:
@@ -72,7 +72,7 @@ def resident_mib(pid):
 
 
 def strip(cohort):
-    """Leaves the brains alone: the generator's masks are among its derivatives."""
+    """Removes the skulls, with the masks that the generator wrote as derivatives."""
     import nibabel as nib
     import numpy as np
 
@@ -100,7 +100,7 @@ def seconds_of(command):
     return time.perf_counter() - started
 
 
-def tell(figures):
+def show(figures):
     for name, value in figures.items():
         print(f"{name:<24}{value:>14.1f}", flush=True)
 
@@ -109,9 +109,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--scans", type=int, default=10_000)
-    parser.add_argument("--work", type=Path, help="an existing folder to work in")
+    parser.add_argument("--work", type=Path, help="an existing folder for temporary files")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a figure is beyond its bar")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is outside its limit")
     args = parser.parse_args()
     pipeline = Path(__file__).resolve().parents[2] / "pipelines" / "screen.toml"
 
@@ -139,7 +139,7 @@ def main():
             threads, memory = Threads(process.pid), []
             while process.poll() is None:
                 try:
-                    threads.look()
+                    threads.update()
                     memory.append((time.perf_counter() - started, resident_mib(process.pid)))
                 except OSError:
                     pass
@@ -168,8 +168,8 @@ def main():
             "aggregate_s": seconds_of([*query, AGGREGATE]),
             "again_s": seconds_of(list(map(str, command))),
         }
-        # What follows may fail: what is known is told before.
-        tell(figures)
+        # Printed now, because the next step may fail.
+        show(figures)
         for place in report["places"]:
             busy = "" if place["busy"] is None else f"{100 * place['busy']:8.0f} %"
             print(f"{place['place']:<24}{1000 * place['seconds'] / args.scans:>11.1f} ms{busy}", flush=True)
@@ -179,7 +179,7 @@ def main():
         optimized["aggregate_optimized_s"] = seconds_of([*query, AGGREGATE])
         counted = subprocess.run([*query, "SELECT count(*) AS n FROM tokens"], check=True, capture_output=True)
         assert json.loads(counted.stdout)[0]["n"] == n_tokens
-        tell(optimized)
+        show(optimized)
         figures |= optimized
         if args.json:
             args.json.write_text(json.dumps({"figures": figures, "places": report["places"], "memory": memory}) + "\n")

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The networks of a bundle once more, in plain eager PyTorch: compares numbers, and times them.
+"""The networks of a bundle in plain eager PyTorch: compares their outputs and gradients, and times them.
 
     neurosieve twin --bundle models/t1w-2mm --out twin.safetensors
     twin.py models/t1w-2mm twin.safetensors [--bench bench.json] [--threads 1] [--device cpu] [--json FILE]
 
-Written from the papers and from the description in bundle.toml, not from the Rust code. Reads the bundle's weights
-(f16; where the folder holds bundle.toml alone, the weights in the second file) and what `neurosieve twin` gave for
-made-up inputs. Ends with exit code 1 where an output differs by more than 1e-4 of its largest value, or a gradient by
-more than 1e-3 of its largest; both are compared on the processor. --bench takes what
-`neurosieve bench device --bf16 --json bench.json` measured and times the same batches on --device, five ways:
+Written from the papers and from the description in bundle.toml, not from the Rust code. Reads the weights of the bundle
+(f16; if the folder holds bundle.toml alone, the weights in the second file) and the results of `neurosieve twin` for
+made-up inputs. Exits with 1 if an output differs by more than 1e-4 of its largest value, or a gradient by more than 1e-3
+of its largest; both are compared on the CPU. --bench takes the result of `neurosieve bench device --bf16 --json
+bench.json` and times the same batches on --device, in five ways:
 
-    f32           every token of the slice's grid, tokens of air hidden from the attention by a mask
-    f32 packed    tokens of brain alone, sequences padded to the longest of the batch
+    f32           all tokens of the grid, air hidden from the attention by a mask
+    f32 packed    only tokens that hold brain, sequences padded to the longest of the batch
     autocast      as f32, under torch.autocast in bfloat16
-    bf16          as f32, weights and activations in bfloat16, convolutions with channels last
-    bf16 packed   the two together
+    bf16          as f32, weights and activations in bfloat16, convolutions channels-last
+    bf16 packed   both
 """
 
 import argparse
@@ -100,7 +100,7 @@ class Vq(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """VQ-GAN generator (arXiv 2012.09841) around a codebook; both halves are told the slice's height."""
+    """VQ-GAN generator (arXiv 2012.09841) around a codebook; both halves get the height of the slice."""
 
     LAST = 16
 
@@ -183,7 +183,7 @@ class Trunk(nn.Module):
         return self.code(seen.to(self.code.weight.dtype))
 
     def forward(self, codes, levels, places, z_mm, visible):
-        """`codes` [B, N] of each slice, at `places` [B, N]; `visible` [B, 1, 1 or N, N]: which sees which."""
+        """`codes` [B, N] of each slice, at `places` [B, N]; `visible` [B, 1, 1 or N, N]: who attends to whom."""
         place = (self.row.weight[:, None] + self.column.weight[None]).flatten(0, 1)
         x = self.embed(codes, levels) + place[places] + self.height(z_mm)[:, None]
         for block in self.block:
@@ -225,7 +225,7 @@ class Head(nn.Module):
         def take(plane):
             return plane.flatten(1).gather(1, places)
 
-        # A token of air sees itself, so that its softmax has a value; nothing else sees it.
+        # A token of air attends to itself, so that its softmax is defined; no other token attends to it.
         itself = torch.eye(places.shape[1], dtype=torch.bool, device=codes.device)
         if self.kind == "detector":
             seen = [take(codes[:, i]) for i in range(3)]
@@ -234,7 +234,7 @@ class Head(nn.Module):
             seen = [take(codes.masked_fill(mask, math.prod(self.levels)))]
             visible = there[:, None, None]
         else:
-            # The token of brain before each: the latest place of brain that is lower than its own.
+            # The brain token before each one: the last brain place below its own.
             own = take(codes)
             order = torch.where(there, torch.arange(places.shape[1]), -1).cummax(1).values
             before = F.pad(order[:, :-1], (1, 0), value=-1)
@@ -329,7 +329,7 @@ def wait():
 
 
 def timed(action, rounds=15):
-    """Seconds of the fastest of a few runs, because other work on the machine only slows a run down."""
+    """Seconds of the fastest of several runs: other work on the machine can only slow them down."""
     action()
     wait()
     times = []
@@ -342,19 +342,19 @@ def timed(action, rounds=15):
 
 
 def brain(batch, tokens):
-    """Heights and tokens of brain of the batch that `neurosieve bench device` makes: slices of an ellipsoid."""
+    """Heights and brain tokens of the batch that `neurosieve bench device` makes: slices of an ellipsoid."""
     up = (torch.arange(batch) + 0.5) / batch
     y, x = [((torch.arange(n) + 0.5) / n * 2 - 1) / half for n, half in zip(tokens, (0.97, 0.95), strict=True)]
     return 67 * up, y.square()[:, None] + x.square() + up.square()[:, None, None] < 1
 
 
 def actions(made, levels, cell, report, dtype):
-    """What is timed: name to a function that takes whether to pack."""
+    """What is timed: from name to a function that takes whether to pack."""
     tokens, batch = report["tokens"], report["batch"]
     torch.manual_seed(1)
     z_mm, inside = brain(batch, tokens)
     if abs(inside.sum().item() / batch - report["brain_tokens"]) > 1:
-        sys.exit(f"{inside.sum().item() / batch} tokens of brain per slice here, {report['brain_tokens']} there")
+        sys.exit(f"{inside.sum().item() / batch} brain tokens per slice here, {report['brain_tokens']} in the report")
     image = torch.rand(batch, 1, *[n * cell for n in tokens]).to(dtype)
     codes = torch.randint(math.prod(levels), (batch, 3, *tokens))
     mask = inside & (torch.rand(inside.shape) < 0.1)
@@ -415,7 +415,7 @@ def bench(made, levels, cell, report, device):
 
 
 def ceiling(dtype):
-    """GFLOP/s of large matrix products, the measure of `neurosieve bench device`."""
+    """GFLOP/s of large matrix products, measured as in `neurosieve bench device`."""
     n = 8192 if torch.get_default_device().type == "cuda" else 2048
     a, b = torch.rand(2, n, n).to(dtype)
     return 2 * n**3 / timed(lambda: a @ b) / 1e9
