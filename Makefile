@@ -12,7 +12,7 @@ help: ## Show the commands
 demo: build ## Build, screen a small synthetic cohort and query the results
 	@scripts/demo.sh
 
-# --tests: left out, cargo links each example as well. The tests compile them and run them.
+# --tests: without it, cargo would also link every example. The tests include and run them.
 test: setup ## Run all tests
 	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(tests/servers/azurite.sh) && \
 		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked --tests

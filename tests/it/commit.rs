@@ -3,8 +3,8 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use neurosieve::store::Location;
 use neurosieve::query;
+use neurosieve::store::Location;
 use neurosieve::tables::{Table, Tables};
 use object_store::memory::InMemory;
 

@@ -19,7 +19,9 @@ pub use volumes::{Breakdown, VolumeSettings, VolumeSpeed, score_volumes};
 use self::clock::{ceiling, launch_seconds, seconds};
 use self::inputs::Batch;
 use crate::error::{Error, Result};
-use crate::model::{Bundle, Decoding, Masked, Networks, Preset, Resampling, Sizes, TokenSlices, TransformerConfig, device};
+use crate::model::{
+    Bundle, Decoding, Masked, Networks, Preset, Resampling, Sizes, TokenSlices, TransformerConfig, device,
+};
 
 /// Slices with brain in a brain at 2 mm, for scans per second.
 const SLICES_PER_SCAN: f64 = 80.;

@@ -4,8 +4,8 @@
 use std::io::{Read, Write};
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use neurosieve::volume::{self, Error};
 use neurosieve::volume::nifti::{Decoded, decode, decode_pair};
+use neurosieve::volume::{self, Error};
 use neurosieve::volume::{Affine, Volume};
 use serde_json::Value;
 

@@ -8,9 +8,9 @@ use arrow::datatypes::Int64Type;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
-use neurosieve::store::Location;
 use neurosieve::flow::{RollPolicy, WriteExec};
 use neurosieve::query;
+use neurosieve::store::Location;
 use neurosieve::tables::{Receipt, RunRow, Table, Tables, screen_row, screen_schema};
 use serde_json::{Value, json};
 
