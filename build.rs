@@ -1,6 +1,6 @@
-//! Tells the linker where the built programs will look for libtorch at run time.
+//! Sets where the built programs look for libtorch at run time.
 //!
-//! Two places, in this order: `../lib/neurosieve` next to the program's folder, where a package puts the library, and
+//! Two places, in this order: `../lib/neurosieve` relative to the program's folder, where a package puts the library, and
 //! the folder that this build used. Programs, tests, benches and examples then start without `LD_LIBRARY_PATH`. The
 //! libraries that libtorch itself needs are found through `$ORIGIN` in libtorch's own run path.
 

@@ -1,8 +1,8 @@
 //! neurosieve screens whole MRI cohorts for anomalies.
 //!
-//! It reads brain scans from object storage, preprocesses them on all cores, scores every latent
-//! token of every scan with masked image modelling (the idea of MIM-OOD, arXiv 2307.14701) on
-//! libtorch, and writes scores, masks and findings to Delta tables that anybody can query with SQL.
+//! It reads brain scans from object storage, preprocesses them on all cores, scores every token of
+//! every scan by masked image modelling (the idea of MIM-OOD, arXiv 2307.14701) on
+//! libtorch, and writes scores, masks and findings to Delta tables for queries with SQL.
 //!
 //! ```text
 //!  object store  s3:// gs:// az:// file://        BIDS tree or any tree of NIfTI files
@@ -13,7 +13,7 @@
 //!      ▼
 //!  tables/       scans · tokens · masks · findings · failures · runs
 //!      ▼
-//!  query/        SQL over documented views;  export/  masks back to native space
+//!  query/        SQL over documented views;  export/  masks in native space
 //! ```
 //!
 //! The program in `main.rs` is a thin command line over this library:
@@ -26,7 +26,7 @@
 //! pipeline.cohort.url = "s3://bucket/study".into();
 //! pipeline.tables.url = "s3://bucket/results".into();
 //! let run = Run::prepare(pipeline).await?;
-//! // A future that ends the run early when it completes; this one never does.
+//! // The run stops early when this future completes. `pending` never completes.
 //! let report = run.execute(std::future::pending()).await?;
 //! println!("{} scans done, {} failed", report.done, report.failed);
 //! # Ok(())

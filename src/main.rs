@@ -8,14 +8,14 @@ fn main() -> ExitCode {
     neurosieve::cli::main()
 }
 
-/// glibc opens up to eight heaps per core, and each keeps what the largest scan that passed through it took. One per core
-/// is as fast, and takes a sixth less memory. `MALLOC_ARENA_MAX` in the environment stands.
+/// Limits glibc to one heap per core. By default it opens up to eight per core, and each keeps the memory of the largest scan
+/// that it served. One per core is as fast and takes a sixth less memory. `MALLOC_ARENA_MAX` in the environment wins.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "glibc's settings have no safe interface")]
 fn one_heap_per_core() {
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
         let cores = neurosieve::machine::cores();
-        // SAFETY: mallopt may be called at any time; no other thread runs yet. Where it refuses, all stays as it was.
+        // SAFETY: mallopt may be called at any time, and no other thread runs yet. If it fails, the default is used.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, cores as libc::c_int) };
     }
 }

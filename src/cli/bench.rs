@@ -1,4 +1,4 @@
-//! `neurosieve bench`: how fast this machine is.
+//! `neurosieve bench`: measures the speed of this machine.
 
 use std::path::PathBuf;
 
@@ -11,37 +11,37 @@ use crate::flow::Pipeline;
 use crate::model::Preset;
 use crate::model::device::DeviceChoice;
 
-/// Measure how fast this machine is
+/// Measure the speed of this machine
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
-    what: What,
+    command: BenchCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum What {
+enum BenchCommand {
     Device(DeviceArgs),
     Volumes(VolumeArgs),
 }
 
-/// What both measure.
+/// The device and the networks to measure.
 #[derive(Debug, clap::Args)]
-struct On {
-    /// Device that computes: auto, cpu, cuda or cuda:N
+struct Subject {
+    /// Device to measure: auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t)]
     device: DeviceChoice,
-    /// `built-in`, or the folder of a bundle
+    /// The bundle to measure: `built-in`, or a folder
     #[arg(long, default_value = "built-in")]
     bundle: String,
-    /// Measure these sizes with random weights instead of a bundle: tiny, small or paper
+    /// Measure networks of these sizes with random weights instead of a bundle: tiny, small or paper
     #[arg(long, conflicts_with = "bundle")]
     preset: Option<Preset>,
-    /// Also write every figure to this file
+    /// Also write all figures to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-impl On {
+impl Subject {
     fn model(&self) -> ModelChoice {
         match self.preset {
             Some(preset) => ModelChoice::Preset(preset),
@@ -50,60 +50,60 @@ impl On {
     }
 }
 
-/// Time every network of a bundle, or of a preset's sizes, and compare it with what the device can do
+/// Measure the time of every network, and its share of the device's arithmetic speed
 ///
-/// Run nothing else meanwhile. On the processor one thread is timed; a screening has one per core.
+/// Run nothing else at the same time. On the processor, one thread is measured; a screening uses one per core.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve bench device --bf16 --json bench.json
   neurosieve bench device --preset paper --device cuda --batch 256 --bf16 --prior --restorations 4")]
 struct DeviceArgs {
     #[command(flatten)]
-    on: On,
-    /// Slices per batch [default: the smallest that is nearly as fast as the fastest of those tried]
+    subject: Subject,
+    /// Slices per batch [default: the smallest batch that is nearly as fast as the fastest of those tried]
     #[arg(long, value_name = "N")]
     batch: Option<i64>,
-    /// Also compute in bfloat16, side by side with f32
+    /// Also measure in bfloat16, beside f32
     #[arg(long)]
     bf16: bool,
-    /// Also time the autoregressive prior's restoration, with full passes and with a cache
+    /// Also measure restorations by the autoregressive prior, with full passes and with a cache
     #[arg(long)]
     prior: bool,
-    /// Restorations drawn per slice; 0: their mean, in one pass
+    /// Restorations drawn per slice; 0: the mean restoration, in one pass
     #[arg(long, value_name = "S", default_value_t = 0)]
     restorations: i64,
     /// Inpainter passes per drawn restoration
     #[arg(long, value_name = "T", default_value_t = 6)]
     steps: i64,
-    /// Share of slices with something to in-paint
+    /// Share of slices with tokens to in-paint, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     open_share: f64,
 }
 
-/// Score volumes that are held in memory: what the device does when nothing else slows it down
+/// Measure the speed of scoring volumes that are held in memory
 ///
-/// Reads and preprocesses a few scans of a cohort, then scores them again and again as one device thread of a screening
-/// does, and says where the time goes. With --preset, volumes and weights are made up.
+/// Reads and preprocesses a few scans of a cohort, scores them repeatedly as one device thread of a screening does, and
+/// reports where the time is spent. With --preset, the volumes are synthetic and the weights random.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve bench volumes --cohort ./study --device cuda --volumes 200 --set score.precision=bf16
   neurosieve bench volumes --preset paper --slices 100 --device cuda")]
 struct VolumeArgs {
     #[command(flatten)]
-    on: On,
-    /// Where the scans are: a folder or a URL; not read with --preset
+    subject: Subject,
+    /// Where the scans are: a folder or a URL; not used with --preset
     #[arg(long, value_name = "URL", default_value = "")]
     cohort: String,
-    /// How many volumes are scored
+    /// Number of volumes to score
     #[arg(long, value_name = "N", default_value_t = 50)]
     volumes: usize,
-    /// How many different ones of them are held in memory
+    /// Number of different volumes held in memory
     #[arg(long, value_name = "N", default_value_t = 8)]
     distinct: usize,
-    /// Slices of a made-up volume
+    /// Slices per synthetic volume
     #[arg(long, value_name = "N", default_value_t = 100)]
     slices: usize,
-    /// Override a setting of [score], such as score.method=ar; may be repeated
+    /// Override a setting of [score], such as score.method=ar; repeat for more
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -112,11 +112,11 @@ impl BenchArgs {
     /// Runs the command.
     ///
     /// # Errors
-    /// What the measurement says; where the JSON file cannot be written.
+    /// As [`measure`] and [`score_volumes`]; [`Error::Io`](crate::Error::Io) where the JSON file cannot be written.
     pub async fn run(self) -> Result<()> {
-        match self.what {
-            What::Device(args) => args.run(),
-            What::Volumes(args) => args.run().await,
+        match self.command {
+            BenchCommand::Device(args) => args.run(),
+            BenchCommand::Volumes(args) => args.run().await,
         }
     }
 }
@@ -124,8 +124,8 @@ impl BenchArgs {
 impl DeviceArgs {
     fn run(self) -> Result<()> {
         let speed = measure(&DeviceSettings {
-            device: self.on.device,
-            model: self.on.model(),
+            device: self.subject.device,
+            model: self.subject.model(),
             batch: self.batch,
             bf16: self.bf16,
             prior: self.prior,
@@ -134,7 +134,7 @@ impl DeviceArgs {
             open_share: self.open_share,
         })?;
         print!("{speed}");
-        write_json(self.on.json, &speed)
+        write_json(self.subject.json, &speed)
     }
 }
 
@@ -142,8 +142,8 @@ impl VolumeArgs {
     async fn run(self) -> Result<()> {
         let pipeline: Pipeline = config::load(None, &self.set)?;
         let speed = score_volumes(&VolumeSettings {
-            device: self.on.device,
-            model: self.on.model(),
+            device: self.subject.device,
+            model: self.subject.model(),
             cohort: CohortConfig { url: self.cohort, ..pipeline.cohort },
             distinct: self.distinct,
             slices: self.slices,
@@ -152,6 +152,6 @@ impl VolumeArgs {
         })
         .await?;
         print!("{speed}");
-        write_json(self.on.json, &speed)
+        write_json(self.subject.json, &speed)
     }
 }

@@ -1,4 +1,4 @@
-//! `neurosieve cohort`: shows what a cohort holds, before anything is screened.
+//! `neurosieve cohort`: shows the scans of a cohort before a screening.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
@@ -7,10 +7,10 @@ use crate::cohort::{self, Selection, report};
 use crate::error::{Error, Result};
 use crate::store;
 
-/// Show which scans of a cohort would be screened, which not, and why
+/// Show which images of a cohort a run would screen, which it would skip, and why
 ///
-/// Lists names and sizes only; no image is read and nothing is written. Use it to find the right selection, then
-/// put the same settings into the pipeline file.
+/// Lists names and sizes only: no image is read and nothing is written. Use it to find the right selection, then write the
+/// same settings into the pipeline file.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve cohort s3://bucket/ukb                         T1w scans of a BIDS dataset
@@ -19,68 +19,71 @@ use crate::store;
 
 Credentials come from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_SKIP_SIGNATURE=true for
 a public bucket), GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
-AWS_ENDPOINT_URL points s3:// at MinIO, Ceph and the like.")]
+AWS_ENDPOINT_URL is the address of another S3 server, such as MinIO or Ceph.")]
 pub struct CohortArgs {
     /// Where the scans are: s3://, gs://, az://, https:// (WebDAV), file:// or a folder
     pub url: String,
 
-    /// The cohort's name, the first part of every scan id [default: the last part of the address]
+    /// Name of the cohort, the first part of every scan id [default: the last part of the address]
     #[arg(long)]
     pub name: Option<String>,
 
-    /// A BIDS suffix to take; repeat for more
+    /// Select images with this BIDS suffix; repeat for more
     #[arg(long, value_name = "SUFFIX", default_value = "T1w")]
     pub suffix: Vec<String>,
 
-    /// Take images of every suffix
+    /// Select images of every suffix
     #[arg(long, conflicts_with = "suffix")]
     pub any_suffix: bool,
 
-    /// A subject to take, `01` or `sub-01`; repeat for more
+    /// Select this subject, `01` or `sub-01`; repeat for more [default: all]
     #[arg(long, value_name = "LABEL")]
     pub subject: Vec<String>,
 
-    /// A session to take, `a` or `ses-a`; repeat for more
+    /// Select this session, `a` or `ses-a`; repeat for more [default: all]
     #[arg(long, value_name = "LABEL")]
     pub session: Vec<String>,
 
-    /// Take only paths below the root that match this glob; repeat for more
+    /// Select only paths, relative to the root, that match this glob; repeat for more
     ///
-    /// `*` stays inside a folder, `**` does not: `sub-1*/**`. A pattern without `/` looks at file names alone:
+    /// `*` matches within a folder, `**` across folders: `sub-1*/**`. A pattern without `/` is matched against file names:
     /// `*_acq-mprage_*`. Quote it, or the shell expands it.
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
 
-    /// Leave out paths that match this glob; repeat for more. It wins over --include
+    /// Skip paths that match this glob, even if --include matches them; repeat for more
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
 
-    /// Take only subjects with this value in a column of participants.tsv
+    /// Select only subjects with this value in a column of participants.tsv
     ///
-    /// Repeat it for more values of a column (any of them fits) or for more columns (all of them must fit). `n/a`
-    /// stands for an unknown value.
+    /// Repeat it for more values of the same column (one of them must match) or for more columns (all of them must match).
+    /// `n/a` means an unknown value.
     #[arg(long = "where", value_name = "COLUMN=VALUE", value_parser = column_value)]
     pub participants: Vec<(String, String)>,
 
-    /// Also take images below derivatives/, which pipelines made
+    /// Also select images below derivatives/, the results of pipelines
     #[arg(long)]
     pub derivatives: bool,
 
-    /// Take at most so many scans, the first by path
+    /// Select at most N scans, the first by path [default: all]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
 
-    /// How many selected scans to show
+    /// Number of selected scans to print
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "json")]
     pub rows: usize,
 
-    /// Print everything as JSON, every scan and every image left out
+    /// Print all selected scans and all skipped images as JSON
     #[arg(long)]
     pub json: bool,
 }
 
 impl CohortArgs {
-    /// Lists the cohort and prints what it holds.
+    /// Lists the cohort and prints its scans.
+    ///
+    /// # Errors
+    /// As [`cohort::list`]; [`Error::Io`] where the output cannot be written.
     pub async fn run(self) -> Result<()> {
         let location = store::open(&self.url)?;
         let mut participants = BTreeMap::<String, Vec<String>>::new();
@@ -105,7 +108,7 @@ impl CohortArgs {
             report::describe(&listing, self.rows)
         };
         match std::io::stdout().write_all(text.as_bytes()) {
-            // The reader has seen enough: `| head`.
+            // The reader closed the pipe, as `| head` does.
             Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
             other => other.map_err(|e| Error::io("cannot print the cohort", e)),
         }
@@ -115,7 +118,7 @@ impl CohortArgs {
 fn column_value(given: &str) -> Result<(String, String), String> {
     let pair = given.split_once('=').filter(|(column, _)| !column.is_empty());
     pair.map(|(column, value)| (column.to_owned(), value.to_owned()))
-        .ok_or_else(|| "write it as COLUMN=VALUE, such as split=val".to_owned())
+        .ok_or_else(|| "expected COLUMN=VALUE, such as split=val".to_owned())
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn t1w_unless_told_otherwise() {
+    fn t1w_is_the_default_suffix() {
         assert_eq!(parse(&["ukb"]).unwrap().suffix, ["T1w"]);
         assert_eq!(parse(&["ukb", "--suffix", "FLAIR", "--suffix", "T2w"]).unwrap().suffix, ["FLAIR", "T2w"]);
         assert!(parse(&["ukb", "--any-suffix"]).unwrap().any_suffix);

@@ -1,8 +1,8 @@
-//! `neurosieve doctor`: tells whether this machine can do the work, and what to do where it cannot.
+//! `neurosieve doctor`: checks whether this machine can run a screening, and prints how to fix what it cannot do.
 //!
-//! Takes storage URLs to try. Prints one line per thing looked at: `ok`, `note` (the work can be done, with a limit) or
-//! `miss` (something required is missing), and ends with an error where anything is missing. Paths of this machine are
-//! printed: the output goes to the terminal of whoever asked.
+//! Takes storage URLs to check. Prints one line per check: `ok`, `note` (a screening can run, with a limitation) or `miss`
+//! (something required is missing), and ends with an error where anything is missing. The lines may hold paths of this
+//! machine, because they go only to the terminal of the user who ran the command.
 
 use std::env;
 use std::fmt;
@@ -15,16 +15,16 @@ use crate::machine::{self, Memory};
 use crate::model::device::{self, Cuda, DeviceChoice, LIBTORCH_VERSION};
 use crate::store;
 
-/// How long a store may take for its first answer. Its own retries go on for longer; a user who asks waits for less.
-const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a store's first answer. The store's own retries take longer than a user at a terminal wants to wait.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Below this, a run that works is still likely to be short of room.
-const LITTLE_ROOM: u64 = 2 << 30;
+/// Less free memory or disk space than this is noted, in bytes: a run works, but may run short.
+const LOW_SPACE: u64 = 2 << 30;
 
-/// Check whether this machine and its storage are ready, and say what to do where they are not
+/// Check whether this machine and its storage are ready, and print how to fix what is not
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
-    /// Storage to try, such as s3://bucket/cohort, gs://bucket, az://container or a folder
+    /// Storage to check, such as s3://bucket/cohort, gs://bucket, az://container or a folder
     #[arg(value_name = "URL")]
     addresses: Vec<String>,
     /// Device that must be usable: auto, cpu, cuda or cuda:N
@@ -33,7 +33,7 @@ pub struct DoctorArgs {
 }
 
 impl DoctorArgs {
-    /// Looks at everything and prints what it found.
+    /// Runs all checks and prints their results.
     ///
     /// # Errors
     /// [`Error::Config`] where something required is missing.
@@ -50,7 +50,7 @@ impl DoctorArgs {
         match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {
             0 => Ok(()),
             missing => Err(Error::Config(format!(
-                "{missing} of {} things looked at are missing; the lines that begin with 'miss' say what to do",
+                "{missing} of {} checks failed; the lines that begin with 'miss' say what to do",
                 findings.len()
             ))),
         }
@@ -64,7 +64,7 @@ enum Verdict {
     Missing,
 }
 
-/// One thing looked at.
+/// The result of one check.
 #[derive(Debug)]
 struct Finding {
     verdict: Verdict,
@@ -92,7 +92,7 @@ impl fmt::Display for Finding {
 fn libtorch() -> Finding {
     let found = |verdict, text: String| Finding::new(verdict, "libtorch", text);
     let Some(folder) = device::libtorch_folder() else {
-        return found(Verdict::Limited, "loaded; this system does not tell from where".to_owned());
+        return found(Verdict::Limited, "loaded; the system does not report from which folder".to_owned());
     };
     match device::libtorch_version(&folder) {
         Some(version) if version.split('+').next() == Some(LIBTORCH_VERSION) => {
@@ -101,11 +101,11 @@ fn libtorch() -> Finding {
         Some(version) => found(
             Verdict::Missing,
             format!(
-                "{version} was loaded from {}, but this program needs {LIBTORCH_VERSION}; see LD_LIBRARY_PATH",
+                "{version} was loaded from {}, but this program needs {LIBTORCH_VERSION}; check LD_LIBRARY_PATH",
                 folder.display()
             ),
         ),
-        None => found(Verdict::Fine, format!("of unstated version, {}", folder.display())),
+        None => found(Verdict::Fine, format!("version unknown, {}", folder.display())),
     }
 }
 
@@ -141,14 +141,14 @@ fn processor() -> Finding {
 
 fn memory() -> Finding {
     let (here, machine) = (Memory::of_process(), Memory::of_machine());
-    // A container's own limit ends the process, however much the machine has.
+    // The container's limit ends the process, even if the machine has more memory.
     let text = if here.total < machine.total {
         format!(" (the limit of this container; the machine has {})", gib(machine.total))
     } else {
         String::new()
     };
     let text = format!("{} of {} available{text}", gib(here.free), gib(here.total));
-    roomy("memory", here.free, text, "few scans will be in work at a time")
+    space("memory", here.free, text, "only a few scans can be in flight at a time")
 }
 
 fn disk() -> Finding {
@@ -158,16 +158,16 @@ fn disk() -> Finding {
     match machine::free_disk(&folder) {
         Some(free) => {
             let text = format!("{} available in {}", gib(free), folder.display());
-            roomy("disk", free, text, "tables written here may not fit")
+            space("disk", free, text, "tables written here may not fit")
         }
-        None => Finding::new(Verdict::Limited, "disk", format!("no word of the room left in {}", folder.display())),
+        None => Finding::new(Verdict::Limited, "disk", format!("the free space in {} is unknown", folder.display())),
     }
 }
 
-/// A finding about room in bytes, with what follows where it is little.
-fn roomy(subject: &str, available: u64, text: String, when_little: &str) -> Finding {
-    if available < LITTLE_ROOM {
-        return Finding::new(Verdict::Limited, subject, format!("{text}: {when_little}"));
+/// A finding about available bytes. `when_low` is the consequence where they are few.
+fn space(subject: &str, available: u64, text: String, when_low: &str) -> Finding {
+    if available < LOW_SPACE {
+        return Finding::new(Verdict::Limited, subject, format!("{text}: {when_low}"));
     }
     Finding::new(Verdict::Fine, subject, text)
 }
@@ -176,8 +176,8 @@ fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
-/// Whether the store behind the address of this number answers. An address that cannot be opened is shown by its number:
-/// it may hold a password or a signature.
+/// Checks whether the store at the address answers. An address that cannot be opened is reported by its number, because it
+/// may hold a password or a signature.
 async fn storage(number: usize, address: &str) -> Finding {
     let found = |verdict, text: String| Finding::new(verdict, "storage", text);
     let location = match store::open(address) {
@@ -185,18 +185,18 @@ async fn storage(number: usize, address: &str) -> Finding {
         Err(e) => return found(Verdict::Missing, format!("address {number}: {e}")),
     };
     let mut objects = location.store.list(Some(&location.root));
-    match tokio::time::timeout(STORE_PATIENCE, objects.try_next()).await {
+    match tokio::time::timeout(STORE_TIMEOUT, objects.try_next()).await {
         Ok(Ok(Some(object))) => {
             let name = location.relative(&object.location).unwrap_or_default();
             found(Verdict::Fine, format!("{location} answers; the first object listed is {name}"))
         }
-        Ok(Ok(None)) => found(Verdict::Limited, format!("{location} answers, and has nothing below this address")),
+        Ok(Ok(None)) => found(Verdict::Limited, format!("{location} answers; there is no object below this address")),
         Ok(Err(e)) => found(Verdict::Missing, location.explain("list", e).to_string()),
         Err(_) => found(
             Verdict::Missing,
             format!(
                 "{location} gave no answer in {} s; check the network, the endpoint and the proxy",
-                STORE_PATIENCE.as_secs()
+                STORE_TIMEOUT.as_secs()
             ),
         ),
     }
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(finding.verdict, Verdict::Missing);
         assert!(!finding.text.contains("secret"), "{finding}");
         let error = asking_for(vec![address]).run().await.unwrap_err();
-        assert!(error.to_string().starts_with("1 of 7 things"), "{error}");
+        assert!(error.to_string().starts_with("1 of 7 checks failed"), "{error}");
     }
 
     #[test]
@@ -239,8 +239,8 @@ mod tests {
     }
 
     #[test]
-    fn little_room_is_noted_with_its_consequence() {
-        let finding = roomy("disk", 1 << 30, gib(1 << 30), "tables may not fit");
+    fn low_space_is_noted_with_its_consequence() {
+        let finding = space("disk", 1 << 30, gib(1 << 30), "tables may not fit");
         assert_eq!(finding.to_string(), "note  disk       1.0 GiB: tables may not fit");
     }
 }

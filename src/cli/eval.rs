@@ -1,8 +1,9 @@
-//! `neurosieve eval`: figures on held-out scans, beside the bars that the project sets itself.
+//! `neurosieve eval`: measures accuracy on held-out scans.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::pipeline::quoted;
 use super::{FAILED, write_json};
 use crate::config;
 use crate::error::{Error, Result};
@@ -10,10 +11,10 @@ use crate::eval::preprocess::{Settings, evaluate};
 use crate::eval::{EvalPipeline, methods};
 use crate::preprocess::PreprocessConfig;
 
-/// Measure on held-out scans how well the program works
+/// Measure accuracy on held-out scans
 ///
-/// With a pipeline file: methods of finding anomalies side by side, on a cohort with lesion masks and a healthy one.
-/// `preprocess` measures what comes before them.
+/// With a pipeline file: compares methods that find anomalies, on a cohort with lesion masks and a healthy cohort. With
+/// `preprocess`: measures preprocessing.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -23,12 +24,12 @@ use crate::preprocess::PreprocessConfig;
 )]
 pub struct EvalArgs {
     #[command(subcommand)]
-    what: Option<What>,
+    command: Option<EvalCommand>,
     #[command(flatten)]
     methods: MethodsArgs,
 }
 
-/// What methods are compared on.
+/// Options of the comparison of methods.
 #[derive(Debug, clap::Args)]
 struct MethodsArgs {
     /// The pipeline file (TOML), such as pipelines/eval.toml
@@ -39,27 +40,27 @@ struct MethodsArgs {
     /// Where the healthy scans are [pipeline: healthy.url]
     #[arg(long, value_name = "URL")]
     healthy: Option<String>,
-    /// Tables to add the figures to, in `evaluations` [pipeline: tables.url]
+    /// Where the tables are; the figures are added to the table `evaluations` [pipeline: tables.url]
     #[arg(long, value_name = "URL")]
     tables: Option<String>,
     /// Override any key of the pipeline file; repeat for more
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Also write every figure, scan by scan, to this file
+    /// Also write all figures, with those of each scan, to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum What {
+enum EvalCommand {
     Preprocess(PreprocessArgs),
 }
 
 /// Measure preprocessing: masks, registration, bias field, intensities, speed
 ///
-/// Takes a BIDS cohort with reference masks under derivatives/brainmask. participants.tsv may have the columns `split`
-/// (which subjects are held out), `skull` (yes or no) and `source` (the site). Ends with exit code 1 where a bar is
-/// missed. Times are those of one thread; run nothing else meanwhile.
+/// Reads a BIDS cohort with reference masks under derivatives/brainmask. participants.tsv may have the columns `split`
+/// (which subjects are held out), `skull` (yes or no) and `source` (the site). The exit code is 1 if a target is missed.
+/// Times are those of one thread; run nothing else at the same time.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve eval preprocess --cohort ./healthy-t1 --split val --json preprocess.json")]
@@ -67,25 +68,28 @@ struct PreprocessArgs {
     /// Where the scans are: a folder or a URL
     #[arg(long, value_name = "URL")]
     cohort: String,
-    /// Take only subjects with this value in column `split` of participants.tsv
+    /// Use only subjects with this value in column `split` of participants.tsv [default: all]
     #[arg(long)]
     split: Option<String>,
-    /// Take at most so many scans, the first by path
+    /// Use at most N scans, the first by path [default: all]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// How often every scan is moved and registered again
+    /// Number of times that every scan is moved and registered again
     #[arg(long, value_name = "N", default_value_t = 4)]
     moves: usize,
-    /// Also write every figure, scan by scan, to this file
+    /// Also write all figures, with those of each scan, to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 impl EvalArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`methods::evaluate`] and [`evaluate`]; [`Error::Io`] where the JSON file cannot be written.
     pub async fn run(self) -> Result<ExitCode> {
-        match self.what {
-            Some(What::Preprocess(args)) => args.run().await,
+        match self.command {
+            Some(EvalCommand::Preprocess(args)) => args.run().await,
             None => self.methods.run().await,
         }
     }
@@ -94,13 +98,12 @@ impl EvalArgs {
 impl MethodsArgs {
     async fn run(self) -> Result<ExitCode> {
         let file = self.pipeline.ok_or_else(|| {
-            Error::Config("give a pipeline file, such as pipelines/eval.toml, or `preprocess`; see --help".into())
+            Error::Config("expected a pipeline file, such as pipelines/eval.toml, or `preprocess`; see --help".into())
         })?;
-        let url = |key: &str, url: String| format!("{key}.url={}", toml::Value::String(url));
         let mut overrides = self.set;
-        overrides.extend(self.cohort.map(|cohort| url("cohort", cohort)));
-        overrides.extend(self.healthy.map(|healthy| url("healthy", healthy)));
-        overrides.extend(self.tables.map(|tables| url("tables", tables)));
+        overrides.extend(self.cohort.map(|url| quoted("cohort.url", &url)));
+        overrides.extend(self.healthy.map(|url| quoted("healthy.url", &url)));
+        overrides.extend(self.tables.map(|url| quoted("tables.url", &url)));
         let pipeline: EvalPipeline = config::load(Some(&file), &overrides)?;
         let report = methods::evaluate(&pipeline).await?;
         print!("{report}");
@@ -123,7 +126,7 @@ impl PreprocessArgs {
         write_json(self.json, &report)?;
         let missed = report.missed();
         if missed > 0 {
-            eprintln!("{missed} of {} bars were missed: the lines that begin with MISS", report.bars.len());
+            eprintln!("{missed} of {} targets were missed; their lines begin with MISS", report.targets.len());
             return Ok(ExitCode::from(FAILED));
         }
         Ok(ExitCode::SUCCESS)

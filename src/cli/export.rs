@@ -1,4 +1,4 @@
-//! `neurosieve export`: masks and maps back to the scans' native space.
+//! `neurosieve export`: writes masks and maps in the scans' native space.
 
 use crate::error::Result;
 use crate::export;
@@ -9,8 +9,8 @@ use crate::tables::Tables;
 /// Write masks and anomaly maps as NIfTI, in each scan's native grid
 ///
 /// The result is a BIDS-derivatives tree: sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_mask.nii.gz (uint8),
-/// …_desc-anomaly_score.nii.gz (float32, 0 outside the brain) and …_desc-brain_mask.nii.gz (uint8). Open them over
-/// the scan they belong to in any viewer. Research use only.
+/// …_desc-anomaly_score.nii.gz (float32, 0 outside the brain) and …_desc-brain_mask.nii.gz (uint8). Any viewer can overlay
+/// them on their scan. Research use only.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve export --tables s3://bucket/results --to ./derivatives --scan study/sub-01_T1w")]
@@ -18,16 +18,19 @@ pub struct ExportArgs {
     /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]
     pub tables: String,
-    /// Where the tree goes, made if missing: a folder or a URL
+    /// Where the files are written: a folder or a URL; created if missing
     #[arg(long, value_name = "DIR")]
     pub to: String,
-    /// Scans to export, by scan_id; all if left out
+    /// Scans to export, by scan_id [default: all]
     #[arg(long, value_name = "ID", num_args = 1..)]
     pub scan: Vec<String>,
 }
 
 impl ExportArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`Tables::open`] and [`export::export`].
     pub async fn run(self) -> Result<()> {
         let context = query::session(&Tables::open(&self.tables).await?).await?;
         let to = store::open_or_create(&self.to)?;

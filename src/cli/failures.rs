@@ -1,4 +1,4 @@
-//! `neurosieve failures`: which scans have no result, and why.
+//! `neurosieve failures`: shows which scans have no result, and why.
 
 use datafusion::prelude::{col, lit};
 
@@ -8,8 +8,8 @@ use crate::tables::Tables;
 
 /// Show which scans have no result, and why
 ///
-/// Those that are permanent need a new file; `neurosieve run --retry` tries them all the same. The others are tried again
-/// by every run.
+/// Every run tries the temporary failures again. A permanent failure is tried again only after the scan's file has changed,
+/// or with `neurosieve run --retry`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve failures --tables ./results
@@ -18,16 +18,16 @@ pub struct FailuresArgs {
     /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]
     tables: String,
-    /// Every scan instead of every reason
+    /// Print a row per scan instead of a row per reason
     #[arg(long)]
     scans: bool,
-    /// Only failures of this kind, as the column `kind` has it
+    /// Show only failures of this kind, as in the column `kind` [default: all]
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
-    /// Only failures in this stage: fetch, decode, preprocess or score
+    /// Show only failures in this stage: fetch, decode, preprocess or score [default: all]
     #[arg(long, value_name = "STAGE")]
     stage: Option<String>,
-    /// How rows are written
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -41,9 +41,12 @@ const SCANS: &str =
 
 impl FailuresArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`Tables::open`] and [`query::execute`].
     pub async fn run(self) -> Result<()> {
         let context = query::session(&Tables::open(&self.tables).await?).await?;
-        // Literals of expressions, not text in a statement: what is typed here cannot be SQL.
+        // Literals of expressions instead of SQL text, so that a value cannot inject SQL.
         let wanted = [("kind", self.kind), ("stage", self.stage)];
         let rows = wanted
             .into_iter()
@@ -51,7 +54,7 @@ impl FailuresArgs {
             .try_fold(context.table("failures").await?, |rows, (column, value)| {
                 rows.filter(col(column).eq(lit(value)))
             })?;
-        // In place of the view, so that the ready query sees them.
+        // Replaces the view, so that the ready query reads the filtered rows.
         context.deregister_table("failures")?;
         context.register_table("failures", rows.into_view())?;
         query::execute(&context, if self.scans { SCANS } else { REASONS }, self.format, None).await

@@ -1,4 +1,4 @@
-//! `neurosieve fit-border`: writes `assets/brain_border.toml`. Hidden, because only developers of the program need it.
+//! `neurosieve fit-border`: writes `assets/brain_border.toml`. It is hidden, because only developers need it.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,9 @@ use crate::preprocess::PreprocessConfig;
 
 /// Fit the weights that place the brain's border, on heads with reference masks
 ///
-/// Uses the `train` subjects of a BIDS cohort with masks under derivatives/brainmask. Fit again after a change of skull
-/// stripping, bias field or registration, build, and compare `neurosieve eval preprocess`. Takes about five minutes.
+/// Uses the `train` subjects of a BIDS cohort with masks under derivatives/brainmask. Takes about five minutes. After a change
+/// of skull stripping, bias field correction or registration: fit, build, and compare the figures of
+/// `neurosieve eval preprocess`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve fit-border --cohort ../shared/data/healthy-t1 --source 'IXI heads of Hammersmith Hospital, training split, \
@@ -18,7 +19,7 @@ pub struct FitBorderArgs {
     /// The cohort of heads: a folder or a URL
     #[arg(long, value_name = "URL")]
     cohort: String,
-    /// Where the heads come from and under which licence; written into the file
+    /// Where the heads come from, and their licence; written into the file
     #[arg(long)]
     source: String,
     /// Use every N-th head

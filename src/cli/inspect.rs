@@ -1,4 +1,4 @@
-//! `neurosieve inspect`: one scan's way through preprocessing, in numbers and as a picture.
+//! `neurosieve inspect`: shows the preprocessing of one scan, as numbers and as a picture.
 
 use std::path::{Path, PathBuf};
 
@@ -6,43 +6,44 @@ use serde_json::json;
 
 use crate::cohort::{self, Selection};
 use crate::error::{Error, Result};
-use crate::eval::preprocess::{Measured, measure};
+use crate::eval::MAX_SCAN_BYTES;
+use crate::eval::preprocess::{ScanTime, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
 use crate::report::{Panel, picture};
 use crate::store;
 use crate::volume::{Affine, Volume, nifti};
 
-/// Larger scans are refused.
-const MAX_SCAN_BYTES: u64 = 2 << 30;
-
-/// Show what preprocessing makes of one scan: the numbers, and a picture of every step
+/// Show the preprocessing of one scan: its numbers, and a picture of every step
 ///
-/// The picture (PNG) has a row per step with three planes and the brain's outline; the subject's right is on the left.
-/// Only the brain is drawn, never a face. Research use only.
+/// The picture (PNG) has a row per step with three planes and the outline of the brain. The subject's right is on the left.
+/// Only the brain is drawn, never the face. Research use only.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve inspect sub-01_T1w.nii.gz                       numbers, and sub-01_T1w_inspect.png
   neurosieve inspect s3://bucket/study/sub-01/anat/sub-01_T1w.nii.gz --nifti ./steps
-  neurosieve inspect sub-01_T1w.nii.gz --json --repeat 5     times of the best of five runs on one thread")]
+  neurosieve inspect sub-01_T1w.nii.gz --json --repeat 5     times of the fastest of five runs on one thread")]
 pub struct InspectArgs {
     /// The scan: a file or a URL
     pub scan: String,
-    /// Where the picture goes [default: <scan>_inspect.png in the current folder; none with --json]
+    /// File of the picture [default: <scan>_inspect.png in the current folder; with --json no picture]
     #[arg(long, value_name = "FILE")]
     pub png: Option<PathBuf>,
-    /// Also write what each step gave as NIfTI into this folder, made if missing
+    /// Also write the result of each step as NIfTI into this folder, created if missing
     #[arg(long, value_name = "DIR")]
     pub nifti: Option<PathBuf>,
     /// Print the numbers as JSON
     #[arg(long)]
     pub json: bool,
-    /// Do it so many times and tell the times of the fastest
+    /// Repeat preprocessing N times and report the fastest run
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
 }
 
 impl InspectArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the scan does not exist; errors of reading, decoding, preprocessing and writing.
     pub async fn run(self) -> Result<()> {
         let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
         let location = store::open(if folder.is_empty() { "/" } else { folder })?;
@@ -55,23 +56,17 @@ impl InspectArgs {
         let listing = cohort::list(&location, "scan", &selection).await?;
         let Some(entry) = listing.selected.iter().find(|entry| entry.uri == name) else {
             return Err(Error::Config(format!(
-                "there is no image {name} in that folder: give a .nii, a .nii.gz, or the .hdr of a .hdr/.img pair"
+                "no image {name} in that folder; expected a .nii, a .nii.gz, or the .hdr of a .hdr/.img pair"
             )));
         };
         let bytes = cohort::read(&location, entry, MAX_SCAN_BYTES).await?;
         let decoded = bytes.decode(MAX_SCAN_BYTES)?;
         let cfg = PreprocessConfig::default();
-        let (mut measured, steps) = measure(&bytes, &cfg)?;
-        for _ in 1..self.repeat {
-            let (again, _) = measure(&bytes, &cfg)?;
-            if again.core_seconds < measured.core_seconds {
-                measured = again;
-            }
-        }
+        let (time, steps) = measure(&bytes, &cfg, self.repeat as usize)?;
         if self.json {
-            println!("{:#}", as_json(&steps, &measured));
+            println!("{:#}", as_json(&steps, &time));
         } else {
-            print!("{}", as_text(&self.scan, &decoded.datatype, &steps, &measured));
+            print!("{}", as_text(&self.scan, &decoded.datatype, &steps, &time));
         }
         let stem = cohort::bids::stem(name);
         let png = self.png.or_else(|| (!self.json).then(|| PathBuf::from(format!("{stem}_inspect.png"))));
@@ -111,7 +106,7 @@ fn draw(steps: &Steps, stem: &str) -> Result<Vec<u8>> {
     picture(&panels, &footer)
 }
 
-fn as_text(scan: &str, datatype: &str, steps: &Steps, measured: &Measured) -> String {
+fn as_text(scan: &str, datatype: &str, steps: &Steps, time: &ScanTime) -> String {
     let (prepared, native) = (&steps.prepared, steps.prepared.native);
     let [x, y, z] = native.spacing();
     let [nx, ny, nz] = native.shape;
@@ -123,23 +118,23 @@ fn as_text(scan: &str, datatype: &str, steps: &Steps, measured: &Measured) -> St
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<26} {value}\n"));
     line("brain volume", format!("{:.0} ml", prepared.brain_volume_ml));
     for (name, value) in prepared.qc.measures() {
-        line(name, value.map_or_else(|| "not to be told".to_owned(), |v| format!("{v:.3}")));
+        line(name, value.map_or_else(|| "n/a".to_owned(), |v| format!("{v:.3}")));
     }
     let flags = if prepared.qc.flags.is_empty() { "none".to_owned() } else { prepared.qc.flags.join(", ") };
     line("flags", flags);
     for (row, name) in prepared.to_mni.0.iter().zip(["native to MNI, mm", "", ""]) {
         line(name, format!("{:8.4} {:8.4} {:8.4} {:9.3}", row[0], row[1], row[2], row[3]));
     }
-    let times: Vec<String> = measured.steps_ms.iter().map(|(step, ms)| format!("{step} {ms:.0}")).collect();
-    line("core-seconds", format!("{:.3} (ms: {})", measured.core_seconds, times.join(", ")));
+    let times: Vec<String> = time.steps_ms.iter().map(|(step, ms)| format!("{step} {ms:.0}")).collect();
+    line("core-seconds", format!("{:.3} (ms: {})", time.core_seconds, times.join(", ")));
     text.push_str("\nResearch software. Not a medical device.\n");
     text
 }
 
-fn as_json(steps: &Steps, measured: &Measured) -> serde_json::Value {
+fn as_json(steps: &Steps, time: &ScanTime) -> serde_json::Value {
     let prepared = &steps.prepared;
     let timings: serde_json::Map<String, serde_json::Value> =
-        measured.steps_ms.iter().map(|(step, ms)| ((*step).to_owned(), json!(ms))).collect();
+        time.steps_ms.iter().map(|(step, ms)| ((*step).to_owned(), json!(ms))).collect();
     let qc: serde_json::Map<String, serde_json::Value> =
         prepared.qc.measures().into_iter().map(|(name, value)| (name.replace([' ', '-'], "_"), json!(value))).collect();
     json!({
@@ -152,13 +147,13 @@ fn as_json(steps: &Steps, measured: &Measured) -> serde_json::Value {
         "to_mni": prepared.to_mni.to_row_major(),
         "qc": qc,
         "qc_flags": prepared.qc.flags,
-        "core_seconds": measured.core_seconds,
+        "core_seconds": time.core_seconds,
         "timings_ms": timings,
         "peak_memory_mb": peak_memory_mb(),
     })
 }
 
-/// The most memory this process has had, in MB (10^6); `None` where the system does not tell.
+/// Peak memory of this process, in MB (10^6); `None` where the system does not report it.
 fn peak_memory_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -166,9 +161,9 @@ fn peak_memory_mb() -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Writes what the steps gave: `<stem>_step-<name>.nii.gz`.
+/// Writes the result of each step as `<stem>_step-<name>.nii.gz`.
 fn write_steps(folder: &Path, stem: &str, steps: &Steps) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("creating {}", folder.display()), e))?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("cannot create {}", folder.display()), e))?;
     let put = |name: &str, bytes: Vec<u8>| write(&folder.join(format!("{stem}_step-{name}.nii.gz")), &bytes);
     let image = |volume: &Volume| nifti::encode(volume, "neurosieve inspect");
     let mask = |volume: &Volume<u8>| nifti::encode(volume, "neurosieve inspect");
@@ -182,5 +177,5 @@ fn write_steps(folder: &Path, stem: &str, steps: &Steps) -> Result<()> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+    std::fs::write(path, bytes).map_err(|e| Error::io(format!("cannot write {}", path.display()), e))
 }

@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, none of which holds logic of its own.
+//! The command line: one file per subcommand. The library does the work.
 
 mod bench;
 mod cohort;
@@ -71,7 +71,7 @@ const DONE_WITH_FAILURES: u8 = 3;
 const STOPPED: u8 = 4;
 const GAVE_UP: u8 = 5;
 
-/// Parses the command line and runs the command.
+/// Parses the command line, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     device::silence_caught_panics();
@@ -82,15 +82,15 @@ pub fn main() -> ExitCode {
     } else {
         log.json().init();
     }
-    // So that `top -H` tells them from the device's. Fails where there is a pool already, which then serves as well.
+    // The names distinguish these threads from the device's in `top -H`. An existing pool is used as it is.
     let _ = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("core-{number}")).build_global();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return told(&Error::io("cannot start the asynchronous runtime", error)),
+        Err(error) => return report_error(&Error::io("cannot start the asynchronous runtime", error)),
     };
     match runtime.block_on(dispatch(cli.command)) {
         Ok(code) => code,
-        Err(error) => told(&error),
+        Err(error) => report_error(&error),
     }
 }
 
@@ -115,16 +115,17 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn told(error: &Error) -> ExitCode {
-    let said = error.to_string();
-    eprintln!("error: {said}");
-    if said.contains("No space left on device") {
-        eprintln!("The disk is full: make room, and the same command takes up the rest.");
+/// Prints an error and gives its exit code.
+fn report_error(error: &Error) -> ExitCode {
+    let message = error.to_string();
+    eprintln!("error: {message}");
+    if message.contains("No space left on device") {
+        eprintln!("The disk is full. Free some space and run the same command again: it continues with the rest.");
     }
     ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
 }
 
-/// Writes a report to `path`, if there is one.
+/// Writes a report as JSON to `path`, if one is given.
 fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;

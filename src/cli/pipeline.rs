@@ -1,5 +1,5 @@
-//! What `neurosieve run` and `neurosieve schedule` share: the pipeline file with its overrides, the signals that stop a run, and
-//! the figures for a monitor.
+//! Options and helpers of `neurosieve run` and `neurosieve schedule`: the pipeline file with its overrides, the signals that
+//! stop a run, and the metrics endpoint.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::flow::{Monitor, Pipeline};
 
-/// The options of a command that follows a pipeline file.
+/// The options of a command with a pipeline file.
 #[derive(Debug, clap::Args)]
 pub struct PipelineArgs {
     /// The pipeline file (TOML); ready ones are in pipelines/
@@ -20,16 +20,16 @@ pub struct PipelineArgs {
     /// Where the scans are: s3://, gs://, az://, http(s)://, file:// or a folder [pipeline: cohort.url]
     #[arg(long, value_name = "URL")]
     pub cohort: Option<String>,
-    /// Where the tables are; made where they are missing [pipeline: tables.url]
+    /// Where the tables are; created if missing [pipeline: tables.url]
     #[arg(long, value_name = "URL")]
     pub tables: Option<String>,
-    /// Serve figures for Prometheus at this address while the program runs; port 0: any free port [pipeline: run.metrics]
+    /// Serve Prometheus metrics at this address while the program runs; port 0: any free port [pipeline: run.metrics]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// Write a report of the latest run to this file, as JSON
+    /// Write the report of the latest run to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Override a key of the pipeline file: section.key=value; may be repeated
+    /// Override a key of the pipeline file; repeat for more
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -49,12 +49,12 @@ impl PipelineArgs {
     }
 }
 
-/// An override of `key` by a string.
+/// An override that sets `key` to a string.
 pub fn quoted(key: &str, value: &str) -> String {
     format!("{key}={}", toml::Value::String(value.to_owned()))
 }
 
-/// Serves figures for a monitor where the pipeline asks for it, and prints the address.
+/// Serves Prometheus metrics if the pipeline sets `run.metrics`, and prints the address.
 ///
 /// # Errors
 /// As [`Monitor::serve`].
@@ -66,14 +66,14 @@ pub fn monitor(pipeline: &Pipeline) -> Result<Option<Monitor>> {
     Ok(monitor)
 }
 
-/// Completes at the first Ctrl-C or SIGTERM, which prints `message`. From this call on neither ends the program by itself.
+/// Completes at the first Ctrl-C or SIGTERM and prints `message`. After this call, these signals no longer end the program.
 ///
 /// # Errors
 /// [`Error::Io`] where the program cannot listen for signals.
 pub fn asked_to_stop(message: &'static str) -> Result<Shared<impl Future<Output = ()>>> {
     let listen = |kind| signal(kind).map_err(|e| Error::io("cannot listen for signals", e));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    // A task of its own, so that the message comes at once.
+    // A separate task, so that the message is printed at once.
     let signalled = tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -1,4 +1,4 @@
-//! `neurosieve run`: screens a cohort, shows progress and prints a summary.
+//! `neurosieve run`: screens a cohort, prints progress and a summary.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -14,9 +14,9 @@ use crate::flow::{Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSn
 
 /// Screen the scans of a cohort that have no result yet
 ///
-/// Reads a pipeline file, lists the cohort, leaves out scans that have a result with the same content and settings, and
-/// screens the others into the tables. A scan that cannot be screened becomes a row in `failures`. Ctrl-C finishes and
-/// commits the scans in flight; the same command screens the rest.
+/// Reads a pipeline file, lists the cohort, skips scans that have a result for the same content and settings, and screens
+/// the others. A scan that cannot be screened becomes a row in `failures`. Ctrl-C finishes and commits the scans in flight;
+/// the same command then screens the rest.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results
@@ -36,15 +36,15 @@ pub struct RunArgs {
     /// Screen at most N of the pending scans; 0: all [pipeline: run.limit]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Screen one of several parts of the cohort, so that processes share the work: 2/8 is the second of eight [pipeline:
+    /// Screen one part of the cohort, so that several processes share the work: 2/8 is the second of eight parts [pipeline:
     /// run.shard]
     #[arg(long, value_name = "I/N")]
     pub shard: Option<String>,
-    /// Give up when more scans fail than this: a number (25), or a share of the scans that ended (5%) [pipeline:
+    /// Give up if more scans fail than this: a number (25), or a share of the finished scans (5%) [pipeline:
     /// run.max_failures]
     #[arg(long, value_name = "N|P%")]
     pub max_failures: Option<String>,
-    /// Also try quarantined scans again, whose content was found unusable [pipeline: run.retry]
+    /// Also try quarantined scans again: those whose content was found unusable [pipeline: run.retry]
     #[arg(long)]
     pub retry: bool,
     /// At the end, print the physical plan with times and counts per operator
@@ -56,7 +56,7 @@ impl RunArgs {
     /// Runs the pipeline.
     ///
     /// # Errors
-    /// As [`Run::prepare`] and [`Run::execute`]; a report that cannot be written.
+    /// As [`Run::prepare`] and [`Run::execute`]; [`Error::Io`](crate::Error::Io) where the report cannot be written.
     pub async fn run(self) -> Result<ExitCode> {
         let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| quoted(key, value));
         let overrides = [
@@ -107,7 +107,7 @@ impl RunArgs {
     }
 }
 
-/// A bar on a terminal, a line every ten seconds elsewhere.
+/// Shows a progress bar on a terminal, or prints a line every ten seconds elsewhere.
 async fn show(progress: Arc<Progress>, pending: u64) {
     let started = Instant::now();
     if std::io::stderr().is_terminal() {
@@ -127,6 +127,7 @@ async fn show(progress: Arc<Progress>, pending: u64) {
     }
 }
 
+/// The progress as text.
 fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
     let ended = now.ended();
     let rate = ended as f64 / started.elapsed().as_secs_f64();
@@ -161,14 +162,14 @@ fn stages(stages: &[StageSnapshot]) -> String {
     head + &stages.iter().map(row).collect::<String>() + &slowest.unwrap_or_default()
 }
 
-/// What relieves a bottleneck.
+/// How to relieve a bottleneck.
 fn advice(stage: Stage) -> &'static str {
     match stage {
         Stage::Memory => "more run.memory_mib, or fewer run.scans_in_flight",
-        Stage::Fetch => "more run.scans_in_flight, or a store that is nearer",
+        Stage::Fetch => "more run.scans_in_flight, or a store nearby",
         Stage::Decode | Stage::Preprocess | Stage::Assess => "more cores",
         Stage::Queue | Stage::Device => "a GPU, more cores, or score.precision = \"bf16\" where that is faster",
-        Stage::Commit => "more tables.commit_scans and tables.commit_seconds, or a store that is nearer",
+        Stage::Commit => "more tables.commit_scans and tables.commit_seconds, or a store nearby",
     }
 }
 
@@ -181,7 +182,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Prints what a run did and what to do next.
+/// Prints the results of a run and the next steps.
 pub(super) fn summary(report: &RunReport, tables: &str) {
     let Some(run) = &report.run else {
         println!("Nothing to do: every selected scan has a result for its content and these settings.");
@@ -197,14 +198,14 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
         run.run_id,
     );
     if report.superseded > 0 {
-        println!("{} more were committed by another run first: its results stand.", report.superseded);
+        println!("{} more were already committed by another run, whose results are kept.", report.superseded);
     }
     let left = report.pending.saturating_sub(ended);
     match report.outcome {
-        RunOutcome::Stopped => println!("Stopped with {left} scans left: the same command screens them."),
+        RunOutcome::Stopped => println!("Stopped with {left} scans left. The same command screens them."),
         RunOutcome::GaveUp => println!(
-            "Gave up with {left} scans left: more failed than run.max_failures allows. See why below; the same command \
-             screens the rest."
+            "Gave up with {left} scans left: more failed than run.max_failures allows. See the reasons with the command \
+             below. The same run command screens the rest."
         ),
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! `neurosieve schedule`: screens new scans at the times of a pipeline file.
+//! `neurosieve schedule`: screens new scans at the times given in a pipeline file.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::{STOPPED, write_json};
 use crate::error::{Domain, Result};
 use crate::flow::{Job, JobOutcome, Schedule, TableUpkeep};
 
-/// Screen new scans at the times of a pipeline file, until stopped
+/// Screen new scans at the times given in a pipeline file, until stopped
 ///
-/// The section [schedule] has two cron expressions: `run` for screening and `upkeep` for merging small files and deleting
-/// unreferenced ones. Of several schedules on the same tables, one works at a time; after a crash another one can take over
-/// within five minutes. A run that fails prints its error, and the schedule waits for the next time. Ctrl-C finishes and
-/// commits the scans in flight.
+/// The section [schedule] has two cron expressions: `run` for screening, and `upkeep` for merging small files and deleting
+/// unreferenced ones. Several schedules may share the same tables: one works at a time, and if it crashes, another one can
+/// take over within five minutes. If a run fails, the schedule prints the error and waits for the next time. Ctrl-C finishes
+/// and commits the scans in flight.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve schedule pipelines/nightly.toml --cohort s3://bucket/study --tables s3://bucket/results
   neurosieve schedule pipelines/nightly.toml --cohort ./study --tables ./results --now --metrics 127.0.0.1:9184
   neurosieve schedule pipelines/nightly.toml --set 'schedule.run=\"*/15 * * * *\"' ...
 
-systemd, Kubernetes and Slurm have schedulers of their own: docs/operations.md shows how they start `neurosieve run`.
+docs/operations.md shows how systemd, Kubernetes and Slurm start `neurosieve run` instead.
 Exit codes: 0 stopped between two runs, 1 error, 2 wrong settings, 4 stopped during a run.")]
 pub struct ScheduleArgs {
     #[command(flatten)]
@@ -38,7 +38,7 @@ impl ScheduleArgs {
     /// Runs the schedule until the program is asked to stop.
     ///
     /// # Errors
-    /// Wrong settings, and a report that cannot be written. Other errors of a run are printed, and the schedule continues.
+    /// Wrong settings, and a report that cannot be written. Other errors of a run are only printed.
     pub async fn run(self) -> Result<ExitCode> {
         let pipeline = self.pipeline.load([])?;
         let tables = pipeline.tables.url.clone();
@@ -60,7 +60,7 @@ impl ScheduleArgs {
                 }
             };
             match schedule.work(job, stop.clone(), monitor.as_ref()).await {
-                Ok(JobOutcome::Busy) => eprintln!("another schedule is at work on these tables: skipping this time"),
+                Ok(JobOutcome::Busy) => eprintln!("another schedule is at work on these tables; this time is skipped"),
                 Ok(JobOutcome::Maintained(tables)) => {
                     for TableUpkeep { table, optimized, deleted } in tables {
                         let (removed, added) = (optimized.removed, optimized.added);
@@ -74,7 +74,7 @@ impl ScheduleArgs {
                         return Ok(ExitCode::from(STOPPED));
                     }
                 }
-                // The next time would fail in the same way.
+                // The same settings would fail again.
                 Err(error) if error.domain() == Domain::Config => return Err(error),
                 Err(error) => eprintln!("error: {error}"),
             }

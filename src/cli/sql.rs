@@ -1,4 +1,4 @@
-//! `neurosieve sql`: ask the tables. Without `-c` and `-f`, an interactive shell.
+//! `neurosieve sql`: queries the tables. Without `-c` and `-f` it is an interactive shell.
 
 use std::path::PathBuf;
 
@@ -6,27 +6,30 @@ use crate::error::{Error, Result};
 use crate::query::{self, Format};
 use crate::tables::Tables;
 
-/// Query the result tables with SQL.
+/// Query the result tables with SQL; without -c and -f, in an interactive shell
 #[derive(Debug, clap::Args)]
 pub struct SqlArgs {
-    /// Where the tables are: a folder or a URL such as s3://bucket/results.
+    /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]
     pub tables: String,
-    /// Run these statements and leave. May be repeated.
+    /// Run these statements and exit; repeat for more
     #[arg(short, long, value_name = "SQL")]
     pub command: Vec<String>,
-    /// Run the statements of this file and leave. May be repeated; files come after commands.
+    /// Run the statements of this file and exit; repeat for more. Files run after commands
     #[arg(short, long, value_name = "FILE")]
     pub file: Vec<PathBuf>,
-    /// How rows are written.
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Write the rows of the one statement to this file.
+    /// Write the rows to this file instead of the terminal; needs exactly one -c or -f
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
 
 /// Runs the command.
+///
+/// # Errors
+/// As [`Tables::open`] and [`query::execute`]; [`Error::Io`] where a file cannot be read.
 pub async fn run(args: SqlArgs) -> Result<()> {
     let mut statements = args.command;
     for path in &args.file {

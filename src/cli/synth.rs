@@ -1,42 +1,42 @@
-//! `neurosieve synth`: makes a synthetic cohort.
+//! `neurosieve synth`: writes a synthetic cohort.
 
 use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::synth::{self, CohortSpec};
 
-/// Make a synthetic cohort of T1w heads, some with known lesions, to try everything on
+/// Write a synthetic cohort of T1w heads, some with known lesions, for trying the program
 ///
-/// Writes a BIDS dataset of whole heads made from the MNI152 template: no patient data, no download. Lesions and
-/// damaged files are known, so that you can check what screening finds and how it reports failures. Truth masks are
-/// under derivatives/truth. The same options give the same files.
+/// The cohort is a BIDS dataset of whole heads made from the MNI152 template: no patient data, no download. Lesions and
+/// truncated files are known, so you can check what screening finds and how it reports failures. Truth masks are under
+/// derivatives/truth. The same options give the same files.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve synth cohort                                    8 heads at 2 mm, 3 of them with lesions
   neurosieve synth cohort --subjects 100 --lesions 20 --seed 7
-  neurosieve synth cohort --lesions 4 --corrupt 1            the last scan's file is cut off in the middle
+  neurosieve synth cohort --lesions 4 --corrupt 1            the last scan's file is truncated
   neurosieve synth fine --subjects 2 --spacing 1             1 mm voxels, eight times the data
 
-A larger cohort of the same seed begins with the subjects of the smaller one. --lesions puts lesions into the first
-subjects and changes nothing else about them: made twice, with and without, a cohort shows what lesions alone do.")]
+A larger cohort of the same seed begins with the subjects of the smaller one. --lesions adds lesions to the first subjects
+and changes nothing else. Compare a cohort with and without them to see the effect of the lesions alone.")]
 pub struct SynthArgs {
-    /// The folder to make; it must be empty or not be there yet
+    /// Folder of the cohort; it must be empty or not exist
     #[arg(value_name = "DIR")]
     pub to: PathBuf,
 
-    /// How many subjects
+    /// Number of subjects
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub subjects: usize,
 
-    /// Which of all possible cohorts
+    /// Seed of the random numbers: another seed gives another cohort
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
-    /// How many subjects have one to three lesions of 2 to 40 ml [default: a third]
+    /// Number of subjects with one to three lesions of 2 to 40 ml each [default: a third of the subjects]
     #[arg(long, value_name = "N")]
     pub lesions: Option<usize>,
 
-    /// How many scans to cut off in the middle of the file, to see failures handled
+    /// Number of scans whose files are truncated, to show how failures are handled
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub corrupt: usize,
 
@@ -44,13 +44,16 @@ pub struct SynthArgs {
     #[arg(long, value_name = "MM", default_value_t = 2.0)]
     pub spacing: f64,
 
-    /// Write into a folder that holds something: files of the same names are replaced, others stay
+    /// Write into a folder that is not empty: files of the same names are replaced, others are kept
     #[arg(long)]
     pub force: bool,
 }
 
 impl SynthArgs {
-    /// Makes the cohort and says what to do with it.
+    /// Writes the cohort and prints the next commands.
+    ///
+    /// # Errors
+    /// As [`synth::write`].
     pub fn run(self) -> Result<()> {
         let spec = CohortSpec {
             subjects: self.subjects,
@@ -67,7 +70,7 @@ impl SynthArgs {
         println!("{to}: {} T1w heads at {} mm, seed {}", participants.len(), spec.spacing_mm, spec.seed);
         println!("  {ill} with lesions ({lesions} lesions, {ml:.0} ml in all); truth masks under derivatives/truth");
         if spec.corrupt > 0 {
-            println!("  {} with a file that is cut off in the middle", spec.corrupt);
+            println!("  {} with a truncated file", spec.corrupt);
         }
         println!("Next:");
         println!("  neurosieve cohort {to}");

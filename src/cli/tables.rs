@@ -1,4 +1,4 @@
-//! `neurosieve tables`: what the result tables hold, and their maintenance.
+//! `neurosieve tables`: description, maintenance and export of the result tables.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::machine::Memory;
 use crate::query::{self, Format};
 use crate::tables::{Commit, Optimized, Table, Tables};
 
-/// Look after the result tables
+/// Describe, maintain and export the result tables
 #[derive(Debug, clap::Args)]
 pub struct TablesArgs {
     #[command(subcommand)]
@@ -22,62 +22,62 @@ const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 #[derive(Debug, Subcommand)]
 enum TablesCommand {
-    /// Print every table's columns with type, unit and meaning
+    /// Print the columns of every table with type, unit and meaning
     Describe,
-    /// Put small files together, tokens clustered by scan and region; queries answer as before, faster
+    /// Merge small files, and sort tokens by scan and region; queries give the same rows, faster
     Optimize {
         #[command(flatten)]
-        which: Which,
-        /// Size that files should have, MiB
+        selected: Selected,
+        /// Target size of a file, MiB
         #[arg(long, value_name = "MIB", default_value = "128")]
         target_mib: NonZeroU64,
-        /// Memory that sorting may take, MiB; it goes by way of temporary files beyond. 0: half of what is free
+        /// Memory limit of sorting, MiB; beyond it, sorting uses temporary files. 0: half of the free memory
         #[arg(long, value_name = "MIB", default_value_t = 0)]
         memory_mib: u64,
     },
-    /// Delete files that no version of the last days refers to, those that killed runs left behind among them
+    /// Delete files that no recent version of a table refers to, including those that killed runs left behind
     Vacuum {
         #[command(flatten)]
-        which: Which,
-        /// Days; longer than any run or query takes
+        selected: Selected,
+        /// Keep the files of versions of the last DAYS days; must be longer than any run or query takes
         #[arg(long, value_name = "DAYS", default_value_t = 7)]
         keep_days: u64,
-        /// Only say what would be deleted
+        /// Only print which files would be deleted
         #[arg(long)]
         dry_run: bool,
     },
-    /// Write the newest result of each scan as plain files, a file per table: for readers that do not know Delta Lake
+    /// Write the newest result of each scan as plain files, one per table, for readers without Delta Lake
     Export {
         #[command(flatten)]
-        which: Which,
-        /// The folder that they are written to, made if missing
+        selected: Selected,
+        /// Folder of the files, created if missing
         #[arg(long, value_name = "FOLDER")]
         to: PathBuf,
-        /// How rows are written
+        /// Format of the files
         #[arg(long, value_enum, default_value = "parquet")]
         format: Format,
     },
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
-        which: Which,
-        /// How many
+        selected: Selected,
+        /// Number of commits per table
         #[arg(long, value_name = "N", default_value_t = 10)]
         limit: usize,
     },
 }
 
 #[derive(Debug, clap::Args)]
-struct Which {
+struct Selected {
     /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]
     tables: String,
-    /// One table; left out, all of them
+    /// Name of one table [default: all]
     #[arg(long, value_name = "NAME")]
     table: Option<String>,
 }
 
-impl Which {
+impl Selected {
     async fn open(&self) -> Result<(Tables, Vec<Table>)> {
         let tables = Tables::open(&self.tables).await?;
         let Some(name) = &self.table else {
@@ -87,18 +87,23 @@ impl Which {
         let names: Vec<&str> = tables.present().map(Table::name).collect();
         match tables.present().find(|table| table.name() == name) {
             Some(table) => Ok((tables, vec![table])),
-            None => Err(Error::Config(format!("there is no table `{name}` here; there are {}", names.join(", ")))),
+            None => {
+                Err(Error::Config(format!("no table `{name}` at this address; its tables are {}", names.join(", "))))
+            }
         }
     }
 }
 
 impl TablesArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`Tables::open`] and the operation; [`Error::Config`] for a table that does not exist.
     pub async fn run(self) -> Result<()> {
         match self.command {
             TablesCommand::Describe => Table::ALL.iter().for_each(|table| println!("{}", table.describe())),
-            TablesCommand::Optimize { which, target_mib, memory_mib } => {
-                let (mut tables, wanted) = which.open().await?;
+            TablesCommand::Optimize { selected, target_mib, memory_mib } => {
+                let (mut tables, wanted) = selected.open().await?;
                 let memory_bytes =
                     if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
                 for table in wanted {
@@ -107,8 +112,8 @@ impl TablesArgs {
                     println!("{}: {removed} files became {added}", table.name());
                 }
             }
-            TablesCommand::Vacuum { which, keep_days, dry_run } => {
-                let (mut tables, wanted) = which.open().await?;
+            TablesCommand::Vacuum { selected, keep_days, dry_run } => {
+                let (mut tables, wanted) = selected.open().await?;
                 let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
                 for table in wanted {
                     let files = tables.vacuum(table, keep, dry_run).await?;
@@ -120,16 +125,16 @@ impl TablesArgs {
                     }
                 }
             }
-            TablesCommand::Export { which, to, format } => {
+            TablesCommand::Export { selected, to, format } => {
                 let extension = match format {
                     Format::Parquet => "parquet",
                     Format::Csv => "csv",
                     Format::Json => "json",
                     Format::Table => "txt",
                 };
-                let (tables, wanted) = which.open().await?;
+                let (tables, wanted) = selected.open().await?;
                 let context = query::session(&tables).await?;
-                std::fs::create_dir_all(&to).map_err(|e| Error::io(format!("cannot make {}", to.display()), e))?;
+                std::fs::create_dir_all(&to).map_err(|e| Error::io(format!("cannot create {}", to.display()), e))?;
                 for table in wanted {
                     let file = to.join(format!("{}.{extension}", table.name()));
                     let sql = format!("SELECT * FROM {}", table.name());
@@ -137,8 +142,8 @@ impl TablesArgs {
                     println!("{}", file.display());
                 }
             }
-            TablesCommand::History { which, limit } => {
-                let (tables, wanted) = which.open().await?;
+            TablesCommand::History { selected, limit } => {
+                let (tables, wanted) = selected.open().await?;
                 for table in wanted {
                     println!("{}", table.name());
                     for Commit { at, operation, engine } in tables.history(table, limit).await? {

@@ -1,5 +1,5 @@
-//! `neurosieve twin`: what the networks give, for comparing them with another implementation. For those who change the
-//! networks, so it is not listed.
+//! `neurosieve twin`: writes outputs of the networks, to compare them with another implementation. It is hidden, because
+//! only developers of the networks need it.
 
 use std::path::PathBuf;
 
@@ -12,16 +12,19 @@ use crate::model::{Bundle, twin};
   neurosieve twin --bundle built-in --out twin.safetensors
   python benches/twin/twin.py models/t1w-2mm twin.safetensors")]
 pub struct TwinArgs {
-    /// `built-in`, or the folder of a bundle
+    /// The bundle: `built-in`, or a folder
     #[arg(long, default_value = "built-in")]
     bundle: String,
-    /// Where the file goes
+    /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
 
 impl TwinArgs {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`] and [`twin::write`].
     pub fn run(self) -> Result<()> {
         twin::write(&Bundle::open(&self.bundle)?, &self.out)
     }

@@ -8,27 +8,27 @@ use crate::model::device::DeviceChoice;
 use crate::preprocess::PreprocessConfig;
 use crate::score::ScoreConfig;
 
-/// What `neurosieve eval` does.
+/// The pipeline of `neurosieve eval`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalPipeline {
-    /// Scans with truth masks.
+    /// The cohort with truth masks.
     pub cohort: CohortConfig,
-    /// Healthy scans, on which thresholds are fixed and with which scan scores are compared.
+    /// The healthy cohort: thresholds are fixed on it, and the scan scores of the other cohort are compared with its scores.
     pub healthy: CohortConfig,
-    /// Preprocessing in front of the model.
+    /// How scans are preprocessed.
     pub preprocess: PreprocessConfig,
-    /// Which model scores.
+    /// Which bundle scores.
     pub model: ModelConfig,
-    /// Where figures are added to the table `evaluations`.
+    /// Where the figures are stored, in the table `evaluations`.
     pub tables: EvalTablesConfig,
-    /// What is evaluated.
+    /// The methods, and what they are compared with.
     pub eval: EvalConfig,
-    /// How the machine is used.
+    /// On which device the networks run.
     pub run: EvalRunConfig,
 }
 
-/// Where figures are written: the only key of `[tables]` that an evaluation uses, which commits once, at its end.
+/// Where the figures are stored. An evaluation commits once, at its end, so it has no other key of `[tables]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalTablesConfig {
@@ -36,7 +36,7 @@ pub struct EvalTablesConfig {
     pub url: String,
 }
 
-/// How the machine is used: the only key of `[run]` that an evaluation uses, which reads all selected scans into memory.
+/// On which device the networks run. An evaluation reads all selected scans into memory, so it has no other key of `[run]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalRunConfig {
@@ -44,16 +44,16 @@ pub struct EvalRunConfig {
     pub device: DeviceChoice,
 }
 
-/// What is evaluated.
+/// The methods, and what they are compared with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
-    /// Folder of the truth masks, below the cohort's root. Default: `derivatives/truth`.
+    /// Folder of the truth masks, relative to the cohort's root. Default: `derivatives/truth`.
     pub truth: String,
-    /// Share of healthy brain voxels that score below a method's threshold, 0 to 1; used where the method's settings have
-    /// no `mask_threshold`. Default: 0.998.
+    /// Share of healthy brain voxels that lie below a method's threshold, 0 to 1. Not used for a method that sets
+    /// `mask_threshold`. Default: 0.998.
     pub healthy_quantile: f64,
-    /// The methods that are compared.
+    /// The methods to compare. Default: none, which is refused.
     pub methods: Vec<MethodConfig>,
 }
 
@@ -67,9 +67,9 @@ impl Default for EvalConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MethodConfig {
-    /// Its name in the report and in the table.
+    /// Name in the report and in the table.
     pub name: String,
-    /// How it scores.
+    /// How the method scores.
     #[serde(default)]
     pub score: ScoreConfig,
 }

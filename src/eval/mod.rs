@@ -1,12 +1,15 @@
-//! How good the program is, in figures: held-out scans against bars that the project sets itself.
+//! Measurements of the program: accuracy on held-out scans, and speed.
 //!
-//! [`preprocess`] takes a cohort with reference masks and gives a [`preprocess::Report`]: every bar of preprocessing
-//! with what was reached. [`methods`] takes a cohort with lesion masks and a healthy one and gives a [`methods::Report`]:
-//! methods of finding anomalies side by side. [`device`] tells what a device does with a bundle.
+//! [`preprocess`] takes a cohort with reference masks and gives a [`preprocess::PreprocessReport`]: the figures of
+//! preprocessing, each with its target. [`methods`] takes a cohort with lesion masks and a healthy cohort, and gives a
+//! [`methods::MethodReport`]: a comparison of methods that find anomalies. [`device`] measures the speed of a bundle's
+//! networks on a device.
 
 mod config;
 pub mod device;
 pub mod methods;
 pub mod preprocess;
+mod read;
 
 pub use config::{EvalConfig, EvalPipeline, EvalRunConfig, EvalTablesConfig, MethodConfig};
+pub use read::MAX_SCAN_BYTES;

@@ -1,19 +1,19 @@
 //! The memory budget of a run: bytes are reserved before a scan is fetched.
 //!
 //! ```text
-//! run.memory_mib  =  BASE + threads with networks  │  scans in flight (three quarters)  │  rows that wait to be written
+//! run.memory_mib  =  BASE + threads with networks  │  scans in flight (3/4 of the rest)  │  rows that wait to be written
 //! ```
-//! What a scan takes is a model, checked by `tests/it/memory.rs` against the memory of the real program:
+//! The memory of a scan is estimated; `tests/it/memory.rs` compares the estimate with the memory of the real program:
 //!
 //! | until | bytes |
 //! |---|---|
-//! | it is fetched | the object twice, its voxels in f32, and [`SCRATCH`]; nobody knows the voxels before: they are taken to be eight times the object of a `.gz`, four times another |
-//! | it is preprocessed | the object, its voxels twice as its header tells them, and [`SCRATCH`] |
+//! | it is fetched | the object twice, its voxels in f32, and [`SCRATCH`]; the size of the voxels is not known yet and is estimated as eight times the object of a `.gz`, four times any other object |
+//! | it is preprocessed | the object, its voxels twice, as its header states them, and [`SCRATCH`] |
 //! | its rows are made | [`SCORED`] |
 //!
-//! A scan that turns out larger than was thought gives its share back and waits for the larger one; what it holds meanwhile,
-//! its compressed object, is not counted. A scan larger than the budget gets all of it and runs alone. Reservations are in
-//! DataFusion's memory pool as well, so the writer sees a pool that is full and writes at once.
+//! A scan that turns out larger than estimated gives its share back and waits for a larger one; its compressed object, which
+//! it holds meanwhile, is not counted. A scan larger than the budget gets all of it and runs alone. Reservations are made in
+//! DataFusion's memory pool too, so the writer notices a full pool and writes its rows at once.
 
 use std::sync::Arc;
 
@@ -26,29 +26,29 @@ use crate::machine::Memory;
 
 const MIB: u64 = 1 << 20;
 
-/// The program, its libraries and the template, before any scan.
+/// Memory of the program, its libraries and the template, without any scan.
 const BASE: u64 = 384 * MIB;
 
-/// A thread's networks and what libtorch computes in.
+/// Memory of a thread's networks and of libtorch's intermediate results.
 const PER_THREAD: u64 = 96 * MIB;
 
-/// Buffers of preprocessing besides the voxels: the model's grid and registration pyramids.
+/// Memory of preprocessing in addition to the voxels: the model's grid and registration pyramids.
 const SCRATCH: u64 = 96 * MIB;
 
-/// A prepared scan with its maps, until its rows are made.
+/// Memory of a preprocessed scan with its maps, until its rows are made.
 pub(super) const SCORED: u64 = 48 * MIB;
 
-/// Share of the budget that scans in flight may take; rows that wait for their commit take the rest.
+/// Share of the budget for scans in flight; the rest is for rows that wait for their commit.
 const SCANS_SHARE: f64 = 0.75;
 
-/// Of the machine's free memory, or the control group's, what a run takes where nothing else is said.
+/// Share of the free memory, of the machine or the control group, that a run uses by default.
 const FREE_SHARE: f64 = 0.75;
 
-/// How many times larger voxels are in f32 than their object.
+/// Estimated ratio of the voxels in f32 to the stored object, for a `.gz` and for any other object.
 const GZIP_RATIO: u64 = 8;
 const PLAIN_RATIO: u64 = 4;
 
-/// Bytes that scans in flight may take, handed out in MiB.
+/// The memory of scans in flight, reserved in MiB.
 #[derive(Debug)]
 pub struct Budget {
     scans_mib: u32,
@@ -56,7 +56,7 @@ pub struct Budget {
     pool: Arc<dyn MemoryPool>,
 }
 
-/// What one scan may take; given back when it is dropped.
+/// The reservation of one scan; dropping it returns the memory.
 #[derive(Debug)]
 pub struct Grant {
     permit: OwnedSemaphorePermit,
@@ -64,10 +64,10 @@ pub struct Grant {
 }
 
 impl Budget {
-    /// A budget of so many MiB in all, of which `threads` with networks take their part; 0: three quarters of what is free.
+    /// A budget of `memory_mib` MiB for the whole run with `threads` device threads; 0: three quarters of the free memory.
     ///
     /// # Errors
-    /// [`Error::Config`] where not even one small scan fits; the message says how much is needed.
+    /// [`Error::Config`] where not even one small scan fits; the message states the required memory.
     pub fn new(memory_mib: u64, threads: usize) -> Result<Self> {
         let total = match memory_mib {
             0 => (Memory::of_process().free as f64 * FREE_SHARE) as u64,
@@ -77,7 +77,7 @@ impl Budget {
         let least = fixed + (2. * SCRATCH as f64 / SCANS_SHARE) as u64;
         if total < least {
             return Err(Error::Config(format!(
-                "a run on {threads} thread(s) needs {} MiB at least, not {}: raise run.memory_mib, or free memory",
+                "a run on {threads} thread(s) needs at least {} MiB of memory, but has {}: raise run.memory_mib, or free memory",
                 least / MIB,
                 total / MIB
             )));
@@ -91,7 +91,7 @@ impl Budget {
         })
     }
 
-    /// MiB for scans in flight.
+    /// Memory for scans in flight, MiB.
     pub fn scans_mib(&self) -> u32 {
         self.scans_mib
     }
@@ -101,10 +101,11 @@ impl Budget {
         Arc::clone(&self.pool)
     }
 
-    /// Waits until a scan's share is free, and takes it. First come, first served: a large scan is not overtaken for ever.
+    /// Waits until `bytes` are free, and reserves them. Requests are served in order, so a large scan is not starved by small
+    /// ones.
     ///
     /// # Errors
-    /// None but a defect of this program.
+    /// Only [`Error::Bug`].
     pub async fn take(&self, bytes: u64) -> Result<Grant> {
         let wanted = self.mib(bytes);
         let permit = Arc::clone(&self.free).acquire_many_owned(wanted).await;
@@ -118,8 +119,8 @@ impl Budget {
         u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, self.scans_mib)
     }
 
-    /// Makes a grant as large as is needed now. The rest goes back at once; one that must grow is given back and waits for
-    /// its turn, since whoever holds and waits may hold what others wait for.
+    /// Changes a grant to `bytes`. Excess memory is returned at once. A grant that must grow is returned whole before it waits
+    /// for the larger one, because holding memory while waiting for more could deadlock.
     ///
     /// # Errors
     /// As [`Budget::take`].
@@ -135,7 +136,8 @@ impl Budget {
     }
 }
 
-/// Bytes that a scan takes until it is fetched, from what the listing tells. `limit_bytes`: larger ones are refused.
+/// Bytes that a scan needs until it is fetched, estimated from its listing. Scans above `limit_bytes` are refused, so no more
+/// is reserved for voxels.
 pub fn before_fetching(entry: &ScanEntry, limit_bytes: u64) -> u64 {
     let object = u64::try_from(entry.size_bytes).unwrap_or(0);
     let is_gzip = [Some(&entry.uri), entry.voxels_uri.as_ref()].into_iter().flatten().any(|uri| uri.ends_with(".gz"));
@@ -143,8 +145,8 @@ pub fn before_fetching(entry: &ScanEntry, limit_bytes: u64) -> u64 {
     2 * object + object.saturating_mul(ratio).min(limit_bytes) + SCRATCH
 }
 
-/// Bytes that a scan takes from its fetch to the end of its preprocessing: `object` bytes were read, and decoded they are
-/// `voxels` bytes. Where no header tells these, decoding will refuse the scan.
+/// Bytes that a scan needs from its fetch to the end of its preprocessing. `object` is the number of bytes read, `voxels`
+/// that of the decoded voxels; it is `None` without a valid header, and decoding will refuse the scan.
 pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u64 {
     object as u64 + 2 * voxels.unwrap_or(0).min(limit_bytes) + SCRATCH
 }
@@ -171,7 +173,7 @@ mod tests {
         let first = budget.settle(first, 100 * MIB).await.unwrap();
         let second = wait.await.unwrap();
         assert_eq!(budget.pool().reserved(), 300 << 20);
-        // Who grows holds nothing while it waits, and goes on when the others are through.
+        // A growing grant holds nothing while it waits, and continues when the others are returned.
         let grown = budget.settle(first, 10_000 * MIB);
         tokio::pin!(grown);
         assert!(futures::poll!(grown.as_mut()).is_pending());
@@ -193,9 +195,9 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_told_before_anything_is_done() {
-        let said = Budget::new(256, 2).unwrap_err().to_string();
-        assert!(said.contains("run.memory_mib") && said.contains("832 MiB"), "{said}");
-        assert!(Budget::new(0, 1).is_ok(), "this machine has room for one");
+    fn too_little_memory_is_refused_at_the_start() {
+        let message = Budget::new(256, 2).unwrap_err().to_string();
+        assert!(message.contains("run.memory_mib") && message.contains("832 MiB"), "{message}");
+        assert!(Budget::new(0, 1).is_ok(), "this machine has memory for one thread");
     }
 }

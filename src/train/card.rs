@@ -19,8 +19,8 @@ pub(super) fn model_card(info: &BundleInfo, config: &TrainConfig) -> String {
         training.data.iter().map(|d| format!("| {} | {} | {} |", d.name, d.licence, d.source)).collect();
     let metrics: Vec<String> = info.metrics.iter().map(|(name, value)| format!("| {name} | {value:.4} |")).collect();
     let outlines = match config.shapes.is_empty() {
-        true => "No lesion of\na patient was used.",
-        false => "Some\nhave the outline of a real lesion; no image of a lesion was used.",
+        true => "No lesion\nof a patient was used.",
+        false => "Some\nhave the outline of a real lesion. No image of a lesion was used.",
     };
     format!(
         "# Model card: {name} {version}
@@ -28,41 +28,43 @@ pub(super) fn model_card(info: &BundleInfo, config: &TrainConfig) -> String {
 Research software. Not a medical device: no output may be used for diagnosis or treatment.
 
 ## What it is
-The networks of masked-image-modelling anomaly screening (the idea of MIM-OOD, arXiv 2307.14701, with settings of our
-own) for {modality} brain MRI at 2 mm: a tokenizer (VQ-GAN generator with {codebook}, {codes} codes),
-a detector of anomalous tokens and an inpainter of masked tokens. Input: a skull-stripped brain in MNI space with the
-preprocessing in `bundle.toml`. Output: a probability per token and a healthy restoration.
+Networks that find anomalies in {modality} brain MRI at 2 mm by masked image modelling (the idea of MIM-OOD, arXiv 2307.14701,
+with settings of our own): a tokenizer (VQ-GAN generator with {codebook}, {codes} codes), a detector of anomalous
+tokens and an inpainter of masked tokens. The bundle also holds the healthy map (what healthy scans look like at each
+place) and the thresholds. Input: a brain that was stripped, registered to MNI space and normalized with the settings in
+`bundle.toml`. Output: a probability per token and a healthy restoration.
 
 ## Intended use
-Ranking the scans of large research cohorts for review by a person, and statistics of anomaly scores over cohorts.
+Ranking the scans of large research cohorts for human review, and statistics of anomaly scores over cohorts.
 
 ## Training data
-{n_train} healthy scans were used for training, {n_val} scans of other subjects for model selection and for the thresholds.
-The split is by subject.
+The networks were trained on {n_train} healthy scans. {n_val} scans of other subjects were held out to choose settings and to fix
+the thresholds. The split is by subject.
 
 | data | licence | source |
 |---|---|---|
 {data}
 
-Anomalies were synthetic: shapes with textures of their own put into healthy slices, and swapped tokens. {outlines}
+Anomalies are synthetic: shapes with a texture of their own, put into healthy slices, and swapped tokens. {outlines}
 
 ## Figures on the held-out healthy scans
 | figure | value |
 |---|---|
 {metrics}
 
-`tokenizer_val_l1` is the mean absolute error of the intensity (0 to 1) over the slices that hold brain. Detector figures
-are for synthetic anomalies and say little about real lesions. Thresholds: token {token_threshold:.4}, mask {mask_threshold:.4}
-({below:.1} % of healthy brain voxels lie below).
+`tokenizer_val_l1` is in units of the intensity range from 0 to 1, over the slices of the model's grid that hold brain.
+Detector figures are on synthetic anomalies and say little about real lesions. Thresholds: token {token_threshold:.4}, mask
+{mask_threshold:.4} ({below:.1} % of healthy brain voxels lie below).
 
 ## Limits
-- Trained on few scans of few scanners; another scanner or sequence gives more false positives.
-- Small or faint lesions are missed; changes of healthy ageing may be called anomalous.
-- Training data held no other contrast than {modality}, no children, and no brains after surgery.
+- The training data has few scans from few scanners. Another scanner or sequence gives more false positives.
+- Small or faint lesions are missed. Changes of healthy ageing may be called anomalous.
+- The training data has no contrast other than {modality}, no children, and no brains after surgery.
 
 ## How it was made
-By {program}, with seed {seed}: {updates}
-`neurosieve train` with the pipeline file trains a bundle like it.
+Program: {program}, seed {seed}. {updates}
+
+`neurosieve train` with the pipeline file trains a bundle of the same kind, but not with the same weights.
 ",
         n_train = training.train_scans,
         n_val = training.val_scans,
@@ -74,21 +76,21 @@ By {program}, with seed {seed}: {updates}
     )
 }
 
-/// One sentence on the number of updates of each network.
+/// The numbers of updates of each network, in the wording of the card.
 fn updates(config: &TrainConfig) -> String {
     format!(
-        "{} tokenizer, {} inpainter and {} detector updates of {}, {} and {} slices, and {} of\nthe tokenizer's decoder alone.",
+        "Updates: tokenizer {} of {} slices each, and {} of its decoder alone;\ninpainter {} of {}; detector {} of {}.",
         config.tokenizer.steps,
-        config.inpainter.steps,
-        config.detector.steps,
         config.tokenizer.batch,
-        config.inpainter.batch,
-        config.detector.batch,
         config.tokenizer.decoder_steps,
+        config.inpainter.steps,
+        config.inpainter.batch,
+        config.detector.steps,
+        config.detector.batch,
     )
 }
 
-/// The card of a bundle with the networks of `base`, of which those in `trained` were trained further.
+/// The card of a bundle with the networks of `base`; those in `trained` were trained further.
 pub(super) fn adapted_card(info: &BundleInfo, base: &Bundle, trained: &[Network], config: &TrainConfig) -> String {
     let BundleInfo { name, version, training, .. } = info;
     let Calibration { token_threshold, mask_threshold, healthy_quantile, .. } = &info.calibration;
@@ -100,10 +102,10 @@ Research software. Not a medical device: no output may be used for diagnosis or 
 
 The networks are those of {label}: its model card describes them, their training data and their limits.
 {trained}The healthy map was fitted to {n_train} healthy scans, and the thresholds (token {token_threshold:.4},
-mask {mask_threshold:.4}; {below:.1} % of healthy brain voxels lie below) were fixed on {n_val} others, half of which have an
-anomaly volume below {median:.2} ml. Both hold for scans like these.
+mask {mask_threshold:.4}; {below:.1} % of healthy brain voxels lie below) were fixed on {n_val} other scans. The median anomaly volume
+of these is {median:.2} ml. Both are valid for scans like these.
 
-Made by {program} with `train.networks_of`.
+Program: {program}, with `train.networks_of`.
 ",
         label = base.label(),
         n_train = training.train_scans,
@@ -114,7 +116,7 @@ Made by {program} with `train.networks_of`.
     )
 }
 
-/// One line on the updates of a network that was trained further.
+/// One line on the further updates of a network.
 fn further_updates(network: Network, config: &TrainConfig) -> String {
     let (steps, batch) = match (network, &config.prior) {
         (Network::Inpainter, _) => (config.inpainter.steps, config.inpainter.batch),

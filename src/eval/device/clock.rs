@@ -1,4 +1,4 @@
-//! Time on a device: how long work takes, and how long the processor needs to hand it over.
+//! Time on a device: how long work takes, and how long the processor takes to launch it.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use tch::{Cuda, Device, Kind, Tensor};
 /// Repetitions of a measurement. The fastest counts, because other work on the machine only slows a run down.
 const ROUNDS: usize = 15;
 
-/// Shortest time of one repetition. Faster actions are repeated within it.
-const LEAST: Duration = Duration::from_millis(20);
+/// Shortest time of one repetition. Faster actions run several times in it.
+const MIN_TIME: Duration = Duration::from_millis(20);
 
-/// An action that takes longer than this runs once.
+/// An action that takes longer than this is measured once.
 const LONG: Duration = Duration::from_secs(5);
 
 /// Waits until a GPU has finished its queue; does nothing on the processor.
@@ -33,12 +33,12 @@ pub(super) fn seconds(device: Device, action: &dyn Fn()) -> f64 {
     if first > LONG {
         return first.as_secs_f64();
     }
-    let times = (LEAST.as_secs_f64() / run(1).as_secs_f64().max(1e-9)).ceil() as usize;
+    let times = (MIN_TIME.as_secs_f64() / run(1).as_secs_f64().max(1e-9)).ceil() as usize;
     (0..ROUNDS).map(|_| run(times).as_secs_f64() / times as f64).fold(f64::INFINITY, f64::min)
 }
 
-/// Seconds until a GPU has been handed all of `action`'s work, which it does afterwards; none on the processor, which
-/// works at once. An action that waits for a result of the GPU includes that wait.
+/// Seconds until all of `action`'s work is launched on a GPU; `None` on the processor. The time includes any wait of the
+/// action for a result of the GPU.
 pub(super) fn launch_seconds(device: Device, action: &dyn Fn()) -> Option<f64> {
     if device == Device::Cpu {
         return None;
@@ -54,7 +54,7 @@ pub(super) fn launch_seconds(device: Device, action: &dyn Fn()) -> Option<f64> {
     Some(fastest)
 }
 
-/// GFLOP/s of the best of a few large square matrix products in `kind`.
+/// GFLOP/s of the fastest of a few large square matrix products in `kind`.
 pub(super) fn ceiling(device: Device, kind: Kind) -> f64 {
     let sizes: &[i64] = if device.is_cuda() { &[4096, 8192] } else { &[1024, 2048] };
     let product = |&n: &i64| {

@@ -1,4 +1,4 @@
-//! Made-up inputs with the shapes of real ones: batches of slices, and whole volumes.
+//! Synthetic inputs with the shapes of real ones: batches of slices, and whole volumes.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -13,13 +13,13 @@ pub(super) const MASKED: f64 = 0.1;
 /// Half axes of the brain in its widest slice, as a share of half the slice's rows and columns.
 const HALF_AXES: [f64; 2] = [0.97, 0.95];
 
-/// Distance of the brain's uppermost slice from its widest one, mm.
+/// Distance from the brain's widest slice to its uppermost one, mm.
 const HALF_HEIGHT_MM: f64 = 67.;
 
 /// A batch of slices of an ellipsoid.
 pub(super) struct Batch<'a> {
     pub sizes: &'a Sizes,
-    /// Slices.
+    /// Number of slices.
     pub len: i64,
     pub device: Device,
     /// Pixels `[B, 1, H, W]`.
@@ -28,15 +28,15 @@ pub(super) struct Batch<'a> {
     pub codes: Tensor,
     /// Codes of the slices themselves, `[B, h, w]`.
     pub middle: Tensor,
-    /// Heights `[B]`, mm.
+    /// Heights of the slices `[B]`, mm.
     pub z_mm: Tensor,
-    /// Tokens of brain `[B, h, w]`.
+    /// True for brain tokens `[B, h, w]`.
     pub inside: Tensor,
-    /// Tokens to in-paint `[B, h, w]`.
+    /// True for tokens to in-paint `[B, h, w]`.
     pub mask: Tensor,
-    /// Tokens of brain of each slice.
+    /// Number of brain tokens of each slice.
     pub counts: Vec<i64>,
-    /// Masked tokens of the batch.
+    /// Number of tokens to in-paint in the batch.
     pub masked: i64,
 }
 
@@ -65,14 +65,14 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Mean over the slices of a function of their number of brain tokens.
+    /// Mean over the slices of a function of a slice's number of brain tokens.
     pub fn mean(&self, of: impl Fn(i64) -> f64) -> f64 {
         self.counts.iter().map(|&n| of(n)).sum::<f64>() / self.len as f64
     }
 }
 
-/// Heights `[B]` (mm) of a batch of slices from the widest to the uppermost of an ellipsoid, and the tokens inside it
-/// `[B, h, w]`: in the mean of many slices two thirds of the widest one's.
+/// A batch of slices from the widest to the uppermost of an ellipsoid: heights `[B]` in mm, and the tokens inside the
+/// ellipsoid `[B, h, w]`. A slice has on average two thirds of the widest slice's tokens.
 fn brain(batch: i64, tokens: [i64; 2], device: Device) -> (Tensor, Tensor) {
     let options = (Kind::Float, device);
     let up = (Tensor::arange(batch, options) + 0.5) / batch as f64;
@@ -82,7 +82,8 @@ fn brain(batch: i64, tokens: [i64; 2], device: Device) -> (Tensor, Tensor) {
     (up * HALF_HEIGHT_MM, inside.lt(1.))
 }
 
-/// A volume of so many slices of the networks' size: an ellipsoid of noise, with its brain mask. Every slice holds brain.
+/// A volume of `slices` slices of the networks' size: an ellipsoid of noise, with its brain mask. Every slice has brain
+/// voxels.
 pub(super) fn volume(sizes: &Sizes, slices: usize, seed: u64) -> (Volume<f32>, Volume<u8>) {
     let [ny, nx] = sizes.tokens.map(|n| (n * sizes.tokenizer.cell()) as usize);
     let height = |z: usize| ((z as f64 + 0.5) / slices as f64) * 2. - 1.;
@@ -111,12 +112,12 @@ mod tests {
         let (z_mm, inside) = brain(16, [24, 20], Device::Cpu);
         assert_eq!(z_mm.size(), [16]);
         let mean = i64::try_from(inside.sum(Kind::Int64)).unwrap() as f64 / 16.;
-        // 220 to 240 of 480 in the heads that the built-in bundle learnt from.
+        // 220 to 240 of 480 in the heads that the built-in bundle was trained on.
         assert!((220. ..240.).contains(&mean), "{mean}");
     }
 
     #[test]
-    fn a_made_up_volume_has_the_networks_slices_and_brain_in_each() {
+    fn a_synthetic_volume_has_the_networks_slices_and_brain_in_each() {
         let (image, brain) = volume(&Preset::Paper.sizes(), 100, 7);
         assert_eq!(image.grid.shape, [160, 160, 100]);
         assert!(brain.data.chunks(160 * 160).all(|slice| slice.contains(&1)));

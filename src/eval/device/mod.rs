@@ -1,10 +1,10 @@
-//! What a device does with the networks: the time of each, and its share of what the device can do.
+//! Speed of the networks on a device: the time of each network, and its share of the device's arithmetic speed.
 //!
-//! [`measure`] takes a bundle, or a preset's sizes with random weights, and a batch size. Every network runs on made-up
-//! batches. A slice has as many brain tokens as those of real scans on average, and operations are counted for those tokens.
-//! The ceiling is the best of a few large matrix products in the same number format, measured in the same run.
-//! [`score_volumes`] scores whole volumes that are in memory, with no store, preprocessing or rows around it: what the
-//! device alone can do, and where its time goes.
+//! [`measure`] takes a bundle, or a preset's sizes with random weights, and a batch size. Every network runs on synthetic
+//! batches. A slice has the average number of brain tokens of real scans, and operations are counted for those tokens.
+//! The ceiling is the speed of the fastest of a few large matrix products in the same number format, measured in the same
+//! run. [`score_volumes`] scores whole volumes that are held in memory, without storage, preprocessing and tables: the speed
+//! of the device alone, and where its time is spent.
 
 mod clock;
 mod inputs;
@@ -23,33 +23,34 @@ use crate::model::{
     Bundle, Decoding, Masked, Networks, Preset, Resampling, Sizes, TokenSlices, TransformerConfig, device,
 };
 
-/// Slices with brain in a brain at 2 mm, for scans per second.
+/// Slices with brain in a scan at 2 mm, to compute scans per second.
 const SLICES_PER_SCAN: f64 = 80.;
 
-/// Batch sizes that are tried, in slices. The processor's caches hold few; a GPU starts where its cores begin to fill.
+/// Batch sizes to try, in slices. Only small batches fit the processor's caches; a GPU needs large ones to use all its
+/// cores.
 const BATCHES_CPU: [i64; 7] = [4, 8, 16, 32, 64, 128, 256];
 const BATCHES_GPU: [i64; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
-/// A larger batch counts as faster from this ratio on. After two batch sizes without such a gain no larger one is tried.
+/// Smallest ratio of speeds that counts as a gain. After two batch sizes without a gain, no larger one is tried.
 const GAIN: f64 = 1.02;
 
-/// The smallest batch is taken whose speed reaches this share of the fastest one's: it takes less memory.
+/// The smallest batch whose speed reaches this share of the fastest one's is used, because it needs less memory.
 const NEAR: f64 = 0.97;
 
-/// What is measured.
+/// Settings of [`measure`].
 #[derive(Debug, Clone)]
 pub struct DeviceSettings {
-    /// Device that computes.
+    /// Device to measure.
     pub device: device::DeviceChoice,
     /// The networks.
     pub model: ModelChoice,
-    /// Slices per batch; none: the smallest that is nearly the fastest of those tried.
+    /// Slices per batch; `None`: the smallest batch that is nearly as fast as the fastest of those tried.
     pub batch: Option<i64>,
     /// Also measure in bf16.
     pub bf16: bool,
     /// Also measure restorations by the autoregressive prior.
     pub prior: bool,
-    /// Drawn restorations per slice; 0: their mean, in one pass.
+    /// Restorations drawn per slice; 0: the mean restoration, in one pass.
     pub restorations: i64,
     /// Inpainter passes per drawn restoration.
     pub steps: i64,
@@ -66,7 +67,7 @@ pub enum ModelChoice {
     Preset(Preset),
 }
 
-/// The networks that are measured.
+/// The opened networks.
 enum Model {
     Bundle(Box<Bundle>),
     Preset(Preset),
@@ -105,15 +106,18 @@ impl Model {
 /// Measures a device.
 ///
 /// # Errors
-/// Where the device cannot be used, the bundle does not load, or it lacks a prior that is asked for.
+/// Where the device cannot be used, the bundle cannot be loaded, or `prior` is set for a bundle without a prior.
 pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
     let device = device::resolve(settings.device)?;
-    // Each of a screening's threads computes alone.
+    // As in a screening, every thread computes alone.
     device::on_calling_thread();
     let model = Model::open(&settings.model)?;
     let sizes = model.sizes();
     if settings.prior && sizes.prior.is_none() {
-        return Err(Error::Config(format!("{} has no prior to measure; a preset has one", model.label())));
+        return Err(Error::Config(format!(
+            "{} has no prior to measure; leave out --prior, or measure a preset",
+            model.label()
+        )));
     }
     let tried = match settings.batch {
         Some(_) => Vec::new(),
@@ -145,7 +149,7 @@ pub fn measure(settings: &DeviceSettings) -> Result<DeviceSpeed> {
     })
 }
 
-/// Speeds of ascending batch sizes, until a larger one brings nothing twice in a row or does not fit (`None`).
+/// Speeds of ascending batch sizes. Stops after two without a gain, or at one that does not fit into memory (`None`).
 fn try_batches(batches: &[i64], speed: impl Fn(i64) -> Option<f64>) -> Vec<(i64, f64)> {
     let (mut tried, mut fastest, mut without_gain) = (Vec::new(), 0f64, 0);
     for &batch in batches {
@@ -160,7 +164,7 @@ fn try_batches(batches: &[i64], speed: impl Fn(i64) -> Option<f64>) -> Vec<(i64,
     tried
 }
 
-/// Slices encoded, judged and restored per second in batches of `batch`; none where they exceed the device's memory.
+/// Slices scored per second in batches of `batch`; `None` where a batch exceeds the device's memory.
 fn throughput(sizes: &Sizes, networks: &Networks, batch: i64, kind: Kind) -> Option<f64> {
     let run = || {
         let Batch { image, codes, middle, z_mm, inside, mask, .. } = Batch::new(sizes, batch, networks.device);
@@ -177,14 +181,14 @@ fn throughput(sizes: &Sizes, networks: &Networks, batch: i64, kind: Kind) -> Opt
     device::caught(|| Ok(run())).ok()
 }
 
-/// The smallest batch that is nearly as fast as the fastest.
+/// The smallest batch size that is nearly as fast as the fastest.
 fn best(tried: &[(i64, f64)]) -> Option<i64> {
     let fastest = tried.iter().map(|&(_, speed)| speed).fold(0., f64::max);
     tried.iter().find(|&&(_, speed)| speed >= NEAR * fastest).map(|&(batch, _)| batch)
 }
 
 impl Batch<'_> {
-    /// Every network in one number format.
+    /// Measures every network in one number format.
     fn measure(&self, model: &Model, settings: &DeviceSettings, kind: Kind) -> Result<KindSpeed> {
         let networks = model.networks(self.device, kind)?;
         let ceiling_gflops = ceiling(self.device, kind);
@@ -204,7 +208,7 @@ impl Batch<'_> {
             0 => speed.ms("mean") + speed.ms("decode"),
             n => n as f64 * (speed.ms("restore") + speed.ms("decode")),
         };
-        // A slice with nothing to restore is decoded as it is.
+        // A slice with nothing to in-paint is only decoded.
         let (open, closed) = (settings.open_share, 1. - settings.open_share);
         let slice_ms = speed.ms("encode") + speed.ms("detector") + closed * speed.ms("decode") + open * restoring;
         speed.slices_per_second = 1e3 / slice_ms;
@@ -212,7 +216,7 @@ impl Batch<'_> {
         Ok(speed)
     }
 
-    /// One step's time per slice; the ceiling is filled in later.
+    /// Measures one step. The share of the ceiling is filled in later.
     fn timed(&self, name: &'static str, flop_per_slice: f64, action: &dyn Fn()) -> NetworkSpeed {
         let per_slice = |seconds: f64| 1e3 * seconds / self.len as f64;
         let (ms_per_slice, launch) = tch::no_grad(|| {
@@ -228,12 +232,12 @@ impl Batch<'_> {
         }
     }
 
-    /// Operations of the head for `tokens` tokens of a slice.
+    /// Operations of a transformer's output head for `tokens` tokens.
     fn head_flop(&self, of: &TransformerConfig, tokens: f64) -> f64 {
         2. * tokens * (of.width * self.sizes.tokenizer.codes()) as f64
     }
 
-    /// The tokenizer, the detector and the inpainter.
+    /// Measures the tokenizer, the detector and the inpainter.
     fn networks(&self, networks: &Networks, steps: i64, kind: Kind) -> Vec<NetworkSpeed> {
         let Self { sizes, device, codes, middle, z_mm, inside, mask, .. } = self;
         let decoding = Decoding { steps, temperature: 1. };
@@ -241,25 +245,25 @@ impl Batch<'_> {
         let image = self.image.to_kind(kind);
         let noise = Tensor::rand([self.masked, sizes.tokenizer.codes()], (Kind::Float, *device));
         let [encode, decode] = networks.tokenizer.flop(sizes.tokens);
-        let judge = self.mean(|n| sizes.detector.flop(n, sizes.tokenizer.cell().pow(2)));
-        // Only masked tokens need the head.
+        let detect = self.mean(|n| sizes.detector.flop(n, sizes.tokenizer.cell().pow(2)));
+        // The head is computed for masked tokens only.
         let head = self.head_flop(&sizes.inpainter, self.masked as f64 / self.len as f64);
-        let guess = self.mean(|n| sizes.inpainter.flop(n, 0)) + head;
+        let inpaint = self.mean(|n| sizes.inpainter.flop(n, 0)) + head;
         vec![
             self.timed("encode", encode, &|| drop(networks.tokenizer.encode(&image, z_mm))),
             self.timed("decode", decode, &|| drop(networks.tokenizer.decode(middle, z_mm, kind))),
-            self.timed("detector", judge, &|| drop(networks.detector.forward(codes, inside, z_mm, kind))),
-            self.timed("inpainter", guess, &|| drop(networks.inpainter.forward(&slices, kind))),
-            self.timed("mean", guess, &|| {
+            self.timed("detector", detect, &|| drop(networks.detector.forward(codes, inside, z_mm, kind))),
+            self.timed("inpainter", inpaint, &|| drop(networks.inpainter.forward(&slices, kind))),
+            self.timed("mean", inpaint, &|| {
                 drop(networks.inpainter.mean(&slices, &networks.tokenizer.table(*device), kind));
             }),
-            self.timed("restore", guess * steps as f64, &|| {
+            self.timed("restore", inpaint * steps as f64, &|| {
                 drop(networks.inpainter.restore(&slices, &noise, decoding, kind));
             }),
         ]
     }
 
-    /// Restorations by the autoregressive prior, with full passes and with a cache; none where there is no prior.
+    /// Measures restorations by the autoregressive prior, with full passes and with a cache; empty without a prior.
     fn prior(&self, networks: &Networks, kind: Kind) -> Vec<NetworkSpeed> {
         let Self { sizes, device, middle, z_mm, inside, .. } = self;
         let (Some(prior), Some(of)) = (&networks.prior, &sizes.prior) else { return Vec::new() };
@@ -271,7 +275,7 @@ impl Batch<'_> {
             let slices = TokenSlices { codes: middle, inside, z_mm };
             drop(prior.restore(slices, |n| noise.narrow(1, 0, n), resampling, kind));
         };
-        // A pass over the whole slice for each of its tokens, which needs the head once.
+        // Each token takes a pass over the whole slice, with the head for that token only.
         let once = |n: i64| of.flop(n, 0) + self.head_flop(of, 1.);
         let full = self.mean(|n| n as f64 * once(n));
         let cached = self.mean(|n| of.flop(n, n_codes));
@@ -284,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_batch_that_is_nearly_the_fastest_is_taken() {
+    fn the_smallest_batch_that_is_nearly_the_fastest_is_used() {
         assert_eq!(best(&[(4, 80.), (8, 98.), (16, 100.), (32, 60.)]), Some(8));
         assert_eq!(best(&[]), None, "not even the smallest one fits");
         let sizes = Preset::Tiny.sizes();
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_tried_until_larger_ones_bring_nothing_or_do_not_fit() {
+    fn batches_are_tried_until_larger_ones_are_not_faster_or_do_not_fit() {
         let speeds = |batch: i64| Some(if batch < 128 { batch as f64 } else { 128. });
         let tried: Vec<i64> = try_batches(&BATCHES_GPU, speeds).iter().map(|&(batch, _)| batch).collect();
         assert_eq!(tried, [32, 64, 128, 256, 512]);

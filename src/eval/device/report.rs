@@ -1,4 +1,4 @@
-//! What was measured, as JSON and as the tables that `neurosieve bench device` prints.
+//! The result of [`super::measure`], as JSON and as the tables that `neurosieve bench device` prints.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use serde::Serialize;
 use super::SLICES_PER_SCAN;
 use super::inputs::MASKED;
 
-/// One network's speed.
+/// Speed of one network.
 #[derive(Debug, Clone, Serialize)]
 pub struct NetworkSpeed {
     /// Name of the step.
     pub name: &'static str,
     /// Milliseconds per slice.
     pub ms_per_slice: f64,
-    /// Milliseconds per slice until a GPU has been handed the work; none on the processor. Near `ms_per_slice`, launches
-    /// limit the speed, not arithmetic.
+    /// Milliseconds per slice until the work is launched on a GPU; `None` on the processor. If this is close to
+    /// `ms_per_slice`, launches limit the speed, not arithmetic.
     pub launch_ms_per_slice: Option<f64>,
-    /// Floating point operations per slice: products and sums of convolutions, linear maps and attention.
+    /// Floating point operations per slice: multiplications and additions of convolutions, linear maps and attention.
     pub flop_per_slice: f64,
-    /// Speed reached, GFLOP/s.
+    /// Measured speed, GFLOP/s.
     pub gflops: f64,
-    /// The same as a share of the ceiling, 0 to 1.
+    /// Measured speed as a share of the ceiling, 0 to 1.
     pub share_of_ceiling: f64,
 }
 
-/// All networks in one number format.
+/// Speed of all networks in one number format.
 #[derive(Debug, Clone, Serialize)]
 pub struct KindSpeed {
     /// `f32` or `bf16`.
@@ -34,13 +34,13 @@ pub struct KindSpeed {
     pub ceiling_gflops: f64,
     /// Each network.
     pub networks: Vec<NetworkSpeed>,
-    /// Slices encoded, judged and restored per second.
+    /// Slices scored per second.
     pub slices_per_second: f64,
-    /// Brains of 80 slices per second.
+    /// Scans of 80 slices scored per second.
     pub scans_per_second: f64,
 }
 
-/// A device with a model.
+/// Speed of a model on a device.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeviceSpeed {
     /// libtorch's name of the device.
@@ -51,19 +51,19 @@ pub struct DeviceSpeed {
     pub model: String,
     /// Slices per batch.
     pub batch: i64,
-    /// Batch sizes that were tried with their slices per second; empty where the batch was given.
+    /// Batch sizes that were tried, with slices per second; empty where the batch size was given.
     pub tried: Vec<(i64, f64)>,
     /// Rows and columns of a slice's tokens.
     pub tokens: [i64; 2],
     /// Mean number of brain tokens per slice.
     pub brain_tokens: f64,
-    /// Drawn restorations per slice; 0: their mean, in one pass.
+    /// Restorations drawn per slice; 0: the mean restoration, in one pass.
     pub restorations: i64,
     /// Inpainter passes per drawn restoration.
     pub steps: i64,
     /// Share of slices with something to in-paint, 0 to 1.
     pub open_share: f64,
-    /// f32, and bf16 where it was asked for.
+    /// f32, and bf16 where it was measured.
     pub kinds: Vec<KindSpeed>,
 }
 
@@ -96,7 +96,7 @@ impl DeviceSpeed {
         let tried: Vec<String> = self.tried.iter().map(|(batch, speed)| format!("{batch}: {speed:.0}")).collect();
         writeln!(
             f,
-            "slices/s by batch size: {}\nfor this device, write `batch_slices = {}` into [score] and keep it: \
+            "slices/s by batch size: {}\nfor this device, set `batch_slices = {}` in [score] and do not change it: \
              another batch size may change the last digits of the results\n",
             tried.join(", "),
             self.batch
@@ -120,7 +120,7 @@ impl DeviceSpeed {
         writeln!(f)
     }
 
-    /// The drawn restorations of the inpainter and of the autoregressive prior, where both were measured.
+    /// The times of drawn restorations by the inpainter and by the autoregressive prior, where both were measured.
     fn write_restorations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for kind in &self.kinds {
             let [inpainter, full, cached] = ["restore", "prior, full", "prior, cache"].map(|name| kind.ms(name));

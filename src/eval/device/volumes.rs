@@ -1,8 +1,8 @@
-//! Scoring of volumes that are in memory: what a device does when nothing else slows it down, and where its time goes.
+//! Speed of scoring volumes that are held in memory, and where a device spends its time.
 //!
-//! Takes prepared scans of a cohort, or made-up volumes of a preset's size with random weights, and scores them again and
-//! again as a device thread of a screening does: in groups that share batches, with half the batch after the device ran out
-//! of memory. Not in it: fetching, decoding, preprocessing, maps and rows.
+//! Takes preprocessed scans of a cohort, or synthetic volumes of a preset's size with random weights, and scores them
+//! repeatedly as a device thread of a screening does: in groups that share batches, with half the batch size after the
+//! device ran out of memory. Fetching, decoding, preprocessing, maps and tables are not measured.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,7 +17,7 @@ use super::inputs::{self, Batch};
 use super::{Model, ModelChoice};
 use crate::cohort::{self, CohortConfig};
 use crate::error::{Error, Result};
-use crate::eval::preprocess::MAX_SCAN_BYTES;
+use crate::eval::read::MAX_SCAN_BYTES;
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess;
 use crate::score::memory::within_memory;
@@ -25,25 +25,25 @@ use crate::score::{self, Inference, Method, Scan, ScoreConfig, Settings, batch_s
 use crate::store;
 use crate::volume::Volume;
 
-/// Share of tokens that are in-painted where weights are random and no threshold means anything.
+/// Share of tokens that are in-painted with random weights, for which the bundle's thresholds mean nothing.
 const OPEN_TOKENS: f64 = 0.1;
 
-/// What is measured.
+/// Settings of [`score_volumes`].
 #[derive(Debug, Clone)]
 pub struct VolumeSettings {
-    /// Device that computes.
+    /// Device to measure.
     pub device: device::DeviceChoice,
-    /// The networks. A preset scores made-up volumes, a bundle those of `cohort`.
+    /// The networks. A bundle scores scans of `cohort`, a preset synthetic volumes.
     pub model: ModelChoice,
-    /// Where scans come from; needed by a bundle, not read with a preset.
+    /// Where the scans come from; not used with a preset.
     pub cohort: CohortConfig,
-    /// Different volumes held in memory.
+    /// Number of different volumes held in memory.
     pub distinct: usize,
-    /// Slices of a made-up volume.
+    /// Slices of a synthetic volume.
     pub slices: usize,
-    /// Volumes that are scored, the different ones in turn.
+    /// Number of volumes to score; the different ones take turns.
     pub volumes: usize,
-    /// How they are scored.
+    /// How the volumes are scored.
     pub score: ScoreConfig,
 }
 
@@ -58,55 +58,55 @@ pub struct VolumeSpeed {
     pub method: Method,
     /// Number format of the networks.
     pub precision: score::Precision,
-    /// Slices per batch at the start.
+    /// Slices per batch, as configured.
     pub batch_slices: usize,
-    /// Slices per batch that fitted into the device's memory.
+    /// Slices per batch that fit into the device's memory.
     pub batch_slices_fitting: usize,
     /// Volumes whose slices share batches.
     pub scans_at_once: usize,
-    /// Volumes scored.
+    /// Number of volumes scored.
     pub volumes: usize,
     /// Slices with brain per volume, on average.
     pub slices: f64,
     /// Share of those slices with something to in-paint, 0 to 1.
     pub open_share: f64,
-    /// Seconds for all.
+    /// Seconds for all volumes.
     pub seconds: f64,
     /// Volumes per second.
     pub volumes_per_second: f64,
-    /// Where the time of a volume goes; only for the default restoration of `mim`.
+    /// Device time of a volume by part; only for the mean restoration of `mim`.
     pub breakdown: Option<Breakdown>,
 }
 
-/// Where the device's time of one volume goes, milliseconds. The networks and copies are measured by themselves, on batches
-/// of the same size; what they do not explain of the whole is `other_ms`.
+/// Device time of one volume by part, in ms. Networks and copies are measured separately, on batches of the same size;
+/// `other_ms` is the rest of the total.
 #[derive(Debug, Clone, Serialize)]
 pub struct Breakdown {
-    /// The whole.
+    /// Total time.
     pub total_ms: f64,
     /// Networks: encoder, detector, inpainter, decoder.
     pub networks_ms: f64,
-    /// Part of `networks_ms` until a GPU has been handed the work; none on the processor.
+    /// Part of `networks_ms` that launches the work on a GPU; `None` on the processor.
     pub launch_ms: Option<f64>,
     /// Copies of a volume to the device.
     pub to_device_ms: f64,
-    /// Copies of its results back.
+    /// Copies of the results back.
     pub from_device_ms: f64,
-    /// The rest: picking slices for batches, waiting between steps, work on the processor.
+    /// The rest: assembling batches, waiting between steps, work on the processor.
     pub other_ms: f64,
 }
 
-/// A volume in memory.
+/// A volume held in memory.
 struct Loaded {
     name: String,
     image: Volume<f32>,
     brain: Volume<u8>,
 }
 
-/// Scores volumes that are in memory.
+/// Measures the speed of scoring volumes that are held in memory.
 ///
 /// # Errors
-/// [`Error::Config`] where a cohort is missing or has no scan; what listing, reading, preprocessing and scoring say.
+/// [`Error::Config`] where no cohort is given or it has no scan; errors of listing, reading, preprocessing and scoring.
 pub async fn score_volumes(settings: &VolumeSettings) -> Result<VolumeSpeed> {
     let device = device::resolve(settings.device)?;
     device::on_calling_thread();
@@ -116,7 +116,7 @@ pub async fn score_volumes(settings: &VolumeSettings) -> Result<VolumeSpeed> {
         Model::Preset(preset) => (0..distinct)
             .map(|number| {
                 let (image, brain) = inputs::volume(&preset.sizes(), settings.slices.max(1), number as u64);
-                Loaded { name: format!("made-up-{number}"), image, brain }
+                Loaded { name: format!("synthetic-{number}"), image, brain }
             })
             .collect(),
         Model::Bundle(bundle) => load(&settings.cohort, bundle, distinct).await?,
@@ -124,26 +124,30 @@ pub async fn score_volumes(settings: &VolumeSettings) -> Result<VolumeSpeed> {
     let networks = model.networks(device, settings.score.precision.kind())?;
     let scoring = match &model {
         Model::Bundle(bundle) => Settings::new(&settings.score, bundle)?,
-        Model::Preset(_) => made_up(&settings.score, &networks, &volumes)?,
+        Model::Preset(_) => random_settings(&settings.score, &networks, &volumes)?,
     };
     let run = Scoring { networks, settings: scoring, volumes, fitting: Cell::new(usize::MAX) };
     run.measure(&model, settings.volumes.max(1))
 }
 
 /// Reads and preprocesses the first scans of a cohort.
-async fn load(cohort: &CohortConfig, bundle: &Bundle, most: usize) -> Result<Vec<Loaded>> {
+async fn load(cohort: &CohortConfig, bundle: &Bundle, limit: usize) -> Result<Vec<Loaded>> {
     if cohort.url.is_empty() {
-        return Err(Error::Config("which scans are scored? Add `--cohort FOLDER`, or `--preset paper`".into()));
+        return Err(Error::Config(
+            "no scans to score: add --cohort URL, or --preset paper for synthetic volumes".into(),
+        ));
     }
     let location = store::open(&cohort.url)?;
     let name = cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
     let listing = cohort::list(&location, &name, &cohort.select).await?;
     let mut fetched = Vec::new();
-    for entry in listing.selected.iter().take(most) {
+    for entry in listing.selected.iter().take(limit) {
         fetched.push((entry.scan_id.clone(), cohort::read(&location, entry, MAX_SCAN_BYTES).await?));
     }
     if fetched.is_empty() {
-        return Err(Error::Config(format!("no scan in {location}; `neurosieve cohort` says what it holds and why")));
+        return Err(Error::Config(format!(
+            "no scan in {location} is selected; `neurosieve cohort` lists its images and why they are skipped"
+        )));
     }
     let prepare = |(name, bytes): (String, cohort::ScanBytes)| {
         let decoded = bytes.decode(MAX_SCAN_BYTES)?;
@@ -153,8 +157,8 @@ async fn load(cohort: &CohortConfig, bundle: &Bundle, most: usize) -> Result<Vec
     fetched.into_par_iter().map(prepare).collect()
 }
 
-/// Settings for random weights: thresholds that leave a tenth of the tokens to in-paint.
-fn made_up(config: &ScoreConfig, networks: &Networks, volumes: &[Loaded]) -> Result<Settings> {
+/// Settings for random weights: the threshold at which a tenth of the tokens are in-painted.
+fn random_settings(config: &ScoreConfig, networks: &Networks, volumes: &[Loaded]) -> Result<Settings> {
     let batch = batch_slices(config.batch_slices, networks.device);
     let mut p = score::detect(networks, volumes[0].scan(&volumes[0].name), batch)?;
     let place = (p.len() as f64 * (1. - OPEN_TOKENS)) as usize;
@@ -174,12 +178,12 @@ impl Loaded {
     }
 }
 
-/// Volumes, and everything that scores them.
+/// Volumes, with the networks and settings that score them.
 struct Scoring {
     networks: Networks,
     settings: Settings,
     volumes: Vec<Loaded>,
-    /// Smallest batch that was needed for want of memory.
+    /// Smallest batch size that was tried; smaller than configured where memory ran out.
     fitting: Cell<usize>,
 }
 
@@ -187,7 +191,7 @@ impl Scoring {
     fn measure(&self, model: &Model, volumes: usize) -> Result<VolumeSpeed> {
         let device = self.networks.device;
         let group = self.settings.scans_at_once(device);
-        // Not counted: the first group loads kernels and chooses algorithms.
+        // The first group loads kernels and chooses algorithms, so it is not timed.
         let inferences = self.score(0..group.min(volumes))?;
         let started = Instant::now();
         for first in (0..volumes).step_by(group) {
@@ -223,7 +227,7 @@ impl Scoring {
         })
     }
 
-    /// Scores the volumes of these numbers together. Each number has a name of its own, as scans have.
+    /// Scores a range of volumes together. Each number is a separate scan id.
     fn score(&self, numbers: std::ops::Range<usize>) -> Result<Vec<Inference>> {
         let chosen: Vec<(String, &Loaded)> = numbers
             .map(|number| {
@@ -246,7 +250,7 @@ impl Scoring {
         let sizes = model.sizes();
         let measured =
             Batch::new(&sizes, batch.min(slices as usize).max(1) as i64, device).networks(&self.networks, 1, kind);
-        // Every slice is encoded, judged and decoded once; those with something to restore pass the inpainter.
+        // Every slice is encoded, classified and decoded once. Only slices with anomalous tokens pass the inpainter.
         let passes = |name: &str| match name {
             "encode" | "detector" | "decode" => 1.,
             "mean" => open_share,
@@ -260,7 +264,7 @@ impl Scoring {
         Breakdown { total_ms, networks_ms, launch_ms, to_device_ms, from_device_ms, other_ms }
     }
 
-    /// Milliseconds that the copies of one volume take: its pixels to the device, and what an [`Inference`] holds back.
+    /// Milliseconds to copy one volume's pixels to the device, and the tensors of its [`Inference`] back.
     fn copies(&self, tokens: &[i64; 2], slices: i64) -> [f64; 2] {
         let device = self.networks.device;
         if device == Device::Cpu {
@@ -281,7 +285,7 @@ impl Scoring {
     }
 }
 
-/// Slices in which something was in-painted.
+/// Number of slices with in-painted tokens.
 fn n_open(inference: &Inference) -> usize {
     let per_slice = inference.tokens.iter().product::<usize>().max(1);
     inference.nll.chunks(per_slice).filter(|slice| slice.iter().any(|nll| !nll.is_nan())).count()
@@ -291,7 +295,7 @@ impl fmt::Display for VolumeSpeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} on {}: {} volumes of {:.0} slices in {:.2} s, {:.2} a second; {} volume(s) together, batches of {} slices",
+            "{} on {}: {} volumes of {:.0} slices in {:.2} s, {:.2} volumes/s; {} volume(s) together, batches of {} slices",
             self.model,
             self.device,
             self.volumes,

@@ -1,19 +1,19 @@
-//! Figures of anomaly maps against truth masks, and how sure they are.
+//! Figures of anomaly maps against truth masks, and their confidence intervals.
 //!
-//! Takes scores 0..1 of voxels with the truth, pooled over scans as the field does (one ranking of all voxels of all
-//! scans); gives average precision, the best Dice over all thresholds, areas under the ROC curve, and intervals by
-//! drawing scans, not voxels, with replacement: voxels of one brain are no independent witnesses.
+//! Takes the scores of voxels (0 to 1) with their truth, pooled over scans as in the literature: one ranking of all voxels
+//! of all scans. Gives average precision, the best Dice over all thresholds, the area under the ROC curve, and bootstrap
+//! intervals. The bootstrap draws scans, not voxels, because the voxels of one brain are not independent.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Scores are told apart in this many levels, finer towards 0, where most voxels are.
+/// Number of levels that scores are rounded to. They are finer towards 0, where most voxels are.
 const LEVELS: usize = 1 << 12;
 
 /// Rounds of the bootstrap.
 const ROUNDS: usize = 1000;
 
-/// Voxels of one scan by the level of their score.
+/// Histogram of one scan's scores: voxels at each level.
 #[derive(Debug, Clone)]
 pub(super) struct Counts {
     healthy: Vec<u32>,
@@ -21,7 +21,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Counts voxels; scores beyond 0..1 count as the nearest.
+    /// Counts voxels, given as score and truth. Scores are clamped to 0..1.
     pub fn of(voxels: impl Iterator<Item = (f32, bool)>) -> Self {
         let mut counts = Self { healthy: vec![0; LEVELS], anomalous: vec![0; LEVELS] };
         for (score, anomalous) in voxels {
@@ -33,14 +33,14 @@ impl Counts {
     }
 }
 
-/// Of a pool of scans.
+/// Figures of several scans together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pooled {
-    /// Average precision: precision at each level, weighted by the recall that the level adds (scikit-learn's).
+    /// Average precision as in scikit-learn: precision at each level, weighted by the recall that the level adds.
     pub average_precision: f64,
     /// Best Dice over all thresholds.
     pub best_dice: f64,
-    /// Share of anomalous voxels: the average precision of chance.
+    /// Share of anomalous voxels, which is the average precision of a random ranking.
     pub prevalence: f64,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn pooled<'a>(scans: impl Iterator<Item = &'a Counts> + Clone) -> Poo
     Pooled { average_precision, best_dice, prevalence: total / all }
 }
 
-/// Area under the ROC curve (Mann-Whitney; ties count half). NaN where a side is empty.
+/// Area under the ROC curve (Mann-Whitney; ties count half). NaN where either group is empty.
 pub(super) fn auroc(anomalous: &[f64], healthy: &[f64]) -> f64 {
     let wins: f64 = anomalous
         .iter()
@@ -79,12 +79,12 @@ pub(super) fn auroc(anomalous: &[f64], healthy: &[f64]) -> f64 {
     wins / (anomalous.len() * healthy.len()) as f64
 }
 
-/// Twice the shared voxels over the sum of both; 1 where both are empty.
+/// Dice of two masks, from the number of shared voxels and of each mask's voxels; 1 where both are empty.
 pub(super) fn dice(shared: u64, called: u64, truth: u64) -> f64 {
     if called + truth == 0 { 1. } else { 2. * shared as f64 / (called + truth) as f64 }
 }
 
-/// The value below which the share `q` of `values` lies, linear between two; NaN for none.
+/// The `q`-quantile of the finite values, interpolated linearly; NaN without values.
 pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -94,8 +94,8 @@ pub(super) fn quantile(values: &[f64], q: f64) -> f64 {
     sorted[low] + (sorted[(low + 1).min(last)] - sorted[low]) * (place - low as f64)
 }
 
-/// The middle 95 % of what `statistic` gives of `n` scans drawn with replacement; it gets their numbers. The same draws
-/// every time, so that two methods are compared on the same scans.
+/// The middle 95 % of a statistic over bootstrap samples of `n` scans. `statistic` gets the indices of the drawn scans. The
+/// draws are the same in every call, so that two methods are compared on the same scans.
 pub(super) fn interval(n: usize, statistic: impl Fn(&[usize]) -> f64) -> [f64; 2] {
     if n == 0 {
         return [f64::NAN; 2];

@@ -1,29 +1,28 @@
-//! Methods side by side on a cohort with truth masks.
+//! Comparison of methods on a cohort with truth masks.
 //!
 //! ```text
 //! cohort with truth ─► preprocess ─┐
 //! healthy cohort    ─► preprocess ─┴─► every method: a threshold fixed on the healthy scans alone,
 //!                                      maps, masks and scores of all scans ─► figures.rs ─► report.rs
 //! ```
-//! Every method sees the same prepared scans, runs on the same device and is judged in native space, where the truth
-//! is, over the voxels that are brain for the program or lesion for the truth. A truth mask lies at
-//! `<truth>/<folder of the scan>/<name without suffix>_label-lesion_mask.nii.gz`, above 0 where there is lesion; scans
-//! without one are left out, and said so.
+//! Every method gets the same preprocessed scans and runs on the same device. Its maps are compared with the truth in native
+//! space, over the voxels of the brain mask and of the lesions. A truth mask is at
+//! `<truth>/<folder of the scan>/<name without suffix>_label-lesion_mask.nii.gz` and above 0 inside lesions. Scans without
+//! a truth mask are skipped and reported.
 
 mod figures;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use object_store::ObjectStoreExt;
 use rayon::prelude::*;
 
-pub use report::{Estimate, MethodFigures, Ratio, Report, ScanFigures};
+pub use report::{Estimate, MethodFigures, MethodReport, Ratio, ScanFigures};
 
 use self::figures::Counts;
 use super::config::EvalPipeline;
-use super::preprocess::MAX_SCAN_BYTES;
+use super::read::{MAX_SCAN_BYTES, image_at};
 use crate::cohort::{self, CohortConfig};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
@@ -31,15 +30,15 @@ use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
 use crate::score::{self, Assessment, Scan, ScoreConfig, Settings};
 use crate::store::{self, Location};
 use crate::tables::Tables;
-use crate::volume::{Volume, nifti, resample};
+use crate::volume::{Volume, resample};
 
-/// A lesion counts as found when this share of it is in the mask.
+/// A lesion counts as found when at least this share of it is in the mask.
 const FOUND_SHARE: f64 = 0.1;
 
-/// Lesions and findings below this volume are not counted as such, in ml: a voxel or two.
-const LEAST_ML: f64 = 0.03;
+/// Lesions and findings below this volume, a voxel or two, are not counted; in ml.
+const MIN_ML: f64 = 0.03;
 
-/// A scan that is ready to be scored.
+/// A preprocessed scan.
 struct Case {
     scan_id: String,
     prepared: Prepared,
@@ -47,33 +46,33 @@ struct Case {
     truth: Option<Volume<u8>>,
 }
 
-/// What a method said of one scan with truth.
-struct Judged {
+/// One method's result for one scan, compared with the truth.
+struct Compared {
     figures: ScanFigures,
     counts: Counts,
     /// The mask on the model's grid.
     mask: Vec<u8>,
 }
 
-/// Runs the methods of the pipeline.
+/// Evaluates the methods of the pipeline.
 ///
 /// # Errors
-/// [`Error::Config`] where a cohort has no usable scan or a method's settings cannot be read; storage and device errors.
-/// A scan that preprocessing refuses is left out and named.
-pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
+/// [`Error::Config`] where no method is given, a cohort has no usable scan, or a method's settings are invalid; storage and
+/// device errors. A scan that preprocessing refuses is skipped and reported.
+pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
     if pipeline.eval.methods.is_empty() {
         return Err(Error::Config(
-            "no method to evaluate: add [[eval.methods]] sections; pipelines/eval.toml has some".into(),
+            "no method to evaluate: add [[eval.methods]] sections as in pipelines/eval.toml".into(),
         ));
     }
     let device = device::resolve(pipeline.run.device)?;
-    // As a screening does.
+    // As in a screening, every thread computes alone.
     device::on_calling_thread();
     let bundle = Bundle::open(&pipeline.model.bundle)?;
     let networks = bundle.networks(device)?;
     let lesioned = cases(&pipeline.cohort, Some(&pipeline.eval.truth), &pipeline.preprocess).await?;
     let healthy = cases(&pipeline.healthy, None, &pipeline.preprocess).await?;
-    eprintln!("{} scans with truth, {} healthy ones; {}, {device:?}", lesioned.len(), healthy.len(), bundle.label());
+    eprintln!("{} scans with truth, {} healthy scans; {}, {device:?}", lesioned.len(), healthy.len(), bundle.label());
 
     let mut methods = Vec::new();
     for method in &pipeline.eval.methods {
@@ -84,7 +83,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
         eprintln!("{}: {:.0} s", method.name, started.elapsed().as_secs_f64());
         methods.push(figures);
     }
-    let report = Report {
+    let report = MethodReport {
         bundle: bundle.label(),
         bundle_digest: bundle.digest.clone(),
         device: format!("{device:?}").to_lowercase(),
@@ -105,7 +104,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<Report> {
     Ok(report)
 }
 
-/// One method and what it runs with.
+/// A method with its networks.
 struct MethodRun<'a> {
     networks: &'a Networks,
     score: &'a ScoreConfig,
@@ -115,7 +114,7 @@ struct MethodRun<'a> {
 impl MethodRun<'_> {
     fn evaluate(&self, name: &str, lesioned: &[Case], healthy: &[Case], quantile: f64) -> Result<MethodFigures> {
         let mut settings = Settings::new(self.score, self.bundle)?;
-        // No mask yet: the threshold is what the healthy scans tell, whatever the bundle says.
+        // No mask yet: the threshold is computed from the healthy scans, and the bundle's is not used.
         settings.mask_threshold = f32::INFINITY;
         let mut maps = Vec::new();
         for case in healthy {
@@ -138,15 +137,15 @@ impl MethodRun<'_> {
         let healthy_scores: Vec<f64> = maps.iter().map(|map| f64::from(score::scan_score(map))).collect();
         let healthy_ml: Vec<f64> = maps.iter().map(|map| called_ml(map, &settings)).collect();
 
-        let mut judged = Vec::new();
+        let mut compared = Vec::new();
         for case in lesioned {
             let (assessment, seconds) = self.assess(case, &settings)?;
-            judged.push(judge(case, &assessment, seconds));
+            compared.push(compare(case, &assessment, seconds));
         }
-        Ok(MethodFigures::new(name, settings.mask_threshold, judged, &healthy_scores, &healthy_ml))
+        Ok(MethodFigures::new(name, settings.mask_threshold, compared, &healthy_scores, &healthy_ml))
     }
 
-    /// The maps of a scan, and the seconds that the device was busy with it.
+    /// The maps of a scan, and the seconds that the networks took.
     fn assess(&self, case: &Case, settings: &Settings) -> Result<(Assessment, f64)> {
         let scan = Scan::new(&case.scan_id, &case.prepared);
         let started = Instant::now();
@@ -156,7 +155,7 @@ impl MethodRun<'_> {
     }
 }
 
-/// Volume of a map's findings.
+/// Volume of a map's findings, ml.
 fn called_ml(map: &Volume, settings: &Settings) -> f64 {
     let above = map.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
     let above = Volume::new(map.grid, above);
@@ -165,7 +164,7 @@ fn called_ml(map: &Volume, settings: &Settings) -> f64 {
 }
 
 /// Compares a scan's maps with its truth, in native space.
-fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
+fn compare(case: &Case, assessment: &Assessment, seconds: f64) -> Compared {
     let truth = case.truth.as_ref().expect("lesioned scans have a truth");
     let (native, to_mni) = (truth.grid, &case.prepared.to_mni);
     let scores = resample::trilinear(&assessment.score, &native, to_mni);
@@ -176,15 +175,15 @@ fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
     let shared = |a: &Volume<u8>, b: &Volume<u8>| voxels().filter(|&i| a.data[i] > 0 && b.data[i] > 0).count() as u64;
     let (n_shared, n_called, n_truth) = (shared(&called, truth), shared(&called, &called), shared(truth, truth));
 
-    let least = LEAST_ML / native.voxel_ml();
+    let min_voxels = MIN_ML / native.voxel_ml();
     let large = |mask: &Volume<u8>| -> Vec<Vec<u32>> {
-        score::connected(mask).into_iter().filter(|part| part.len() as f64 >= least).collect()
+        score::connected(mask).into_iter().filter(|part| part.len() as f64 >= min_voxels).collect()
     };
     let (lesions, findings) = (large(truth), large(&called));
     let covered = |part: &[u32], by: &Volume<u8>| part.iter().filter(|&&i| by.data[i as usize] > 0).count();
     let found = lesions.iter().filter(|part| covered(part, &called) as f64 >= FOUND_SHARE * part.len() as f64).count();
     let false_findings = findings.iter().filter(|part| covered(part, truth) == 0).count();
-    Judged {
+    Compared {
         figures: ScanFigures {
             scan_id: case.scan_id.clone(),
             truth_ml: n_truth as f64 * native.voxel_ml(),
@@ -205,7 +204,7 @@ fn judge(case: &Case, assessment: &Assessment, seconds: f64) -> Judged {
     }
 }
 
-/// Mean |image - decoded tokens| of the scans' brains, their lesions left out: what no restoration can get below.
+/// Mean |image - decoded tokens| over the brains without their lesions: the error that the tokens alone cause.
 fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
     let (mut sum, mut n) = (0f64, 0f64);
     for case in cases {
@@ -224,20 +223,20 @@ fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
     Ok(sum / n)
 }
 
-/// Reads and prepares the scans of a cohort, with their truth where `truth` names its folder.
+/// Reads and preprocesses the scans of a cohort, with their truth masks where `truth` names the folder of those.
 async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &PreprocessConfig) -> Result<Vec<Case>> {
     let location = store::open(&config.url)?;
     let name = config.name.clone().unwrap_or_else(|| location.name().to_owned());
     let listing = cohort::list(&location, &name, &config.select).await?;
     let mut read = Vec::new();
-    let mut missing = BTreeMap::new();
+    let mut missing = BTreeSet::new();
     for entry in listing.selected {
         let mask = match truth {
             None => None,
             Some(folder) => match truth_mask(&location, folder, &entry.uri).await? {
                 Some(mask) => Some(mask),
                 None => {
-                    missing.insert(entry.scan_id, ());
+                    missing.insert(entry.scan_id);
                     continue;
                 }
             },
@@ -245,7 +244,8 @@ async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &Preproce
         read.push((entry.scan_id.clone(), cohort::read(&location, &entry, MAX_SCAN_BYTES).await?, mask));
     }
     if !missing.is_empty() {
-        eprintln!("{} scans have no truth mask and are left out: {:?}", missing.len(), missing.keys());
+        let missing_ids: Vec<&str> = missing.iter().map(String::as_str).collect();
+        eprintln!("{} scans skipped, no truth mask: {}", missing.len(), missing_ids.join(", "));
     }
     let prepared: Vec<(String, Result<Case>)> = read
         .into_par_iter()
@@ -254,7 +254,13 @@ async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &Preproce
                 let native = bytes.decode(MAX_SCAN_BYTES)?.volume;
                 let prepared = preprocess::prepare(&native, preprocess)?;
                 if let Some(truth) = truth.as_ref().filter(|truth| truth.grid.shape != native.grid.shape) {
-                    return Err(Error::input("truth", format!("the truth mask has {:?} voxels", truth.grid.shape)));
+                    return Err(Error::input(
+                        "truth",
+                        format!(
+                            "the truth mask has {:?} voxels, but the scan has {:?}",
+                            truth.grid.shape, native.grid.shape
+                        ),
+                    ));
                 }
                 Ok(Case { scan_id: scan_id.clone(), prepared, truth })
             };
@@ -265,31 +271,23 @@ async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &Preproce
     for (scan_id, case) in prepared {
         match case {
             Ok(case) => cases.push(case),
-            Err(error) => eprintln!("{scan_id} left out: {error}"),
+            Err(error) => eprintln!("{scan_id} skipped: {error}"),
         }
     }
     if cases.is_empty() {
         let wanted = if truth.is_some() { "scan with a truth mask" } else { "healthy scan" };
         return Err(Error::Config(format!(
-            "{} has no {wanted} to evaluate on; `neurosieve cohort` shows what it has",
+            "{} has no usable {wanted}; `neurosieve cohort` lists its scans",
             config.url
         )));
     }
     Ok(cases)
 }
 
-/// The lesion mask that belongs to a scan, where there is one.
+/// The lesion mask of a scan, if it has one.
 async fn truth_mask(location: &Location, folder: &str, uri: &str) -> Result<Option<Volume<u8>>> {
     let stem = cohort::bids::stem(uri);
     let stem = stem.rsplit_once('_').map_or(stem, |(before, _)| before);
-    let path = location.path_of(&format!("{folder}/{stem}_label-lesion_mask.nii.gz"))?;
-    match location.store.get(&path).await {
-        Err(object_store::Error::NotFound { .. }) => Ok(None),
-        found => {
-            let bytes = found.map_err(|e| location.explain("read", e))?.bytes().await;
-            let bytes = bytes.map_err(|e| location.explain("read", e))?;
-            let mask = nifti::decode(&bytes, MAX_SCAN_BYTES)?.volume;
-            Ok(Some(Volume::new(mask.grid, mask.data.iter().map(|&v| u8::from(v > 0.)).collect())))
-        }
-    }
+    let mask = image_at(location, &format!("{folder}/{stem}_label-lesion_mask.nii.gz")).await?;
+    Ok(mask.map(|mask| Volume::new(mask.grid, mask.data.iter().map(|&v| u8::from(v > 0.)).collect())))
 }

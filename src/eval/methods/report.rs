@@ -1,23 +1,31 @@
-//! The figures of methods side by side, for people (Markdown) and for programs (JSON).
+//! The comparison of methods as Markdown and as JSON.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use super::Judged;
+use super::Compared;
 use super::figures::{Counts, auroc, dice, interval, pooled, quantile};
 use crate::error::{Error, Result};
 use crate::eval::config::MethodConfig;
 use crate::score::ScoreConfig;
 use crate::tables::EvaluationRow;
 
-/// A figure and the middle 95 % of it over scans drawn with replacement.
+/// A figure with its 95 % bootstrap interval over scans.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// On all scans.
+    /// The figure of all scans.
     pub value: f64,
-    /// Lower and upper end.
+    /// Lower and upper bound.
     pub interval: [f64; 2],
+}
+
+impl Estimate {
+    /// The estimate of a statistic of `n` scans. `statistic` gets the indices of the scans that it is computed on.
+    fn new(n: usize, statistic: &dyn Fn(&[usize]) -> f64) -> Self {
+        let all: Vec<usize> = (0..n).collect();
+        Self { value: statistic(&all), interval: interval(n, statistic) }
+    }
 }
 
 impl fmt::Display for Estimate {
@@ -26,23 +34,23 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// One scan with truth under one method; voxels are native ones.
+/// One method's figures of one scan with truth. Voxels are those of the native grid.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "each says what it is")]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ScanFigures {
     pub scan_id: String,
     pub truth_ml: f64,
     pub called_ml: f64,
-    /// Voxels that are lesion and called so.
+    /// Lesion voxels in the mask.
     pub shared: u64,
-    /// Voxels called anomalous.
+    /// Voxels in the mask.
     pub called: u64,
-    /// Voxels of lesion.
+    /// Lesion voxels.
     pub truth: u64,
     pub dice: f64,
     pub average_precision: f64,
     pub lesions: usize,
-    /// Lesions of which a tenth or more is called.
+    /// Lesions with at least a tenth of their volume in the mask.
     pub lesions_found: usize,
     /// Findings that touch no lesion.
     pub false_findings: usize,
@@ -50,32 +58,32 @@ pub struct ScanFigures {
     pub device_seconds: f64,
 }
 
-/// One method.
+/// The figures of one method.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "each says what it is")]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct MethodFigures {
     pub name: String,
-    /// Fixed on the healthy scans.
+    /// Threshold, fixed on the healthy scans.
     pub mask_threshold: f64,
     /// Over the voxels of all scans together.
     pub average_precision: Estimate,
-    /// Over the voxels of all scans together, at the threshold that suits best.
+    /// Over the voxels of all scans together, at the threshold with the highest Dice.
     pub best_dice: Estimate,
     /// Over the voxels of all scans together, at the healthy threshold.
     pub dice: Estimate,
-    /// Per scan at the healthy threshold: quartiles.
+    /// Quartiles of the scans' Dice at the healthy threshold.
     pub scan_dice: [f64; 3],
-    /// Lesion-wise F1 at the healthy threshold.
+    /// F1 of lesions at the healthy threshold.
     pub lesion_f1: Estimate,
-    /// Findings per scan with truth that touch no lesion.
+    /// Findings that touch no lesion, per scan with truth.
     pub false_findings_per_scan: f64,
-    /// Lesioned against healthy scans by `anomaly_score`.
+    /// Area under the ROC curve of `anomaly_score`: scans with lesions against healthy scans.
     pub scan_auroc: Estimate,
-    /// Share of lesion voxels: the average precision of chance.
+    /// Share of lesion voxels, which is the average precision of a random ranking.
     pub prevalence: f64,
-    /// Volume called anomalous in healthy scans, ml: median and 90th percentile.
+    /// Anomalous volume in healthy scans, ml: median and 90th percentile.
     pub healthy_ml: [f64; 2],
-    /// Median seconds of a scan on the device.
+    /// Median time of a scan on the device, s.
     pub device_seconds: f64,
     pub scans: Vec<ScanFigures>,
     #[serde(skip)]
@@ -84,33 +92,31 @@ pub struct MethodFigures {
     masks: Vec<Vec<u8>>,
 }
 
-/// The first method over another, on the same scans.
+/// Ratios of the first method to another, on the same scans.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "each says what it is")]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Ratio {
     pub name: String,
-    /// Of the pooled average precisions.
+    /// Ratio of the pooled average precisions.
     pub average_precision: Estimate,
-    /// Of the pooled best Dice.
+    /// Ratio of the pooled best Dice.
     pub best_dice: Estimate,
-    /// How many times the other's seconds on the device are the first one's.
+    /// Device time of the other method over that of the first.
     pub speed: Estimate,
-    /// Dice of both methods' masks, each at its own threshold, over the voxels of all scans: 1 where they say the same.
+    /// Dice of the two methods' masks, each at its own threshold, over the voxels of all scans.
     pub mask_dice: Estimate,
 }
 
-/// Voxels in both masks.
+/// Number of voxels in both masks.
 fn both(a: &[u8], b: &[u8]) -> u64 {
     a.iter().zip(b).map(|(&a, &b)| u64::from(a & b)).sum()
 }
 
 impl Ratio {
-    /// `first` over `other`.
+    /// Compares `first` with `other`.
     pub(super) fn new(first: &MethodFigures, other: &MethodFigures) -> Self {
         let n = first.scans.len();
-        let all: Vec<usize> = (0..n).collect();
-        let estimate =
-            |statistic: &dyn Fn(&[usize]) -> f64| Estimate { value: statistic(&all), interval: interval(n, statistic) };
+        let estimate = |statistic: &dyn Fn(&[usize]) -> f64| Estimate::new(n, statistic);
         let pool = |method: &MethodFigures, draw: &[usize]| pooled(draw.iter().map(|&i| &method.counts[i]));
         let seconds =
             |method: &MethodFigures, draw: &[usize]| draw.iter().map(|&i| method.scans[i].device_seconds).sum::<f64>();
@@ -136,20 +142,19 @@ impl MethodFigures {
     pub(super) fn new(
         name: &str,
         mask_threshold: f32,
-        judged: Vec<Judged>,
+        compared: Vec<Compared>,
         healthy_scores: &[f64],
         healthy_ml: &[f64],
     ) -> Self {
         let (mut scans, mut counts, mut masks) = (Vec::new(), Vec::new(), Vec::new());
-        for Judged { figures, counts: levels, mask } in judged {
+        for Compared { figures, counts: levels, mask } in compared {
             scans.push(figures);
             counts.push(levels);
             masks.push(mask);
         }
         let n = scans.len();
         let all: Vec<usize> = (0..n).collect();
-        let estimate =
-            |statistic: &dyn Fn(&[usize]) -> f64| Estimate { value: statistic(&all), interval: interval(n, statistic) };
+        let estimate = |statistic: &dyn Fn(&[usize]) -> f64| Estimate::new(n, statistic);
         let sum = |of: &dyn Fn(&ScanFigures) -> u64, draw: &[usize]| draw.iter().map(|&i| of(&scans[i])).sum::<u64>();
         let dices: Vec<f64> = scans.iter().map(|scan| scan.dice).collect();
         let seconds: Vec<f64> = scans.iter().map(|scan| scan.device_seconds).collect();
@@ -183,10 +188,10 @@ impl MethodFigures {
 }
 
 impl MethodFigures {
-    /// As a row of the `evaluations` table.
+    /// The figures as a row of the table `evaluations`.
     fn row(
         &self,
-        report: &Report,
+        report: &MethodReport,
         evaluation_id: &str,
         evaluated_at: i64,
         score: &ScoreConfig,
@@ -240,8 +245,8 @@ impl MethodFigures {
     }
 }
 
-impl Report {
-    /// As rows of the `evaluations` table; `methods` are the settings that the figures are of.
+impl MethodReport {
+    /// The figures as rows of the table `evaluations`. `methods` are the settings of the methods, in the same order.
     pub(super) fn rows(&self, methods: &[MethodConfig]) -> Result<Vec<EvaluationRow>> {
         let evaluation_id = uuid::Uuid::now_v7().to_string();
         let now = chrono::Utc::now().timestamp_micros();
@@ -250,33 +255,33 @@ impl Report {
     }
 }
 
-/// All methods on the same scans.
+/// The figures of all methods on the same scans.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "each says what it is")]
-pub struct Report {
+#[allow(missing_docs, reason = "the names say it")]
+pub struct MethodReport {
     pub bundle: String,
     pub bundle_digest: String,
     pub device: String,
     pub cohort: String,
     pub n_lesioned: usize,
     pub n_healthy: usize,
-    /// Mean |image - decoded tokens| in healthy brains, of the 0-1 intensity range.
+    /// Mean |image - decoded tokens| in healthy brains, in units of the intensity range from 0 to 1.
     pub reconstruction_l1: f64,
-    /// The same over the brains of the scans with truth, their lesions left out.
+    /// The same over the brains of the scans with truth, without their lesions.
     pub reconstruction_l1_lesioned: f64,
     pub methods: Vec<MethodFigures>,
-    /// The first method over each of the others.
+    /// Ratios of the first method to each of the others.
     pub ratios: Vec<Ratio>,
 }
 
 /// A Markdown table.
-impl fmt::Display for Report {
+impl fmt::Display for MethodReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} scans with lesions, {} healthy ones; bundle {}, {}. In brackets the middle 95 % over scans drawn with\n\
-             replacement. Thresholds are fixed on the healthy scans. Tokens alone bring healthy brains back to an L1 of\n\
-             {:.4}, the healthy part of the others to {:.4}.\n",
+            "{} scans with lesions, {} healthy scans; bundle {}, {}. In brackets: the middle 95 % over scans drawn with\n\
+             replacement. Thresholds are fixed on the healthy scans. Mean absolute error of the decoded tokens: {:.4} in\n\
+             healthy brains, {:.4} in the healthy part of the others.\n",
             self.n_lesioned,
             self.n_healthy,
             self.bundle,
@@ -318,6 +323,9 @@ impl fmt::Display for Report {
             writeln!(f, "| {name} | {average_precision} | {best_dice} | {speed} | {mask_dice} |")?;
         }
         let prevalence = self.methods.first().map_or(f64::NAN, |m| m.prevalence);
-        writeln!(f, "\nChance has an average precision of {prevalence:.4}. Research software, not a medical device.")
+        writeln!(
+            f,
+            "\nA random ranking has an average precision of {prevalence:.4}. Research software, not a medical device."
+        )
     }
 }

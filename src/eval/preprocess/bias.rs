@@ -1,4 +1,4 @@
-//! Known fields put on a scan and taken off again.
+//! Known bias fields that are added to a scan and then corrected.
 
 use rand::Rng;
 
@@ -7,18 +7,18 @@ use crate::preprocess::{self, BiasConfig, Steps, template};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Volume};
 
-/// The known fields reach from 1 - this to 1 + this in the brain.
+/// The known fields range from 1 - this to 1 + this in the brain.
 const STRENGTH: f64 = 0.3;
 
-/// Fields put on every scan.
+/// Number of fields added to every scan, one at a time.
 const FIELDS: usize = 2;
 
-/// Template share from which a voxel is white matter.
+/// Smallest white matter share of the template at which a voxel counts as white matter.
 const WHITE: f32 = 0.9;
 
-/// For each field: the coefficient of variation in white matter after it was put on and corrected, over that of the
-/// scan as it was, and over that of the scan as it was after correction.
-pub(super) fn put_on_and_off(steps: &Steps, cfg: &BiasConfig, rng: &mut impl Rng) -> Vec<[f64; 2]> {
+/// For each field: the coefficient of variation in white matter after the field was added and corrected, relative to the
+/// original scan and relative to the original scan after correction.
+pub(super) fn add_and_correct(steps: &Steps, cfg: &BiasConfig, rng: &mut impl Rng) -> Vec<[f64; 2]> {
     let white = white_matter(steps);
     let original = variation(&steps.working, &white);
     let corrected = variation(&steps.corrected, &white);
@@ -36,8 +36,9 @@ pub(super) fn put_on_and_off(steps: &Steps, cfg: &BiasConfig, rng: &mut impl Rng
         .collect()
 }
 
-/// Voxels of the working grid that are white matter: in the template, and in the corrected scan by intensity (between
-/// the middle of grey and white and as far above white), which the registration's errors and lesions are not.
+/// White matter voxels of the working grid: white matter in the template, and closer to the median of white matter in the
+/// corrected scan than half the distance between white and grey matter. The second condition excludes lesions and errors
+/// of the registration.
 fn white_matter(steps: &Steps) -> Vec<usize> {
     let on_scan = |map: &Volume| trilinear(map, &steps.working.grid, &steps.prepared.to_mni);
     let (white, grey) = (on_scan(&template().white), on_scan(&template().grey));
@@ -55,7 +56,7 @@ fn white_matter(steps: &Steps) -> Vec<usize> {
     candidates.into_iter().filter(|&i| (steps.corrected.data[i] - of_white).abs() < half).collect()
 }
 
-/// Standard deviation over mean.
+/// Coefficient of variation: standard deviation over mean.
 fn variation(volume: &Volume, voxels: &[usize]) -> f64 {
     let n = voxels.len().max(1) as f64;
     let mean = voxels.iter().map(|&i| f64::from(volume.data[i])).sum::<f64>() / n;

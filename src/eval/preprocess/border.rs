@@ -1,11 +1,11 @@
-//! Fits the weights of the regression that places the brain's border: [`fit`] writes `assets/brain_border.toml`.
+//! Fits the weights of the regression that places the brain's border: [`fit`] gives the text of `assets/brain_border.toml`.
 //!
-//! Takes whole heads with their brain masks; gives the text of the asset. Each head is used as it is and in a few copies as
-//! another scanner could have taken it: rotated, with another voxel size and contrast, a bias field and noise. Each copy is
-//! preprocessed up to its registration, so that the regression is fitted on masks and maps like those that it gets later.
-//! The fit is a ridge-penalised logistic regression by iteratively reweighted least squares (Hastie, Tibshirani, Friedman,
-//! The Elements of Statistical Learning, 4.4.1) in f64. The same heads give the same text. Heads that preprocessing
-//! refuses, or takes for brains without a skull, are not used. Refuses a list without a usable head.
+//! Takes whole heads with their brain masks. Each head is used unchanged and in a few copies that simulate another scanner:
+//! rotated, with another voxel size and contrast, a bias field and noise. Each copy is preprocessed up to registration, so
+//! that the regression is fitted on masks and maps like those that it is applied to. The fit is a ridge-penalised logistic
+//! regression by iteratively reweighted least squares (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning,
+//! 4.4.1) in f64. The same heads give the same text. Heads that preprocessing refuses or takes for bare brains are skipped.
+//! A list without a usable head is refused.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,26 +18,26 @@ use crate::preprocess::{self, PreprocessConfig};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
-/// Copies of each head, besides the head itself.
+/// Number of copies of each head, in addition to the head itself.
 const COPIES: usize = 2;
 
-/// Voxels used of each copy.
+/// Number of voxels used from each copy.
 const VOXELS: usize = 2000;
 
-/// Penalty on the squares of the standardised weights, in units of one voxel's evidence.
+/// Penalty on the squares of the standardised weights; one voxel weighs 1.
 const RIDGE: f64 = 20.0;
 
-/// Rounds of reweighting; the weights settle after about ten.
+/// Number of reweightings; the weights converge after about ten.
 const ROUNDS: usize = 15;
 
-/// A constant beside the features.
+/// The features and a constant.
 const TERMS: usize = FEATURES + 1;
 
 /// Features of one voxel, and whether it is brain.
 type Example = ([f32; FEATURES], bool);
 
-/// The asset's text, from heads and their brain masks (above 0 is brain), each on any grid in the head's world. `source`
-/// is a line for the asset's reader: where the heads come from, and under which licence.
+/// The text of the asset, fitted on heads with their brain masks (above 0 is brain). A mask may have any grid in the head's
+/// world. `source` is written into the asset: where the heads come from, and their licence.
 ///
 /// # Errors
 /// [`Error::Config`] where no head is usable, or the heads do not determine the weights.
@@ -72,7 +72,7 @@ pub fn fit(cases: &[(Volume, Volume)], cfg: &PreprocessConfig, source: &str) -> 
     ))
 }
 
-/// Evenly spread voxels around the border of the mask that preprocessing starts from.
+/// Evenly spaced voxels around the border of the mask that preprocessing starts from.
 fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Example> {
     let Ok(steps) = preprocess::steps(head, cfg) else { return Vec::new() };
     if steps.brain.stripped_input {
@@ -89,7 +89,7 @@ fn examples(head: &Volume, reference: &Volume, cfg: &PreprocessConfig) -> Vec<Ex
     seen.into_iter().step_by(stride).collect()
 }
 
-/// The head as another scanner could have taken it, and its mask: rotated up to 30 degrees, with another voxel size and
+/// A copy of the head as from another scanner, and its mask: rotated up to 30 degrees, with another voxel size and
 /// contrast, a bias field and noise.
 fn copy(head: &Volume, reference: &Volume, rng: &mut impl Rng) -> (Volume, Volume) {
     let native = head.grid.to_ras();

@@ -6,11 +6,11 @@ use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume};
 
-/// Largest turn in degrees about a random axis, and largest shift in mm along every axis.
+/// Largest rotation about a random axis, in degrees, and largest shift along every axis, in mm.
 const MOVE: (f64, f64) = (30.0, 40.0);
 
-/// Moves the scan's voxels, preprocesses it anew and gives how far the two registrations are apart: in degrees, and in
-/// mm at the brain's centre. Infinite where the moved scan was refused.
+/// Moves the scan, preprocesses it again and compares the two registrations: gives their difference in degrees, and in mm
+/// at the brain's centre. Infinite where the moved scan was refused.
 pub(super) fn register_moved(native: &Volume, steps: &Steps, cfg: &PreprocessConfig, rng: &mut impl Rng) -> [f64; 2] {
     let centre = centroid(&steps.brain.mask);
     let turn = rotation(random_axis(rng), rng.random_range(-MOVE.0..MOVE.0).to_radians());
@@ -21,12 +21,12 @@ pub(super) fn register_moved(native: &Volume, steps: &Steps, cfg: &PreprocessCon
     let Some(moved) = moved(native, &to_moved) else { return [f64::INFINITY; 2] };
     let Ok(again) = preprocess::prepare(&moved, cfg) else { return [f64::INFINITY; 2] };
     let Some(back) = steps.prepared.to_mni.inverse() else { return [f64::INFINITY; 2] };
-    // The way to MNI space over the moved scan, and back the way of the unmoved one: nothing, were both the same.
+    // To MNI space by the registration of the moved scan, and back by the original one: the identity if they agree.
     let difference = to_moved.then(&again.to_mni).then(&back);
     [angle(&difference).to_degrees(), distance(difference.apply(centre), centre)]
 }
 
-/// The scan at its new place, on a world-aligned grid of the same spacing that holds all of it.
+/// The moved scan, on a world-aligned grid of the same spacing that covers it.
 fn moved(native: &Volume, to_moved: &Affine) -> Option<Volume> {
     let ras = native.grid.to_ras();
     let spacing = ras.spacing();
@@ -50,7 +50,7 @@ fn moved(native: &Volume, to_moved: &Affine) -> Option<Volume> {
     Some(trilinear(native, &Grid { shape, affine: Affine::from_rows(rows) }, &to_moved.inverse()?))
 }
 
-/// World position in mm of the middle of a mask.
+/// World position of a mask's centre of mass, mm.
 pub(super) fn centroid(mask: &Volume<u8>) -> [f64; 3] {
     let [nx, ny, _] = mask.grid.shape;
     let (mut sum, mut count) = ([0usize; 3], 0usize);
@@ -62,7 +62,7 @@ pub(super) fn centroid(mask: &Volume<u8>) -> [f64; 3] {
     mask.grid.affine.apply(sum.map(|s| s as f64 / count.max(1) as f64))
 }
 
-/// A direction, all equally likely.
+/// A uniformly distributed direction.
 pub(super) fn random_axis(rng: &mut impl Rng) -> [f64; 3] {
     loop {
         let v: [f64; 3] = std::array::from_fn(|_| rng.random_range(-1.0..1.0));
@@ -73,7 +73,7 @@ pub(super) fn random_axis(rng: &mut impl Rng) -> [f64; 3] {
     }
 }
 
-/// The turn by `angle` (radians) about a unit `axis` (Rodrigues).
+/// The rotation by `angle` (radians) about a unit `axis` (Rodrigues).
 fn rotation(axis: [f64; 3], angle: f64) -> Affine {
     let (s, c) = angle.sin_cos();
     let cross = [[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]];
@@ -85,8 +85,8 @@ fn rotation(axis: [f64; 3], angle: f64) -> Affine {
     }))
 }
 
-/// The angle in radians by which a map turns: that of its polar decomposition's rotation (Newton's iteration, Higham,
-/// SIAM J Sci Stat Comput 7:1160, 1986).
+/// The rotation angle of an affine map, in radians: that of the rotation in its polar decomposition (Newton's iteration,
+/// Higham, SIAM J Sci Stat Comput 7:1160, 1986).
 fn angle(map: &Affine) -> f64 {
     let mut turn = *map;
     turn.0.iter_mut().for_each(|row| row[3] = 0.0);
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_angle_of_a_turn_is_found_under_scaling() {
+    fn the_angle_of_a_rotation_is_found_under_scaling() {
         let turn = rotation([0.6, 0.0, 0.8], 0.4);
         assert!((angle(&turn) - 0.4).abs() < 1e-9);
         let mut scaled = turn;

@@ -1,4 +1,4 @@
-//! How well two sites' intensities agree, by method of normalization.
+//! Agreement of two sites' intensities, by normalization method.
 
 use std::collections::BTreeMap;
 
@@ -9,45 +9,46 @@ use crate::preprocess::{NormalizeConfig, NormalizeMethod, Steps, model_grid, nor
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Volume};
 
-/// Quantiles that stand for a distribution.
+/// Number of quantiles that represent a distribution.
 const QUANTILES: usize = 200;
 
-/// Middle (MNI mm) and radius (mm) of the dark ball (58 ml) that stands for a large lesion.
+/// Centre (MNI mm) and radius (mm) of the dark ball (58 ml) that simulates a large lesion.
 const LESION: ([f64; 3], f64) = ([-28.0, -20.0, 25.0], 24.0);
 
-/// Intensity of that ball over that of white matter.
+/// Intensity of that ball relative to white matter.
 const LESION_LEVEL: f32 = 0.45;
 
-/// Template share from which a voxel is looked at as grey or white matter; lower than what normalization anchors on.
+/// Smallest tissue share of the template at which a voxel counts as grey or white matter. It is lower than the share that
+/// normalization itself uses.
 const TISSUE: f32 = 0.7;
 
-/// One way to scale intensities.
+/// The figures of one normalization method.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// Its name: `whole image` is percentiles 1 and 99 of the whole scan to 0 and 1.
+    /// Name of the method. `whole image` maps percentiles 1 and 99 of the whole scan to 0 and 1.
     pub method: String,
     /// Mean distance between the two sites' mean quantile functions of in-brain intensities (the Wasserstein distance
     /// of their barycentres), in percent of white matter's intensity.
     pub site_distance_percent: f64,
-    /// The distance of `whole image` over this one.
+    /// The distance of `whole image` divided by this distance.
     pub times_closer: f64,
     /// Mean distance of a scan from its own site's mean, in percent of white matter's intensity.
     pub within_site_percent: f64,
-    /// Difference of the sites' mean medians of grey and of white matter, in percent of white matter's intensity.
+    /// Difference of the sites' mean medians of grey matter, in percent of white matter's intensity.
     pub grey_difference_percent: f64,
-    /// See `grey_difference_percent`.
+    /// Difference of the sites' mean medians of white matter, in percent of white matter's intensity.
     pub white_difference_percent: f64,
-    /// How far a dark lesion of 58 ml moves healthy tissue, on average, in percent of white matter's intensity.
+    /// Mean change of healthy tissue caused by a dark lesion of 58 ml, in percent of white matter's intensity.
     pub lesion_shift_percent: Option<f64>,
 }
 
-/// Compares two sites by every method; `None` unless the scans come from exactly two. The first row is the raw one.
+/// Compares two sites by every method; `None` unless the scans come from exactly two sites. The first row is `whole image`.
 pub(super) fn compare<'a>(
     scans: impl Iterator<Item = (&'a Case, &'a Steps)> + Clone,
     cfg: &NormalizeConfig,
 ) -> Option<Vec<Row>> {
     let tissues = [&template().grey, &template().white].map(|map| trilinear(map, &model_grid(), &Affine::identity()));
-    let raw = table(
+    let raw = row(
         "whole image",
         1.0,
         None,
@@ -64,7 +65,7 @@ pub(super) fn compare<'a>(
         let shifts: Vec<f64> = scans.clone().map(|(_, steps)| lesion_shift(steps, &tissues[1], scaled)).collect();
         let shift = shifts.iter().sum::<f64>() / shifts.len().max(1) as f64;
         let images = scans.clone().map(|(case, steps)| (case, scaled(&steps.resampled, steps), steps));
-        rows.push(table(&method.to_string(), raw_distance, Some(shift), &tissues, images)?);
+        rows.push(row(&method.to_string(), raw_distance, Some(shift), &tissues, images)?);
     }
     Some(rows)
 }
@@ -81,13 +82,14 @@ fn whole_image(case: &Case, steps: &Steps) -> Volume {
     image
 }
 
-/// What one scan adds to its site: quantiles of the brain, medians of grey and white matter.
+/// Intensities of one scan: quantiles of the brain, medians of grey and white matter.
 struct Profile {
     quantiles: Vec<f64>,
     medians: [f64; 2],
 }
 
-fn table<'a>(
+/// The row of one method, from the normalized images of all scans.
+fn row<'a>(
     method: &str,
     raw_distance: f64,
     lesion_shift_percent: Option<f64>,
@@ -134,7 +136,7 @@ fn table<'a>(
     })
 }
 
-/// Mean change of healthy voxels when a dark ball is in the brain, in percent of white matter.
+/// Mean change of healthy voxels when a dark ball is placed in the brain, in percent of white matter's intensity.
 fn lesion_shift(steps: &Steps, white: &Volume, scaled: impl Fn(&Volume, &Steps) -> Volume) -> f64 {
     let (image, brain) = (&steps.resampled, &steps.prepared.brain);
     let [nx, ny, _] = image.grid.shape;

@@ -1,4 +1,4 @@
-//! Lesion masks on their way to the model's grid and back.
+//! Lesion masks that are resampled to the model's grid and back.
 
 use rand::Rng;
 
@@ -6,14 +6,15 @@ use super::geometry::random_axis;
 use crate::preprocess::{dice, mask_to, model_grid};
 use crate::volume::{Affine, Grid, Volume};
 
-/// Lesions drawn for every scan.
+/// Number of lesions drawn for every scan.
 const LESIONS: usize = 3;
 
-/// Volumes in ml, drawn evenly on a log scale.
+/// Range of volumes in ml; they are drawn uniformly on a log scale.
 const VOLUME_ML: [f64; 2] = [2.0, 40.0];
 
-/// Of each lesion: its volume in ml, Dice with itself after the way there and back, relative error of its volume.
-pub(super) fn there_and_back(brain: &Volume<u8>, native: &Grid, to_mni: &Affine, rng: &mut impl Rng) -> Vec<[f64; 3]> {
+/// For each lesion mask resampled to the model's grid and back: volume in ml, Dice with the original mask, relative error
+/// of the volume.
+pub(super) fn round_trips(brain: &Volume<u8>, native: &Grid, to_mni: &Affine, rng: &mut impl Rng) -> Vec<[f64; 3]> {
     let Some(from_mni) = to_mni.inverse() else { return Vec::new() };
     let voxels: Vec<usize> = (0..brain.data.len()).filter(|&i| brain.data[i] != 0).collect();
     let lesions = (0..LESIONS).filter_map(|_| {
@@ -26,8 +27,8 @@ pub(super) fn there_and_back(brain: &Volume<u8>, native: &Grid, to_mni: &Affine,
         if before < VOLUME_ML[0] {
             return None;
         }
-        let there = mask_to(&lesion, &model_grid(), &from_mni);
-        let back = mask_to(&there, native, to_mni);
+        let on_model_grid = mask_to(&lesion, &model_grid(), &from_mni);
+        let back = mask_to(&on_model_grid, native, to_mni);
         Some([before, dice(&lesion, &back), ml(&back) / before - 1.0])
     });
     lesions.collect()

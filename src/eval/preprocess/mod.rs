@@ -1,17 +1,17 @@
-//! Preprocessing against its bars.
+//! Evaluation of preprocessing on a cohort with reference masks.
 //!
 //! ```text
 //! cohort (split) ─► every scan through preprocess::steps ─► brain masks   against derivatives/brainmask (masks.rs)
 //!                      │                                    registration  moved heads, template overlap (geometry.rs)
-//!                      │                                    bias field    known fields put on and taken off (bias.rs)
+//!                      │                                    bias field    known fields added and corrected (bias.rs)
 //!                      │                                    lesion masks  to the model's grid and back (lesions.rs)
 //!                      │                                    intensities   of two sites, by method (intensity.rs)
-//!                      └─► again on one core                speed.rs
+//!                      └─► again on one core                time and memory (speed.rs)
 //! ```
 //! Takes a BIDS cohort of T1w scans whose `participants.tsv` may have the columns `split` (which subjects are held
 //! out), `skull` (`yes` or `no`: whether the scan is a whole head) and `source` (the site), with reference masks under
-//! `derivatives/brainmask`. Parts whose data the cohort lacks are left out. All draws are seeded by the scan's id: the
-//! same cohort gives the same figures, times aside.
+//! `derivatives/brainmask`. Parts that the cohort has no data for are skipped. All draws are seeded by the scan's id, so the
+//! same cohort gives the same figures, except times.
 
 mod bias;
 pub mod border;
@@ -21,102 +21,101 @@ mod lesions;
 mod masks;
 mod report;
 mod speed;
+mod targets;
 
 use std::collections::BTreeMap;
 
-use object_store::ObjectStoreExt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-pub use report::{Bar, Report};
-pub use speed::{Measured, measure};
+pub use report::PreprocessReport;
+pub use speed::{ScanTime, measure};
+pub use targets::Target;
 
+use super::read::{MAX_SCAN_BYTES, image_at};
 use crate::cohort::{self, Participants, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::store::{self, Location};
 use crate::synth;
-use crate::volume::{Volume, nifti};
+use crate::volume::Volume;
 
-/// A scan must not be larger than this, compressed or not.
-pub(super) const MAX_SCAN_BYTES: u64 = 2 << 30;
-
-/// Bare brains with voxels up to this many mm are put back into synthetic skulls.
+/// Bare brains with voxels up to this size, in mm, are put into synthetic skulls.
 const FINE_MM: f64 = 1.2;
 
-/// What is evaluated.
+/// Settings of an evaluation.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The cohort: a folder or a URL.
     pub cohort: String,
-    /// The value in column `split` of participants.tsv; all subjects if `None`.
+    /// Only subjects with this value in column `split` of participants.tsv; `None`: all subjects.
     pub split: Option<String>,
-    /// At most so many scans.
+    /// Maximum number of scans; `None`: no limit.
     pub limit: Option<usize>,
-    /// How often every scan is moved and registered again.
+    /// Number of times that every scan is moved and registered again.
     pub moves: usize,
-    /// The settings under test.
+    /// The settings to evaluate.
     pub preprocess: PreprocessConfig,
 }
 
-/// One scan under test.
+/// A scan of the evaluation.
 struct Case {
     scan_id: String,
     bytes: ScanBytes,
     native: Volume,
     reference: Option<Volume>,
-    /// True for a whole head, false for a bare brain, where the cohort tells.
+    /// True for a whole head, false for a bare brain, `None` where the cohort does not say.
     head: Option<bool>,
     site: String,
 }
 
 impl Case {
-    /// A generator that belongs to this scan and this purpose.
+    /// A random generator seeded by the scan and the purpose.
     fn rng(&self, purpose: &str) -> ChaCha8Rng {
         ChaCha8Rng::from_seed(Sha256::digest(format!("{purpose}\0{}", self.scan_id)).into())
     }
 }
 
-/// What was found of one scan.
+/// Figures of one scan.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ScanFigures {
-    /// The scan's id.
+    /// Id of the scan.
     pub scan_id: String,
-    /// Its site.
+    /// Site of the scan.
     pub site: String,
-    /// Why it was refused; all else is empty then.
+    /// Why preprocessing refused the scan. The other figures are empty then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Whether it was taken for a bare brain.
+    /// Whether preprocessing took it for a bare brain.
     pub stripped_input: bool,
-    /// Whether the cohort says that it is one.
+    /// Whether it is a bare brain according to the cohort.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truly_stripped: Option<bool>,
-    /// Dice of the brain mask with the reference.
+    /// Dice of the brain mask with the reference mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_dice: Option<f64>,
-    /// Dice before the template had its say.
+    /// Dice of the first mask, made without the template, with the reference mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_mask_dice: Option<f64>,
-    /// Dice of the brain mask found in a synthetic skull around this bare brain.
+    /// Dice of the brain mask found after this bare brain was put into a synthetic skull.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic_head_dice: Option<f64>,
-    /// Dice of the brain in MNI space with the template's.
+    /// Dice of the brain in MNI space with the template's brain.
     pub template_dice: f64,
-    /// Correlation with the template.
+    /// Correlation of the registered scan with the template.
     pub registration_ncc: f32,
     /// Brain volume in ml.
     pub brain_volume_ml: f64,
-    /// After each move: difference of rotation in degrees and of the brain's centre in mm.
+    /// Registration error after each move: rotation in degrees, and shift of the brain's centre in mm.
     pub moved: Vec<[f64; 2]>,
-    /// Variation in white matter after a known field was put on and taken off, over what it was before.
+    /// Variation in white matter after a known field was added and corrected, relative to the original scan.
     pub bias_ratio: Vec<f64>,
-    /// The same, over what it is when the unchanged scan is corrected.
+    /// The same, relative to the corrected scan without an added field.
     pub bias_ratio_corrected: Vec<f64>,
-    /// Of each lesion: its volume in ml, Dice after the way to the model's grid and back, relative error of the volume.
+    /// For each lesion mask resampled to the model's grid and back: volume in ml, Dice, relative error of the volume.
     pub lesions: Vec<[f64; 3]>,
     /// Quality flags.
     pub flags: Vec<&'static str>,
@@ -125,35 +124,34 @@ pub struct ScanFigures {
 /// Evaluates preprocessing on a cohort.
 ///
 /// # Errors
-/// [`Error::Config`] where the cohort has no scan of that split; storage errors. A scan that is refused is a figure,
-/// not an error.
-pub async fn evaluate(settings: &Settings) -> Result<Report> {
+/// [`Error::Config`] where the cohort has no scan in the split; storage errors. A refused scan is reported as a figure.
+pub async fn evaluate(settings: &Settings) -> Result<PreprocessReport> {
     let location = store::open(&settings.cohort)?;
     let participants = Participants::load(&location).await?.unwrap_or_default();
     let mut selection = Selection { limit: settings.limit, ..Selection::default() };
     if let Some(split) = &settings.split {
-        selection.participants = BTreeMap::from([("split".to_owned(), vec![split.clone()])]);
+        selection.participants = in_split(split);
     }
     let cases = load(&location, &selection, &participants, |_| true).await?;
     if cases.is_empty() {
         return Err(Error::Config(
-            "the cohort has no T1w scan to evaluate on; `neurosieve cohort` shows what it has, and --split chooses by the \
-             column `split` of participants.tsv"
+            "no T1w scan of the cohort is selected; `neurosieve cohort` lists its scans, and --split selects by the column \
+             `split` of participants.tsv"
                 .into(),
         ));
     }
-    // Bare brains at their native resolution are few: all of the cohort are taken, whatever their split.
+    // Few bare brains have fine voxels, so those of all splits are used.
     let mut fine = load(&location, &Selection::default(), &participants, |head| head == Some(false)).await?;
     fine.retain(|case| is_fine(&case.native));
 
     eprintln!("{} scans of {}, {} bare brains for synthetic skulls", cases.len(), settings.cohort, fine.len());
     let speed = speed::measure_all(&cases, &settings.preprocess)?;
-    let judged: Vec<(ScanFigures, Option<Steps>)> = cases.par_iter().map(|case| judge(case, settings)).collect();
+    let examined: Vec<(ScanFigures, Option<Steps>)> = cases.par_iter().map(|case| examine(case, settings)).collect();
     let intensity = intensity::compare(
-        cases.iter().zip(&judged).filter_map(|(case, (_, steps))| Some((case, steps.as_ref()?))),
+        cases.iter().zip(&examined).filter_map(|(case, (_, steps))| Some((case, steps.as_ref()?))),
         &settings.preprocess.normalize,
     );
-    let mut scans: Vec<ScanFigures> = judged.into_iter().map(|(figures, _)| figures).collect();
+    let mut scans: Vec<ScanFigures> = examined.into_iter().map(|(figures, _)| figures).collect();
     let skulls: Vec<(String, Result<f64>)> =
         fine.par_iter().map(|case| (case.scan_id.clone(), in_synthetic_skull(case, &settings.preprocess))).collect();
     for (scan_id, dice) in skulls {
@@ -165,30 +163,32 @@ pub async fn evaluate(settings: &Settings) -> Result<Report> {
             (Err(error), _) => eprintln!("{scan_id} in a synthetic skull: {error}"),
         }
     }
-    Ok(Report::new(scans, intensity, settings.preprocess.normalize.method, speed))
+    Ok(PreprocessReport::new(scans, intensity, settings.preprocess.normalize.method, speed))
 }
 
-/// Whole heads of a split and their reference masks, by path; every `nth` of them.
+/// Every `nth` whole head of a split, ordered by path, with its reference mask.
 ///
 /// # Errors
-/// Storage errors, and those of a mask that cannot be read.
+/// Storage errors, and those of decoding a mask.
 pub async fn heads_with_masks(cohort: &str, split: &str, nth: usize) -> Result<Vec<(Volume, Volume)>> {
     let location = store::open(cohort)?;
     let participants = Participants::load(&location).await?.unwrap_or_default();
-    let selection = Selection {
-        participants: BTreeMap::from([("split".to_owned(), vec![split.to_owned()])]),
-        ..Selection::default()
-    };
+    let selection = Selection { participants: in_split(split), ..Selection::default() };
     let cases = load(&location, &selection, &participants, |head| head != Some(false)).await?;
     Ok(cases.into_iter().filter_map(|case| Some((case.native, case.reference?))).step_by(nth.max(1)).collect())
+}
+
+/// Selects the subjects of a split by their column in participants.tsv.
+fn in_split(split: &str) -> BTreeMap<String, Vec<String>> {
+    BTreeMap::from([("split".to_owned(), vec![split.to_owned()])])
 }
 
 fn is_fine(native: &Volume) -> bool {
     native.grid.spacing().iter().all(|&mm| mm <= FINE_MM)
 }
 
-/// Reads scans and what is known of them; those only that `wanted` takes, which is told whether the cohort says that a
-/// scan is a whole head.
+/// Reads the selected scans with their reference masks. `wanted` filters them by whether they are whole heads, which is
+/// `None` where the cohort does not say.
 async fn load(
     location: &Location,
     selection: &Selection,
@@ -207,13 +207,13 @@ async fn load(
         let native = match bytes.decode(MAX_SCAN_BYTES) {
             Ok(decoded) => decoded.volume,
             Err(error) => {
-                eprintln!("{} left out: {error}", entry.scan_id);
+                eprintln!("{} skipped: {error}", entry.scan_id);
                 continue;
             }
         };
         let site = about("source").unwrap_or("one site").to_owned();
         let reference = match reference_mask(location, &entry.uri).await? {
-            // What is left of a bare brain is its own reference.
+            // The voxels above 0 of a bare brain are its reference mask.
             None if head == Some(false) => Some(native.clone()),
             found => found,
         };
@@ -222,23 +222,15 @@ async fn load(
     Ok(cases)
 }
 
-/// The brain mask beside the scan in `derivatives/brainmask`, where there is one.
+/// The brain mask of a scan in `derivatives/brainmask`, if it has one.
 async fn reference_mask(location: &Location, uri: &str) -> Result<Option<Volume>> {
     let stem = cohort::bids::stem(uri);
     let stem = stem.strip_suffix("_T1w").unwrap_or(stem);
-    let path = location.path_of(&format!("derivatives/brainmask/{stem}_space-orig_desc-brain_mask.nii.gz"))?;
-    match location.store.get(&path).await {
-        Err(object_store::Error::NotFound { .. }) => Ok(None),
-        found => {
-            let bytes = found.map_err(|e| location.explain("read", e))?.bytes().await;
-            let bytes = bytes.map_err(|e| location.explain("read", e))?;
-            Ok(Some(nifti::decode(&bytes, MAX_SCAN_BYTES)?.volume))
-        }
-    }
+    image_at(location, &format!("derivatives/brainmask/{stem}_space-orig_desc-brain_mask.nii.gz")).await
 }
 
-/// Everything about one scan but its speed.
-fn judge(case: &Case, settings: &Settings) -> (ScanFigures, Option<Steps>) {
+/// All figures of one scan except its speed.
+fn examine(case: &Case, settings: &Settings) -> (ScanFigures, Option<Steps>) {
     let mut figures = ScanFigures {
         scan_id: case.scan_id.clone(),
         site: case.site.clone(),
@@ -265,16 +257,16 @@ fn judge(case: &Case, settings: &Settings) -> (ScanFigures, Option<Steps>) {
     figures.moved = (0..settings.moves)
         .map(|_| geometry::register_moved(&case.native, &steps, &settings.preprocess, &mut rng))
         .collect();
-    for [raw, corrected] in bias::put_on_and_off(&steps, &settings.preprocess.bias, &mut case.rng("bias")) {
+    for [raw, corrected] in bias::add_and_correct(&steps, &settings.preprocess.bias, &mut case.rng("bias")) {
         figures.bias_ratio.push(raw);
         figures.bias_ratio_corrected.push(corrected);
     }
     figures.lesions =
-        lesions::there_and_back(&steps.brain.mask, &case.native.grid, &steps.prepared.to_mni, &mut case.rng("lesion"));
+        lesions::round_trips(&steps.brain.mask, &case.native.grid, &steps.prepared.to_mni, &mut case.rng("lesion"));
     (figures, Some(steps))
 }
 
-/// Dice of the brain that is found in a synthetic skull around a bare brain.
+/// Dice of the brain mask found after a bare brain was put into a synthetic skull.
 fn in_synthetic_skull(case: &Case, cfg: &PreprocessConfig) -> Result<f64> {
     let seed = u64::from_le_bytes(std::array::from_fn(|i| Sha256::digest(&case.scan_id)[i]));
     let (head, brain) = synth::put_in_head(&case.native, seed)?;

@@ -1,4 +1,4 @@
-//! Core-seconds of one scan, step by step, and what a second core adds.
+//! Processor time of one scan by step, peak memory, and the gain of a second thread.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,52 +10,65 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 
-use super::{Case, MAX_SCAN_BYTES};
+use super::Case;
 use crate::cohort::ScanBytes;
 use crate::error::{Error, Result};
+use crate::eval::read::MAX_SCAN_BYTES;
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume, nifti};
 
-/// Heads that the figures of 2 mm scans are the median of.
+/// Number of heads whose median is the figure of 2 mm heads.
 const HEADS: usize = 8;
 
-/// Times each of them is measured; the least counts, since other programs only ever add.
+/// Repetitions of a measurement. The fastest counts, because other work on the machine only slows a run down.
 const REPEATS: usize = 3;
 
-/// Scans that pass through one and two threads.
+/// Number of scans that are preprocessed to compare one and two threads.
 const SCALING_SCANS: usize = 16;
 
-/// A head with voxels up to this many mm does not count as a 2 mm head.
+/// Heads with a voxel size up to this, in mm, do not count as 2 mm heads.
 const COARSE_MM: f64 = 1.5;
 
-/// One scan's way from bytes to the model's grid on one thread.
+/// Time of one scan on one thread, from the bytes of its file to the model's grid.
 #[derive(Debug, Clone, Serialize)]
-pub struct Measured {
-    /// Seconds of processor time, all steps.
+pub struct ScanTime {
+    /// Processor time of all steps, s.
     pub core_seconds: f64,
-    /// Milliseconds of each step, decoding first.
+    /// Time of each step, ms; decoding is the first.
     pub steps_ms: Vec<(&'static str, f32)>,
 }
 
 /// Speed of preprocessing.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Speed {
-    /// Whole heads of 2 mm: the median of a few.
-    pub head_2mm: Option<Measured>,
-    /// A whole head of 256 x 256 x 180 voxels of 1 mm, made from the first 2 mm head.
-    pub head_1mm: Option<Measured>,
-    /// Most memory that a process needs that does nothing but preprocess that head, program included, in MB (10^6).
+    /// A whole head of 2 mm: the median of several heads.
+    pub head_2mm: Option<ScanTime>,
+    /// A whole head of 256 x 256 x 180 voxels of 1 mm, resampled from the first 2 mm head.
+    pub head_1mm: Option<ScanTime>,
+    /// Peak memory of a process that only preprocesses that head, in MB (10^6).
     pub peak_memory_mb: Option<f64>,
     /// Scans per second on one thread and on two.
     pub scans_per_second: Option<[f64; 2]>,
 }
 
-/// Decodes and preprocesses one scan on one thread and tells the processor time.
+/// Decodes and preprocesses one scan on one thread, `repeats` times but at least once, and gives the time of the fastest
+/// run.
 ///
 /// # Errors
 /// As [`ScanBytes::decode`] and [`preprocess::steps`].
-pub fn measure(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<(Measured, Steps)> {
+pub fn measure(bytes: &ScanBytes, cfg: &PreprocessConfig, repeats: usize) -> Result<(ScanTime, Steps)> {
+    let (mut fastest, steps) = measure_once(bytes, cfg)?;
+    for _ in 1..repeats {
+        let (time, _) = measure_once(bytes, cfg)?;
+        if time.core_seconds < fastest.core_seconds {
+            fastest = time;
+        }
+    }
+    Ok((fastest, steps))
+}
+
+fn measure_once(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<(ScanTime, Steps)> {
     threads(1)?.install(|| {
         let started = ThreadTime::now();
         let clock = Instant::now();
@@ -64,34 +77,23 @@ pub fn measure(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<(Measured, S
         let steps = preprocess::steps(&native, cfg)?;
         let mut steps_ms = vec![("decode", decode_ms)];
         steps_ms.extend(&steps.prepared.timings);
-        Ok((Measured { core_seconds: started.elapsed().as_secs_f64(), steps_ms }, steps))
+        Ok((ScanTime { core_seconds: started.elapsed().as_secs_f64(), steps_ms }, steps))
     })
 }
 
-/// The least of a few measurements.
-fn least(bytes: &ScanBytes, cfg: &PreprocessConfig) -> Result<Measured> {
-    let mut best = measure(bytes, cfg)?.0;
-    for _ in 1..REPEATS {
-        let again = measure(bytes, cfg)?.0;
-        if again.core_seconds < best.core_seconds {
-            best = again;
-        }
-    }
-    Ok(best)
-}
-
-/// Measures heads among `cases`; empty where there is none.
+/// Measures the 2 mm heads among `cases`; empty where there are none.
 pub(super) fn measure_all(cases: &[Case], cfg: &PreprocessConfig) -> Result<Speed> {
     let heads =
         cases.iter().filter(|c| c.head != Some(false) && c.native.grid.spacing().iter().all(|&s| s > COARSE_MM));
     let heads: Vec<&Case> = heads.take(HEADS).collect();
     let Some(first) = heads.first() else { return Ok(Speed::default()) };
-    let mut measured = heads.iter().map(|case| least(&case.bytes, cfg)).collect::<Result<Vec<_>>>()?;
-    measured.sort_by(|a, b| a.core_seconds.total_cmp(&b.core_seconds));
-    let head_2mm = measured.swap_remove(measured.len() / 2);
+    let times = heads.iter().map(|case| Ok(measure(&case.bytes, cfg, REPEATS)?.0));
+    let mut times = times.collect::<Result<Vec<_>>>()?;
+    times.sort_by(|a, b| a.core_seconds.total_cmp(&b.core_seconds));
+    let head_2mm = times.swap_remove(times.len() / 2);
 
     let fine = nifti::encode(&one_millimetre(first), "1 mm");
-    let head_1mm = least(&ScanBytes::File(fine.clone().into()), cfg)?;
+    let (head_1mm, _) = measure(&ScanBytes::File(fine.clone().into()), cfg, REPEATS)?;
     let peak_memory_mb = peak_memory(&fine)?;
 
     let queue: Vec<&ScanBytes> = heads.iter().cycle().take(SCALING_SCANS).map(|case| &case.bytes).collect();
@@ -118,8 +120,8 @@ fn threads(n: usize) -> Result<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(n).build().map_err(|e| Error::Bug(format!("cannot start {n} threads: {e}")))
 }
 
-/// A head of 256 x 256 x 180 voxels of 1 mm that grow to posterior, inferior and right, as sagittal scans are stored,
-/// with noise of its own in the last bits.
+/// The head on 256 x 256 x 180 voxels of 1 mm, with axes to posterior, inferior and right as in sagittal scans. Noise is
+/// added in the last bits.
 fn one_millimetre(case: &Case) -> Volume<i16> {
     let native = &case.native;
     let middle = native.grid.affine.apply(native.grid.shape.map(|n| (n as f64 - 1.0) / 2.0));
@@ -138,19 +140,19 @@ fn one_millimetre(case: &Case) -> Volume<i16> {
     Volume::new(grid, noisy.collect())
 }
 
-/// Most memory of a process that inspects this scan; `None` where this is not the command line program, or the system
-/// does not tell.
+/// Peak memory of a process that inspects this scan, MB; `None` where this is not the command line program, or the system
+/// does not report it.
 fn peak_memory(scan: &[u8]) -> Result<Option<f64>> {
     let Some(program) = std::env::current_exe().ok().filter(|p| p.file_stem().is_some_and(|s| s == "neurosieve"))
     else {
         return Ok(None);
     };
     let path: PathBuf = std::env::temp_dir().join(format!("neurosieve-eval-{}.nii.gz", std::process::id()));
-    std::fs::write(&path, scan).map_err(|e| Error::io("cannot keep a scan for measuring memory", e))?;
+    std::fs::write(&path, scan).map_err(|e| Error::io("cannot write the scan for measuring memory", e))?;
     let output = Command::new(program).arg("inspect").arg(&path).arg("--json").output();
     let removed = std::fs::remove_file(&path);
     let output = output.map_err(|e| Error::io("cannot start the program for measuring memory", e))?;
     removed.map_err(|e| Error::io("cannot remove the scan for measuring memory", e))?;
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    Ok(told["peak_memory_mb"].as_f64())
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    Ok(report["peak_memory_mb"].as_f64())
 }

@@ -1,5 +1,5 @@
-//! The stores that tests use pass object_store's own suite, and the program screens a bucket of an S3 server that is not
-//! ours, in the process of the tests.
+//! Two tests of storage: the store with faults passes object_store's contract suite, and the program screens a bucket of an
+//! independent S3 server (s3s-fs), which runs in the test's process.
 
 #[path = "../../it/support/fault_store.rs"]
 #[allow(dead_code, reason = "faults are for the other tests")]

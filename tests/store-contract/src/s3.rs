@@ -1,4 +1,4 @@
-//! An S3 server that is not ours (s3s-fs), over real connections, with faults that a client sees as HTTP.
+//! An independent S3 server (s3s-fs) over real connections, with faults that a client sees as HTTP responses.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -26,11 +26,11 @@ const KEY: [&str; 2] = ["key-of-tests", "sekret-of-tests"];
 enum Fault {
     /// The request is refused.
     Refused,
-    /// The request is done, and its answer says that it was not.
+    /// The request succeeds, but the response reports an error.
     AnswerLost,
 }
 
-/// A server that lives as long as this, on threads of its own.
+/// A running server on its own threads. Dropping it stops the server.
 struct Server {
     folder: TempDir,
     endpoint: String,
@@ -40,7 +40,7 @@ struct Server {
 }
 
 impl Server {
-    /// `fault` gets the number of each request, from 1 on.
+    /// `fault` gets the number of each request, starting at 1.
     fn start(fault: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
@@ -92,7 +92,7 @@ async fn accept(
     requests: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
 ) {
-    // The server checks whether an object is there and then writes it: two writers at once must not come between.
+    // The server checks whether an object exists and then writes it, which is not atomic, so only one request writes at a time.
     let writing = Arc::new(Mutex::new(()));
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
@@ -141,7 +141,7 @@ fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }
 
-/// All that the tables hold about scans, except times and ids of contents and runs.
+/// The contents of the tables, except times and ids of contents and runs.
 fn contents(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
     [
         "SELECT scan_id, anomaly_score, n_tokens, n_findings, brain_volume_ml FROM raw.scans ORDER BY 1",
@@ -159,10 +159,10 @@ fn contents(server: &Server, program: &Path, tables: &str) -> Vec<Value> {
     .collect()
 }
 
-/// It does not pass the rest of the suite: it ignores conditions on a GET, and fails when asked for a folder.
+/// The server fails the rest of the suite: it ignores conditions on a GET, and fails on a request for a folder.
 #[test]
-fn the_server_does_what_tables_ask_of_a_store() {
-    // Each needs an empty bucket.
+fn the_server_supports_the_operations_that_tables_need() {
+    // Each test needs an empty bucket.
     let [first, second, third, fourth] = [(); 4].map(|()| Server::start(|_| None));
     first.runtime.block_on(put_opts(&first.store(), true));
     second.runtime.block_on(stream_get(&second.store()));
@@ -170,7 +170,7 @@ fn the_server_does_what_tables_ask_of_a_store() {
     fourth.runtime.block_on(rename_and_copy(&fourth.store()));
 }
 
-/// Quick, and commits every scan.
+/// A fast run that commits every scan.
 fn run<'a>(cohort: &'a str, tables: &'a str) -> Vec<&'a str> {
     let mut run = vec!["run", "pipelines/demo.toml", "--cohort", cohort, "--tables", tables, "--device", "cpu"];
     run.extend(["--set", "score.method=threshold", "--set", "tables.commit_scans=1"]);
@@ -180,7 +180,7 @@ fn run<'a>(cohort: &'a str, tables: &'a str) -> Vec<&'a str> {
 #[test]
 fn a_bucket_that_fails_one_request_in_16_gives_the_tables_of_an_undisturbed_run() {
     let Some(program) = program() else { return };
-    // One request in 16; half of those are done, and only their answers are lost.
+    // One request in 16 fails; half of those succeed on the server, and only the response is lost.
     let server = Server::start(|n| match n % 32 {
         9 => Some(Fault::Refused),
         25 => Some(Fault::AnswerLost),
