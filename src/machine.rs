@@ -66,7 +66,7 @@ impl Memory {
     }
 }
 
-/// The system with its memory as it is now.
+/// The system, with the current state of its memory.
 fn measured() -> System {
     let mut system = System::new();
     system.refresh_memory();

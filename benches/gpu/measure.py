@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Everything there is to say about neurosieve on a GPU, in one run of at most nine minutes.
+"""Measures neurosieve on a GPU, in one run of at most nine minutes.
 
     measure.py [--device cuda|cpu] [--quick] [--out FOLDER] [--program PROGRAM] [--minutes 9]
 
 Runs from the folder that `make bench-gpu` packs, on a machine with an NVIDIA driver and a Python that has PyTorch 2.11.0;
 the standard library does the rest. Writes gpu.json (every figure) and gpu.md (tables for docs/performance.md).
 
-Every part has a time limit of its own, and a part that fails leaves its message in the result while the others go on. The
+Every part has a time limit of its own, and a part that fails leaves its message in the result while the others continue. The
 parts, the most telling first:
 
     works      doctor; the same heads by processor and by device, twice by device, one scan and eight at once
@@ -119,7 +119,7 @@ class Machine:
 
 
 def find_program(given, work):
-    """The program: the one that is named, else the one that lies beside this file, unpacked."""
+    """The program: the given one, or the packed one beside this file, unpacked."""
     if given:
         return Path(given).resolve()
     packed, program = HERE / "neurosieve.xz", work / "neurosieve"
@@ -460,7 +460,7 @@ def main():
                 entry = {"figures": part(machine)}
             except Failed as error:
                 entry = {"error": str(error)}
-            except Exception as error:  # noqa: BLE001 - whatever a part stumbles over, the others go on
+            except Exception as error:  # noqa: BLE001 - the other parts run even if one fails
                 entry = {"error": f"{type(error).__name__}: {error}"}
             entry["seconds"] = time.monotonic() - began
             result["parts"][name] = entry

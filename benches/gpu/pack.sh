@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs the one folder that a measurement on a GPU needs, and says its size: the program (stripped, xz), the scripts, the
+# Packs the folder that a measurement on a GPU needs, and prints its size: the program (stripped, xz), the scripts, the
 # description of the built-in bundle and a few synthetic heads. Carry it to a machine with a GPU and run measure.sh there.
 #
 # Takes   CARGO_TARGET_DIR with the built release program (default: target), the folder to make (default: gpu-measure).

@@ -1,4 +1,4 @@
-"""gpu.md from gpu.json: the tables that docs/performance.md takes as they are."""
+"""Makes gpu.md from gpu.json: the tables of docs/performance.md."""
 
 
 def markdown(result):
@@ -74,7 +74,7 @@ def end_to_end(figures):
     yield ""
     yield from table(["stage", "busy"], [(place, percent(busy)) for place, busy in figures["busy"].items()])
     yield ""
-    yield "The same heads prepared in memory, nothing but the networks around them:"
+    yield "The same heads, preprocessed and held in memory; only the networks are timed:"
     yield ""
     head = ["numbers, scans together", "scans/s", "batch, slices", "device memory, MiB"]
     rows = [

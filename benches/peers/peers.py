@@ -195,7 +195,7 @@ def measure(scan, options):
 
 
 def table(scans):
-    """The rows of the result, and what misses its bar."""
+    """The rows of the result, and those that miss their target."""
     peers = {"decode": "nibabel", "conform": "TorchIO", "register": "SimpleITK", "register, N4 at 2 mm": "SimpleITK"}
     rows, misses = [], []
     for row, peer in peers.items():

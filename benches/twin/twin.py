@@ -183,7 +183,7 @@ class Trunk(nn.Module):
         return self.code(seen.to(self.code.weight.dtype))
 
     def forward(self, codes, levels, places, z_mm, visible):
-        """`codes` [B, N] of each slice, at `places` [B, N]; `visible` [B, 1, 1 or N, N]: who attends to whom."""
+        """`codes` [B, N] of each slice, at `places` [B, N]; `visible` [B, 1, 1 or N, N]: which token attends to which."""
         place = (self.row.weight[:, None] + self.column.weight[None]).flatten(0, 1)
         x = self.embed(codes, levels) + place[places] + self.height(z_mm)[:, None]
         for block in self.block:

@@ -60,7 +60,7 @@ impl ScheduleArgs {
                 }
             };
             match schedule.work(job, stop.clone(), monitor.as_ref()).await {
-                Ok(JobOutcome::Busy) => eprintln!("another schedule is at work on these tables; this time is skipped"),
+                Ok(JobOutcome::Busy) => eprintln!("another schedule is active on these tables; this time is skipped"),
                 Ok(JobOutcome::Maintained(tables)) => {
                     for TableUpkeep { table, optimized, deleted } in tables {
                         let (removed, added) = (optimized.removed, optimized.added);

@@ -2,7 +2,7 @@
 //!
 //! Takes the halves of a listing one by one; gives images, each a header with its voxels. Where several halves share a
 //! name, two plain or two gzip files form a pair first. A half without the other is an image too: reading it fails with
-//! the reason, so that it does not disappear in silence.
+//! the reason, so that it is not skipped silently.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Which images of a cohort are selected, and why each of the others is not.
 //!
 //! Takes a [`Selection`] (from a pipeline file or the command line) and images one by one; gives `None` for a selected
-//! image and a [`Reason`] for every other, so that none is skipped in silence. Refuses a glob that does not parse, and a
+//! image and a [`Reason`] for every other, so that none is skipped silently. Refuses a glob that does not parse, and a
 //! participants filter without a `participants.tsv` that has its columns.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Committing a run: receipts are gathered and their files become part of the tables.
 //!
 //! A commit costs about the same whatever it holds, and each one makes later ones slower, because the log grows. So rolls are
-//! as large as memory allows, and commits as rare as the settings allow: after `tables.commit_scans` scans or
-//! `tables.commit_seconds`, whichever comes first. A kill loses at most the scans since the last commit.
+//! as large as memory allows, and commits are rare: after `tables.commit_scans` scans or `tables.commit_seconds`, whichever
+//! comes first. A kill loses at most the scans since the last commit.
 
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ impl<'a> Commits<'a> {
         Self { tables, run_id, progress, uncommitted: Uncommitted::new(config), epoch: 0, superseded: 0 }
     }
 
-    /// Commits all rolls, each of which is one batch of receipts; gives the number of superseded scans. Where the plan fails,
-    /// what was written before is committed all the same.
+    /// Commits all rolls, each of which is one batch of receipts; gives the number of superseded scans. If the plan
+    /// fails, the rolls written before are still committed.
     ///
     /// # Errors
     /// The plan's own; [`crate::Error::Table`] and [`crate::Error::Storage`] where a commit fails.

@@ -17,7 +17,7 @@ use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricB
 use super::progress::Progress;
 use super::stage::Stage;
 
-/// One scan on its way through the stages.
+/// One scan's passage through the stages.
 #[derive(Debug)]
 pub(super) struct Journey {
     progress: Arc<Progress>,
@@ -90,7 +90,7 @@ impl Journey {
         self.pass(&mut self.position(), next, spent);
     }
 
-    /// Starts the clock of the current stage anew: the scan waited for a core until now, and waiting is not work.
+    /// Restarts the clock of the current stage. The scan waited for a core until now, and waiting is not counted as work.
     pub(super) fn begin_work(&self) {
         self.position().since = Instant::now();
     }

@@ -4,7 +4,7 @@
 //!  Pipeline        the settings of a run or a schedule               pipeline.rs, config.rs, limits.rs
 //!      │
 //!      ▼
-//!  Run::prepare    list the cohort, leave out what is done           prepare.rs
+//!  Run::prepare    list the cohort, skip scans with a result         prepare.rs
 //!      │ pending scans
 //!      ▼
 //!  Run::execute    make order, station and plan; drive the plan      execute.rs, order.rs, station.rs
@@ -32,9 +32,9 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | order | what a run asks for: plain data, the same for every process that works on it ([`Order`]) |
-//! | station | what one process has to carry out an order: device, memory, opened stores ([`Station`]) |
-//! | stage | a step of a scan's way, or a wait between two steps ([`Stage`]) |
+//! | order | the instructions of a run: plain data, the same for every process that works on it ([`Order`]) |
+//! | station | the resources with which one process executes an order: device, memory, opened stores ([`Station`]) |
+//! | stage | a step of screening a scan, or a wait between two steps ([`Stage`]) |
 //! | journey | one scan's passage through the stages |
 //! | roll | scans of one partition that are written together, as one data file per table |
 //! | receipt | the statement that one data file is written and not yet committed ([`Receipt`](crate::tables::Receipt)) |

@@ -1,8 +1,8 @@
-//! An order: what a run asks of every process that screens for it.
+//! An order: the instructions of a run for every process that screens for it.
 //!
-//! An order is plain data. It crosses a wire as JSON, and every process that gets it can tell from it alone which scans'
-//! store to open, how to screen, and how to name what it writes. It holds no handle, no opened store and nothing of a
-//! machine; those make up the [`Station`](super::Station) of the process that carries the order out.
+//! An order is plain data and can be sent as JSON. It defines which store the scans are read from, how they are screened, and
+//! how data files are named. It holds no handle, no opened store and nothing specific to a machine; those belong to the
+//! [`Station`](super::Station) of the process that executes the order.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Order {
     pub cohort: String,
     /// How scans are preprocessed.
     pub preprocess: PreprocessConfig,
-    /// How scans are scored, before the bundle's calibration fills in what is left out.
+    /// How scans are scored, before the bundle's calibration fills in missing values.
     pub score: ScoreConfig,
     /// Name and version of the bundle.
     pub bundle: String,

@@ -1,7 +1,7 @@
 //! Preparing a run: which scans of the cohort are still to be screened.
 //!
 //! ```text
-//! list cohort ─► take the shard ─► leave out what is done with this recipe (anti-join) ─► limit ─► pending scans
+//! list cohort ─► take the shard ─► skip scans done with this recipe (anti-join) ─► limit ─► pending scans
 //! ```
 //! Wrong settings, a missing device or bundle, and an unreachable cohort or tables end a run here, before a scan is read.
 
@@ -80,7 +80,7 @@ impl Pending {
 }
 
 impl Run {
-    /// Lists the cohort, opens the tables and leaves out what is already done with this recipe.
+    /// Lists the cohort, opens the tables and skips scans that are done with this recipe.
     ///
     /// # Errors
     /// [`Error::Config`] where the pipeline names no cohort or no tables, or a setting is wrong; [`Error::Device`] where the
@@ -149,7 +149,7 @@ impl Run {
         })
     }
 
-    /// What the cohort holds, and what was left out and why.
+    /// The listing of the cohort: selected scans, and skipped images with the reason.
     pub fn listing(&self) -> &Listing {
         &self.listing
     }

@@ -171,7 +171,7 @@ impl RollWriter {
     }
 }
 
-/// The result of the roll that is being written. The future may be dropped and made anew.
+/// The result of the roll that is being written. The future may be dropped and created again.
 async fn finished(rolling: &mut Option<SpawnedTask<Result<RecordBatch>>>) -> Result<RecordBatch> {
     match rolling {
         Some(task) => task

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::preprocess::{self, Prepared};
 use crate::score::{self, Inference};
 
-/// Takes one scan all the way to its row of `screen_schema`; none where the run stops before the scan is begun.
+/// Screens one scan and gives its row of `screen_schema`; `None` where the run stops before the scan is started.
 ///
 /// # Errors
 /// [`Error::Bug`] where the row cannot be made. A failure of the scan itself is a row.
@@ -51,7 +51,7 @@ struct Scan {
     journey: Journey,
 }
 
-/// What is left of a scan's bytes once they are preprocessed.
+/// A preprocessed scan; its bytes are dropped.
 struct PreparedScan {
     prepared: Arc<Prepared>,
     /// Kind of number that the file held, for the tables.

@@ -15,7 +15,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// Where a scan is on its way; the variants are in the order of the way.
+/// A stage of a scan; the variants are in the order in which a scan passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {

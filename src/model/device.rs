@@ -166,8 +166,8 @@ fn choose<'a>(choice: DeviceChoice, cuda: impl FnOnce() -> &'a Cuda) -> Result<t
     }
 }
 
-/// Whether this process can use CUDA. The text tells a user what is missing and what to do; it holds paths, so it is
-/// for the user's terminal and not for logs.
+/// Whether this process can use CUDA. The text states what is missing and what to do. It holds paths, so it is for the
+/// user's terminal and not for logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cuda {
     /// GPUs `cuda:0` to `cuda:{gpus - 1}` can be used.

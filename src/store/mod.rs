@@ -1,7 +1,7 @@
 //! Object stores: from the address that a user types to objects that are read and written.
 //!
 //! ```text
-//! address ── open (open.rs) ──► Location (location.rs) ─┬─ read (read.rs)    one object, whole, of the version asked for
+//! address ── open (open.rs) ──► Location (location.rs) ─┬─ read (read.rs)    one object, whole, of the given version
 //!   environment, AWS profile ───┘                       ├─ store, path_of    everything else, by object_store's own calls
 //!                                                       └─ explain           a store's error with the next step
 //! ```

@@ -43,7 +43,7 @@ pub struct CohortSpec {
     pub seed: u64,
     /// Number of subjects with lesions, which are the first ones.
     pub lesions: usize,
-    /// Number of scans, the last ones, whose file is cut off in the middle.
+    /// Number of scans, the last ones, whose files are truncated.
     pub corrupt: usize,
     /// Voxel size in mm.
     pub spacing_mm: f64,
@@ -205,7 +205,7 @@ fn participants_json() -> Value {
     json!({
         "lesions": { "Description": "number of lesions in the head; they may touch" },
         "lesion_volume_ml": { "Description": "volume of all lesions", "Units": "mL" },
-        "corrupt": { "Description": "yes where the scan's file was cut off in the middle on purpose" },
+        "corrupt": { "Description": "yes where the scan's file was truncated on purpose" },
         "split": {
             "Description": "role of the head in training",
             "Levels": { "train": "fitting", "val": "validation", "test": "not used: has lesions or is damaged" },

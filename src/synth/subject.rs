@@ -1,7 +1,7 @@
 //! One synthetic subject.
 //!
 //! Takes the template, a seed and the subject's number; gives a T1-weighted head with its truth masks on a scanner's
-//! grid: the template deformed to an anatomy of its own, with lesions where asked for, as a scanner would image it.
+//! grid: the template deformed to an anatomy of its own, with lesions if requested, as a scanner would image it.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

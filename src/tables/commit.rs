@@ -213,7 +213,7 @@ fn is_conflict(error: &DeltaTableError) -> bool {
     )
 }
 
-/// Loads the newest log; gives the newest epoch of the application in it, if `ask` says so.
+/// Loads the newest log; if `ask` is set, gives the newest epoch of the application in it.
 async fn last_epoch(delta: &mut DeltaTable, app_id: &str, ask: bool) -> DeltaResult<Option<i64>> {
     delta.update_state().await?;
     if !ask {

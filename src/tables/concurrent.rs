@@ -1,4 +1,4 @@
-//! What other runs commit at the same time: two runs that work on the same scans leave one result of each scan.
+//! Commits of other runs at the same time: two runs on the same scans leave one result of each scan.
 //!
 //! A run plans with the tables as it opened them. Before it commits, it reads from the log of `scans` what was added since,
 //! and excludes from its own files the keys (scan_id, content_id, recipe_id) that are there. `scans` is then committed on
@@ -58,7 +58,7 @@ impl ConcurrentRuns {
             let entry = with_retries(read).await?.ok_or_else(|| {
                 Error::Config(format!(
                     "the log of table scans lacks version {version}, which was committed during this run: start the run \
-                     again, what it has committed is kept"
+                     again; results committed so far are kept"
                 ))
             })?;
             files.extend(added_by_others(&entry, own)?);

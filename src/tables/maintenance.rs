@@ -3,7 +3,7 @@
 //! A run commits small files, so that little is lost when it is killed. [`Tables::optimize`] compacts them, tokens clustered
 //! by scan and region; readers of older versions still find the old files. [`Tables::vacuum`] deletes files that no retained
 //! version refers to, among them those that killed runs left uncommitted. Neither changes the result of a query. Refuses to
-//! delete files of less than a day, which may belong to a run that is at work.
+//! delete files of less than a day, which may belong to an active run.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -75,12 +75,11 @@ impl Tables {
     /// [`Error::Config`] for a `keep` of less than a day; [`Error::Table`] where the table cannot be read or a file cannot be
     /// deleted.
     pub async fn vacuum(&mut self, table: Table, keep: Duration, dry_run: bool) -> Result<Vec<String>> {
-        /// A run that is at work has uncommitted files in the store.
+        /// An active run has uncommitted files in the store.
         const SHORTEST: Duration = Duration::from_secs(24 * 3600);
         if keep < SHORTEST {
             return Err(Error::Config(format!(
-                "vacuum would keep files for {} hours only, and may delete those of a run that is at work: keep at least \
-                 a day",
+                "vacuum would keep files for {} hours only, and may delete those of an active run: keep at least a day",
                 keep.as_secs() / 3600
             )));
         }

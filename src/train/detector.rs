@@ -1,4 +1,4 @@
-//! Training of the detector: tell the tokens of synthetic anomalies from healthy ones.
+//! Training of the detector, which learns to distinguish the tokens of synthetic anomalies from healthy ones.
 //!
 //! Most slices get anomalies in image space, together with their neighbours, and are tokenized. In some, blocks of
 //! tokens are replaced by random codes, by the codes of another slice of the batch, or by codes that the inpainter
@@ -103,7 +103,7 @@ enum Source {
     Random,
     /// The codes of another slice, at the same place.
     Foreign,
-    /// Codes that the inpainter draws, which are hard to tell from healthy ones, as in Token-Critic (arXiv 2209.04439).
+    /// Codes that the inpainter draws, which are hard to distinguish from healthy ones, as in Token-Critic (arXiv 2209.04439).
     Inpainter,
 }
 

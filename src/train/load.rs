@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::model::Preset;
 use crate::preprocess;
 
-/// Reads a pipeline file; `overrides` are `section.key=value`. `train.preset` names the sizes (`tiny`, `small`) of the
-/// networks that `[train]` leaves out; what `[train]` says of a network wins.
+/// Reads a pipeline file; `overrides` are `section.key=value`. `train.preset` names the sizes (`tiny`, `small`) of
+/// networks that `[train]` does not configure; the settings in `[train]` win.
 ///
 /// # Errors
 /// As [`config::load`]; [`Error::Config`] also where the preset is unknown or made for slices of another size.

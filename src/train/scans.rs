@@ -33,7 +33,7 @@ struct Raw {
 }
 
 /// Preprocessed brains of the participants with `split` in the cohort's split column, in the order of their scan ids.
-/// `participants` selects participants further. Scans that preprocessing refuses are left out, and reported.
+/// `participants` selects participants further. Scans that preprocessing refuses are skipped and reported.
 ///
 /// # Errors
 /// [`Error::Config`] where no scan of the cohort has this split; storage errors.
@@ -74,7 +74,7 @@ pub(super) async fn brains(
         for (scan_id, result) in prepare(raw, &pipeline.preprocess) {
             match result {
                 Ok(brain) => brains.push((scan_id, brain)),
-                Err(error) => eprintln!("{scan_id} left out: {error}"),
+                Err(error) => eprintln!("{scan_id} skipped: {error}"),
             }
         }
         eprintln!("prepared {} of {total} {split} scans", brains.len());

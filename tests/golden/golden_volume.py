@@ -6,7 +6,7 @@
 
 Writes the files it makes (always the same voxels) and volume.json to tests/golden/volume/. With --odd,
 the folder of real-world odd files that are too large for the repository, it also records their
-shape, affine and a hash of their voxels in odd.json; without it odd.json stays as it is.
+shape, affine and a hash of their voxels in odd.json; without it odd.json is not changed.
 """
 
 import argparse
@@ -243,7 +243,7 @@ def resampled(path, order):
 
 
 def describe_odd(root):
-    """What nibabel reads from each odd file, or that it is no real 3-D image. A pair is told by its header."""
+    """What nibabel reads from each odd file, or that it is no real 3-D image. A pair is named by its header."""
     rows = []
     for path in sorted(p for p in root.rglob("*") if p.is_file() and ".img" not in p.name):
         row = {"file": path.relative_to(root).as_posix()}

@@ -63,7 +63,7 @@ async fn runs_that_commit_at_the_same_time_all_count() {
 async fn runs_with_the_same_scans_at_the_same_time_leave_one_result_of_each() {
     let url = url::Url::parse("memory:///results").unwrap();
     let location = Location::new(Arc::new(InMemory::new()), "results".into(), url);
-    // All open the tables before anyone commits; each has a scan of its own besides the two that all have.
+    // All runs open the tables before any of them commits. Each has one scan of its own and two that all have.
     let mut opened = Vec::new();
     for i in 0..4 {
         opened.push((format!("r{i}"), Tables::open_or_create_at(location.clone()).await.unwrap()));
@@ -93,7 +93,7 @@ async fn a_commit_takes_only_the_scans_that_no_other_run_has_committed() {
     let folder = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (open(folder.path()).await, open(folder.path()).await);
     commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
-    // A commit that only puts files together adds no result.
+    // A commit that only merges files adds no result.
     first.optimize(Table::Scans, NonZeroU64::new(1 << 20).unwrap(), 1 << 28).await.unwrap();
     let scans = ["sub-1", "sub-2", "sub-3"].map(|scan| finished("r2", scan, DAY_ONE + MINUTE, 0.6));
     let receipts = write(second.location(), vec![scans.to_vec()], 64).await;
@@ -103,7 +103,7 @@ async fn a_commit_takes_only_the_scans_that_no_other_run_has_committed() {
     assert_eq!(counts(&second, ["raw.scans", "raw.tokens", "raw.masks", "raw.findings"]).await, [3, 12, 3, 3]);
     let context = query::session(&second).await.unwrap();
     assert_eq!(count(&context, "scans WHERE scan_id = 'sub-1' AND run_id = 'r1'").await, 1);
-    // Committed again, as after a lost answer: nothing more.
+    // Committed again, as after a lost response: nothing is added.
     assert!(second.commit("r2", 0, &receipts).await.unwrap().tables.is_empty());
     assert_eq!(counts(&second, ["raw.scans"]).await, [3]);
 }

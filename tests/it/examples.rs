@@ -72,7 +72,7 @@ fn read_tables_counts_in_python_the_rows_that_sql_counts() {
     }
 }
 
-/// Runs the command of a deployment file on a cohort that does not exist: whatever else is wrong with it is refused before.
+/// Runs the command of a deployment file on a cohort that does not exist. Any other mistake in it would be reported first.
 fn assert_accepted(arguments: &[String]) {
     let folder = tempfile::tempdir().unwrap();
     let (cohort, tables) = (folder.path().join("none"), folder.path().join("tables"));
@@ -110,7 +110,7 @@ fn systemd_accepts_the_service_and_the_timer() {
     if !installed("systemd-analyze") {
         return;
     }
-    // It asks that the program is there.
+    // The file requires that the program exists.
     let folder = tempfile::tempdir().unwrap();
     let service = service.replace("/usr/local/bin/neurosieve", env!("CARGO_BIN_EXE_neurosieve"));
     std::fs::write(folder.path().join("neurosieve.service"), service).unwrap();
@@ -162,7 +162,7 @@ fn the_readme_of_the_examples_names_every_file() {
     }
     let index = std::fs::read_to_string(example("README.md")).unwrap();
     for file in files(&example("")).iter().map(|file| file.strip_prefix(example("")).unwrap()) {
-        // A folder stands for its files.
+        // A folder in the index covers its files.
         let named = file.ancestors().any(|part| index.contains(&format!("]({})", part.display())));
         assert!(named || file == Path::new("README.md"), "{} is not in the index", file.display());
     }

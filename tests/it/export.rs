@@ -1,4 +1,4 @@
-//! `neurosieve export`: what the tables hold, on the grid of the scan as it came off the scanner.
+//! `neurosieve export`: masks and maps of the tables, on the native grid of their scan.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

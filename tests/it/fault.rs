@@ -1,4 +1,4 @@
-//! Runs on a store that fails, answers late or short, or does what it says it did not: [`FaultStore`] does so by script.
+//! Runs on a store that fails, answers late or short, or reports an error for a request that it executed: [`FaultStore`] does so by script.
 
 use std::sync::{Arc, Mutex};
 
@@ -50,7 +50,7 @@ async fn prepare(store: &Arc<FaultStore>, timeout_s: u64) -> neurosieve::error::
     Run::prepare_at(pipeline, location(store, "study"), location(store, "tables")).await
 }
 
-/// All that the tables hold about scans, except times and ids of runs.
+/// The contents of the tables, except times and ids of runs.
 async fn contents(store: &Arc<FaultStore>) -> Vec<String> {
     let context = query::session(&Tables::open_at(location(store, "tables")).await.unwrap()).await.unwrap();
     let mut contents = Vec::new();
@@ -74,7 +74,7 @@ async fn a_store_that_fails_one_request_in_ten_changes_no_result() {
     let undisturbed = contents(&calm).await;
     assert_eq!(calm.fired(), 0);
 
-    // One read of a scan in ten, and one write of a table: ten times as many as on a bad day.
+    // One read of a scan in ten, and one write of a table: far more than a real store fails.
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let stormy = FaultStore::new(move |op, path| {
         let fault = match (op, path.as_ref().starts_with("study/")) {

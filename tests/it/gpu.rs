@@ -1,4 +1,4 @@
-//! The measurement of a GPU in its smallest form on the processor, so that it works when a GPU is at hand.
+//! The measurement of a GPU in its smallest form, run on the processor, so that it is known to work.
 
 use std::process::Command;
 

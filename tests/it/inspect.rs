@@ -50,7 +50,7 @@ fn inspect_with_json_prints_the_numbers_and_writes_no_picture() {
 }
 
 #[test]
-fn inspect_refuses_what_is_no_scan_and_says_why() {
+fn inspect_refuses_a_file_that_is_not_a_scan_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("notes.nii.gz"), "not an image").unwrap();
     let shown = program(&["inspect", "notes.nii.gz"], folder.path());
@@ -61,22 +61,22 @@ fn inspect_refuses_what_is_no_scan_and_says_why() {
 }
 
 #[test]
-fn eval_preprocess_names_every_bar_that_it_has_data_for() {
+fn eval_preprocess_reports_every_target_that_it_has_data_for() {
     let (folder, cohort) = (tempfile::tempdir().unwrap(), path(head()));
     let run = program(&["eval", "preprocess", "--cohort", cohort, "--moves", "1", "--json", "e.json"], folder.path());
     let printed = text(&run.stdout);
-    for bar in
+    for target in
         ["scans refused", "registered again", "Dice with the template's", "variation in white matter", "lesion masks"]
     {
-        assert!(printed.contains(bar), "no `{bar}` in\n{printed}");
+        assert!(printed.contains(target), "no `{target}` in\n{printed}");
     }
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("e.json")).unwrap()).unwrap();
-    let bars = report["bars"].as_array().unwrap();
-    let missed = bars.iter().any(|bar| bar["reached"] == false);
+    let targets = report["bars"].as_array().unwrap();
+    let missed = targets.iter().any(|target| target["reached"] == false);
     assert_eq!(run.status.code(), Some(i32::from(missed)), "{printed}");
     assert_eq!(report["scans"].as_array().unwrap().len(), 1);
-    // No reference mask and one site: bars without data are left out, not passed.
-    assert!(!printed.contains("Dice with reference") && !printed.contains("two sites"), "{printed}");
+    // No reference mask and one site: targets without data are omitted, not reached.
+    assert!(!printed.contains("Dice with the reference") && !printed.contains("two sites"), "{printed}");
     let none = program(&["eval", "preprocess", "--cohort", cohort, "--split", "val"], folder.path());
     assert_eq!(none.status.code(), Some(2), "{none:?}");
 }

@@ -22,7 +22,7 @@ fn run(cohort: &str, tables: &str) -> Command {
     run
 }
 
-/// All that the tables hold about scans, except times and ids of runs.
+/// The contents of the tables, except times and ids of runs.
 fn contents(tables: &str) -> Vec<Vec<Value>> {
     [
         "SELECT scan_id, content_id, anomaly_score, n_tokens, n_findings, brain_volume_ml FROM raw.scans ORDER BY 1",

@@ -1,4 +1,4 @@
-//! `neurosieve tables`: files are put together, exported and deleted, and queries answer as before.
+//! `neurosieve tables`: files are merged, exported and deleted, and queries give the same rows.
 
 use std::fs::File;
 use std::path::Path;
@@ -62,7 +62,7 @@ fn vacuum_deletes_old_files_that_no_version_refers_to_and_no_others() {
     ok(&["tables", "optimize", "--tables", tables]);
     let vacuum =
         |more: &[&str]| program(&[&["tables", "vacuum", "--tables", tables, "--table", "scans"], more].concat());
-    // The files that were put together are young: none is deleted yet, and keeping less than a day is refused.
+    // The merged files are too recent to be deleted, and keeping less than a day is refused.
     assert!(text(&vacuum(&[]).stdout).contains("scans: 0 files deleted"));
     assert_eq!(vacuum(&["--keep-days", "0"]).status.code(), Some(2));
     assert_eq!(files(tables, "scans"), many + 1);

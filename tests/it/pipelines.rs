@@ -1,4 +1,4 @@
-//! The ready pipeline files, and what a user hears of a wrong key.
+//! The ready pipeline files, and the error of a wrong key.
 
 use std::path::{Path, PathBuf};
 

@@ -69,5 +69,5 @@ fn a_head_whose_air_was_set_to_zero_is_still_stripped() {
     native.data.iter_mut().filter(|v| **v < level).for_each(|v| *v = 0.0);
     let prepared = prepare(&native, &PreprocessConfig::default()).expect("a brain");
     assert!(!prepared.stripped_input);
-    assert_eq!(prepared.qc.ghosting, None, "cleaned air tells nothing about ghosts");
+    assert_eq!(prepared.qc.ghosting, None, "air that was set to zero shows no ghosts");
 }

@@ -1,4 +1,4 @@
-//! A cohort and its tables in a bucket: the real program against an S3 server that is not ours (moto).
+//! A cohort and its tables in a bucket: the real program against an independent S3 server (moto).
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::ExitStatusExt;

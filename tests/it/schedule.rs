@@ -1,4 +1,4 @@
-//! `neurosieve schedule`: the real program, which runs and looks after the tables by the clock.
+//! `neurosieve schedule`: the real program screens and maintains the tables at given times.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,12 +10,11 @@ use super::support::cohorts::synth;
 use super::support::program::{WITHOUT_NETWORKS, command, number};
 use super::support::shared::{copy, path, sharded, study};
 
-/// A schedule at work, and what it prints on both outputs, line by line. Its runs come at new year, unless its options say
-/// otherwise.
+/// A running schedule, and the lines that it prints on both outputs. Its runs are due at new year by default.
 struct Scheduled {
     process: Child,
     lines: mpsc::Receiver<String>,
-    /// Not asked for yet: the two outputs come in any order.
+    /// Lines that no test has waited for yet; those of the two outputs are interleaved in any order.
     unread: Vec<String>,
 }
 
@@ -94,7 +93,7 @@ async fn a_schedule_leaves_tables_alone_that_another_one_works_on() {
     let location = neurosieve::store::open(path(folder.path())).unwrap();
     let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
     let mut schedule = Scheduled::start(path(study()), path(folder.path()), &["--now"]);
-    schedule.prints("another schedule is at work");
+    schedule.prints("another schedule is active");
     lease.give_back().await;
     assert_eq!(schedule.stop(), Some(0));
 }

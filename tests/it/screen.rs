@@ -1,4 +1,4 @@
-//! The main job, driven through the real program: a synthetic cohort becomes tables, and what is done is not done again.
+//! The main job, driven through the real program: a synthetic cohort becomes tables, and a second run repeats nothing.
 
 use std::path::Path;
 
@@ -114,13 +114,13 @@ fn every_shipped_query_runs_on_screened_tables() {
     assert!(files >= 6);
 }
 
-/// Contract 4: a scan screened again, in other company and with other threads, has the same rows.
+/// Contract 4: a scan screened again, together with other scans and with another number of threads, has the same rows.
 #[test]
 fn a_scan_screened_again_has_the_same_tokens_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let again = folder.path().join("again").display().to_string();
     let alone = ["--set", "cohort.select.subjects=[\"synth001\"]", "--set", "run.scans_in_flight=1"];
-    // Sums that are cut up among threads would come out otherwise.
+    // Sums that are split among threads would differ.
     let status = screening(&screened().cohort, &again, &alone).env("OMP_NUM_THREADS", "3").status().unwrap();
     assert!(status.success());
     let sql = "SELECT z, y, x, code, p_anomalous, nll, residual FROM tokens WHERE scan_id = 'study/sub-synth001_T1w' ORDER BY z, y, x";

@@ -1,4 +1,4 @@
-//! Wrong settings: what is said of them.
+//! The error messages of wrong settings.
 
 use super::support::program::{program, text};
 

@@ -1,4 +1,4 @@
-//! `scripts/structure.py`, which `make check` runs on the sources: what it finds in a crate made up for it.
+//! `scripts/structure.py`, which `make check` runs on the sources: what it finds in a small test crate.
 
 use std::path::Path;
 use std::process::{Command, Output};

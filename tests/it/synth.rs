@@ -1,4 +1,4 @@
-//! Synthetic cohorts: what others rely on when they are screened.
+//! Synthetic cohorts: the properties that screening and its tests rely on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `neurosieve train`, and what is done with a bundle: the real program on synthetic heads and the smallest networks.
+//! `neurosieve train`, and the use of a bundle: the real program on synthetic heads with the smallest networks.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::support::program::command_in;
 
-/// Networks that learn nothing in this time, but go through everything.
+/// The networks learn nothing in this time, but every step of the training runs.
 const PIPELINE: &str = r#"
 [train]
 name = "tiny"
@@ -95,7 +95,7 @@ fn a_training_that_is_killed_and_continued_gives_the_same_bundle() {
     let whole = program(&training("train.work=w1", "train.out=b1"), path);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
 
-    // Killed while the detector learns. What is prepared need not be prepared again.
+    // Killed while the detector is trained. Preprocessed scans are not preprocessed again.
     std::fs::create_dir(file("w2")).unwrap();
     std::fs::rename(file("w1/prepared"), file("w2/prepared")).unwrap();
     let mut killed = command(&training("train.work=w2", "train.out=b2"), path).stderr(Stdio::null()).spawn().unwrap();
@@ -127,11 +127,11 @@ fn a_training_that_is_killed_and_continued_gives_the_same_bundle() {
     twins_have_something_to_compare(path);
 }
 
-/// The networks stay, what healthy scans look like is learnt anew.
+/// The networks are kept, and the healthy map is fitted again.
 fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     std::fs::write(folder.join("adapt.toml"), "[train]\nname = \"here\"\ndevice = \"cpu\"\nnetworks_of = \"b1\"\n")
         .unwrap();
-    // The one to be fitted on is the one that was held out, and the other way round.
+    // The scans for fitting and for the thresholds are swapped.
     let turned = |split: &str| if split == "val" { "train" } else { "val" };
     let table = std::fs::read_to_string(folder.join("cohort/participants.tsv")).unwrap();
     let swapped: Vec<String> = table
@@ -161,7 +161,7 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     assert_ne!(one["calibration"]["mask_threshold"], other["calibration"]["mask_threshold"]);
     assert!(String::from_utf8(file("b3", "MODEL_CARD.md")).unwrap().contains("The networks are those of tiny@"));
 
-    // The detector is trained on, beside what is kept of the training that made it; the others stay.
+    // The detector is trained further, from the kept state of its training. The other networks do not change.
     let mut further = training("train.work=w1", "train.out=b4");
     further[1] = "adapt.toml";
     let stage = "train.detector={network={width=16, heads=2, layers=1}, steps=11, batch=2, learning_rate=1e-3}";
@@ -183,14 +183,14 @@ fn a_bundle_adapts_to_another_cohort(folder: &Path) {
     assert!(!folder.join("b4/healthy.safetensors").exists());
     let opened = program(&["twin", "--bundle", "b4", "--out", "b4.safetensors"], folder);
     assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
-    for (only, told) in [
+    for (only, expected) in [
         (r#"train.further=["tokenizer"]"#, "depend on the tokenizer's codes"),
         (r#"train.further=["prior"]"#, "[train.prior]"),
     ] {
         further[9] = only;
         let run = program(&further, folder);
         let said = String::from_utf8_lossy(&run.stderr).into_owned();
-        assert!(!run.status.success() && said.contains(told), "{said}");
+        assert!(!run.status.success() && said.contains(expected), "{said}");
     }
 }
 

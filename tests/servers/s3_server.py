@@ -2,7 +2,7 @@
 
     python s3_server.py BUCKET
 
-A line on standard input tells it to kill a client, once:
+A line on standard input makes it kill a client, once:
 
     kill PID before|after METHOD PATTERN
 
@@ -11,7 +11,7 @@ the request is done, in both cases before it is answered. Then `killed` is print
 
     slow SECONDS METHOD PATTERN
 
-From now on every such request takes that many seconds longer.
+From now on every such request takes the given number of seconds longer.
 """
 
 import os

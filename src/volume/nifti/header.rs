@@ -309,7 +309,7 @@ fn dimensions(why: &str) -> Error {
 fn analyze() -> Error {
     Error::new(
         "analyze",
-        "this looks like ANALYZE 7.5 (a header without NIfTI's magic), which does not tell the left side from the \
+        "this looks like ANALYZE 7.5 (a header without NIfTI's magic), which does not distinguish left from \
          right; convert the scan from its DICOM files with dcm2niix",
     )
 }

@@ -1,5 +1,5 @@
-//! [`FaultStore`]: an object store in memory that fails, answers late or short as a script says. Used by `fault.rs`, and by
-//! `tests/store-contract`, which checks that without faults it is a store.
+//! [`FaultStore`]: an object store in memory with scripted faults: it fails, answers late, or sends too few bytes. Used by `fault.rs`, and by
+//! `tests/store-contract`, which checks that without faults it behaves as a store.
 #![deny(clippy::missing_trait_methods, reason = "a method left to its default would bypass the script")]
 
 use std::fmt;

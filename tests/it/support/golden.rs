@@ -1,5 +1,5 @@
 //! Volumes whose voxels and places are known: nibabel and scipy read them, and `tests/golden/golden_volume.py` recorded
-//! what they said in `tests/golden/volume/`.
+//! their results in `tests/golden/volume/`.
 
 use std::io::{Read, Write};
 

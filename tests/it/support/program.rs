@@ -65,12 +65,12 @@ pub const fn quick_run<'a>(cohort: &'a str, tables: &'a str) -> [&'a str; 11] {
     ]
 }
 
-/// What a query of tables answers.
+/// The rows of a query of tables.
 pub fn rows(tables: &str, sql: &str) -> Vec<Value> {
     serde_json::from_str(&ok(&["sql", "--tables", tables, "--format", "json", "-c", sql])).unwrap()
 }
 
-/// The single number that a query of tables answers, in its column `n`.
+/// The number in the column `n` of a query of tables that gives one row.
 pub fn number(tables: &str, sql: &str) -> u64 {
     rows(tables, sql)[0]["n"].as_u64().unwrap()
 }
@@ -84,7 +84,7 @@ pub fn printed(output: &Output) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
-/// Runs a program to its end; also gives the most memory that it held, in MiB.
+/// Runs a program to its end; also gives its peak memory, in MiB.
 pub fn with_peak_memory(mut command: Command) -> (ExitStatus, usize) {
     let mut child = command.spawn().unwrap();
     let mut peak_mib = 0;

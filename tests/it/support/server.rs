@@ -10,14 +10,14 @@ use serde_json::Value;
 use super::program::{self, text};
 use super::root;
 
-/// A server that lives as long as this.
+/// A running server. Dropping it stops the server.
 pub struct Server {
     pub process: Child,
     /// What it prints after its port.
     pub printed: BufReader<ChildStdout>,
     /// `http://127.0.0.1:PORT`.
     pub address: String,
-    /// Variables with which the program finds the server and is let in.
+    /// Environment variables with the server's address and credentials for the program.
     environment: Vec<(&'static str, String)>,
 }
 
@@ -46,7 +46,7 @@ impl Server {
         self.command(arguments).output().unwrap()
     }
 
-    /// What a query of tables there answers.
+    /// The rows of a query of tables on the server.
     pub fn rows(&self, tables: &str, sql: &str) -> Vec<Value> {
         let output = self.program(&["sql", "--tables", tables, "--format", "json", "-c", sql]);
         assert!(output.status.success(), "{}", text(&output.stderr));

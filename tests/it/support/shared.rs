@@ -1,5 +1,5 @@
-//! Cohorts and tables that are costly to make: made once, by the test that asks first, and shared by all. They are read
-//! only; a test that changes tables takes a [`copy`].
+//! Cohorts and tables that take long to make. The first test that needs one makes it, and all tests share it. They are
+//! read-only; a test that changes tables takes a [`copy`].
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use super::cohorts::{scan, synth};
 use super::program::{WITHOUT_NETWORKS, number, printed, screen, screening};
 
-/// A cohort of six heads at 2 mm: the first has lesions, the files of the last three are cut off in the middle.
+/// A cohort of six heads at 2 mm: the first has lesions, the files of the last three are truncated.
 pub fn study() -> &'static Path {
     static STUDY: OnceLock<PathBuf> = OnceLock::new();
     STUDY.get_or_init(|| {
@@ -29,11 +29,11 @@ pub fn head() -> &'static Path {
     })
 }
 
-/// The first four scans of the study, the third of which arrived after the first run, and what the runs said.
+/// The first four scans of the study, the third of which arrived after the first run, and the output of the runs.
 pub struct Screened {
     pub cohort: String,
     pub tables: String,
-    /// The first run: two good scans, and one that is cut off. With `--explain`.
+    /// The first run: two good scans, and a truncated one. With `--explain`.
     pub first: Output,
     /// A second run, before anything arrived.
     pub idle: Output,
