@@ -8,6 +8,7 @@
 //! rows finds its tokens, mask and findings even while a run is committing.
 
 mod export;
+mod remote;
 mod session;
 mod shell;
 mod views;
