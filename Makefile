@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build setup bench-gpu
+.PHONY: help demo test check build setup bench-gpu picture
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 12
@@ -35,6 +35,9 @@ check: setup ## Check format, lints, docs, structure and dependencies
 
 build: setup ## Build the program, target/release/neurosieve
 	cargo build --release --locked
+
+picture: demo ## Draw the README's picture, docs/images/finding.png, from the demo's tables
+	scripts/picture.sh
 
 bench-gpu: build ## Pack the folder that measures neurosieve on a machine with a GPU
 	benches/gpu/pack.sh

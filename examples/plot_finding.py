@@ -85,7 +85,7 @@ def main():
     bar.ax.tick_params(colors="0.85")
     text = f"{args.scan}: {finding['volume_ml']:.1f} ml, {finding['region']}; cyan: the mask"
     figure.suptitle(text, color="white", fontsize=11)
-    figure.text(0.5, 0.005, "Research use only; not a medical device.", color="0.6", ha="center", fontsize=8)
+    figure.supxlabel("Research use only; not a medical device.", color="0.6", fontsize=8)
     figure.savefig(args.picture, dpi=110, facecolor="black")
 
 

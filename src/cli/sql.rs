@@ -42,7 +42,7 @@ pub async fn run(args: SqlArgs) -> Result<()> {
     }
     let context = query::session(&Tables::open(&args.tables).await?).await?;
     if statements.is_empty() {
-        return query::repl(&context).await;
+        return query::repl(&context, args.format).await;
     }
     for sql in statements {
         query::execute(&context, &sql, args.format, args.output.as_deref()).await?;

@@ -129,7 +129,9 @@ impl TablesArgs {
                 let extension = match format {
                     Format::Parquet => "parquet",
                     Format::Csv => "csv",
+                    Format::Tsv => "tsv",
                     Format::Json => "json",
+                    Format::NdJson => "ndjson",
                     Format::Table => "txt",
                 };
                 let (tables, wanted) = selected.open().await?;

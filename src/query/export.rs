@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
+use arrow::json::writer::{JsonArray, JsonFormat, LineDelimited};
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::dataframe::DataFrame;
 use datafusion::physical_plan::SendableRecordBatchStream;
@@ -21,6 +22,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use super::remote;
 use crate::error::{Error, Result};
 
 /// How rows are written.
@@ -31,8 +33,12 @@ pub enum Format {
     Table,
     /// Comma-separated values with a header; lists as text, binary as hexadecimal text.
     Csv,
+    /// Tab-separated values, otherwise as csv.
+    Tsv,
     /// An array of objects; binary as hexadecimal text.
     Json,
+    /// One object per line, otherwise as json.
+    NdJson,
     /// A Parquet file; needs an output file.
     Parquet,
 }
@@ -56,14 +62,14 @@ pub async fn execute(context: &SessionContext, sql: &str, format: Format, output
         return Err(Error::Config("--format parquet needs a file: add --output FILE".into()));
     }
     for statement in statements {
-        let plan = context.state().statement_to_plan(statement).await?;
+        let plan = remote::plan(context, statement).await?;
         let rows = context.execute_logical_plan(plan).await?;
         match output {
             Some(path) => to_file(rows, format, path).await?,
             None => match write(rows.execute_stream().await?, format, &mut io::stdout()).await {
                 // The reader closed the pipe, as `… | head` does.
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                outcome => outcome?,
+                outcome => drop(outcome?),
             },
         }
     }
@@ -78,50 +84,68 @@ async fn to_file(rows: DataFrame, format: Format, path: &Path) -> Result<()> {
     file.flush().map_err(|e| Error::io(context(), e))
 }
 
-/// Writes the rows. The writer is a local file or the terminal, and this is the only task of the command, so blocking in it
-/// delays no other.
-async fn write(mut rows: SendableRecordBatchStream, format: Format, out: &mut (impl Write + Send)) -> Result<()> {
+/// Writes the rows, and gives their number. The writer is a local file or the terminal, and this is the only task of the
+/// command, so blocking in it delays no other.
+pub(super) async fn write(
+    mut rows: SendableRecordBatchStream,
+    format: Format,
+    out: &mut (impl Write + Send),
+) -> Result<usize> {
     let schema = rows.schema();
+    let mut count = 0;
     match format {
         Format::Table => {
             let mut batches = Vec::new();
             while let Some(batch) = rows.next().await {
                 batches.push(batch?);
             }
+            count = batches.iter().map(RecordBatch::num_rows).sum();
             // A statement such as CREATE VIEW has no columns and nothing to print.
             if !schema.fields().is_empty() {
                 let text = pretty_format_batches_with_schema(schema, &batches).map_err(write_error)?;
                 writeln!(out, "{text}").map_err(|e| write_error(e.into()))?;
             }
         }
-        Format::Csv => {
-            let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(out);
+        Format::Csv | Format::Tsv => {
+            let delimiter = if format == Format::Csv { b',' } else { b'\t' };
+            let mut writer = arrow::csv::WriterBuilder::new().with_header(true).with_delimiter(delimiter).build(out);
             writer.write(&flat(&RecordBatch::new_empty(schema))?).map_err(write_error)?;
             while let Some(batch) = rows.next().await {
-                writer.write(&flat(&batch?)?).map_err(write_error)?;
+                let batch = batch?;
+                count += batch.num_rows();
+                writer.write(&flat(&batch)?).map_err(write_error)?;
             }
         }
         Format::Json => {
-            let mut writer = arrow::json::WriterBuilder::new()
-                .with_explicit_nulls(true)
-                .build::<_, arrow::json::writer::JsonArray>(&mut *out);
-            while let Some(batch) = rows.next().await {
-                writer.write(&batch?).map_err(write_error)?;
-            }
-            writer.finish().map_err(write_error)?;
+            count = json::<JsonArray>(rows, out).await?;
             writeln!(out).map_err(|e| write_error(e.into()))?;
         }
+        Format::NdJson => count = json::<LineDelimited>(rows, out).await?,
         Format::Parquet => {
             let properties = WriterProperties::builder().set_compression(Compression::ZSTD(Default::default()));
             let writer = ArrowWriter::try_new(out, schema, Some(properties.build()));
             let mut writer = writer.map_err(|e| write_error(e.into()))?;
             while let Some(batch) = rows.next().await {
-                writer.write(&batch?).map_err(|e| write_error(e.into()))?;
+                let batch = batch?;
+                count += batch.num_rows();
+                writer.write(&batch).map_err(|e| write_error(e.into()))?;
             }
             writer.close().map_err(|e| write_error(e.into()))?;
         }
     }
-    Ok(())
+    Ok(count)
+}
+
+async fn json<F: JsonFormat>(mut rows: SendableRecordBatchStream, out: &mut (impl Write + Send)) -> Result<usize> {
+    let mut writer = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, F>(out);
+    let mut count = 0;
+    while let Some(batch) = rows.next().await {
+        let batch = batch?;
+        count += batch.num_rows();
+        writer.write(&batch).map_err(write_error)?;
+    }
+    writer.finish().map_err(write_error)?;
+    Ok(count)
 }
 
 /// The batch with lists and structs as text, which is all that CSV can hold.
@@ -137,7 +161,7 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
     RecordBatch::try_new(Schema::new(fields).into(), columns).map_err(write_error)
 }
 
-fn write_error(error: ArrowError) -> Error {
+pub(super) fn write_error(error: ArrowError) -> Error {
     match error {
         ArrowError::IoError(_, source) => Error::io("cannot write the rows", source),
         other => Error::Query(other.into()),

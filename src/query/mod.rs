@@ -9,6 +9,7 @@
 //! findings even while a run commits. Refuses every statement that would change a table.
 
 mod export;
+mod remote;
 mod session;
 mod shell;
 mod views;

@@ -11,7 +11,7 @@ use neurosieve::flow::Pipeline;
 use serde_json::Value;
 
 use super::support::cohorts::{scan, synth};
-use super::support::program::{number, printed, program, python, text};
+use super::support::program::{number, ok, printed, program, python, text};
 use super::support::root;
 use super::support::shared::{path, screened, sharded, study};
 
@@ -70,6 +70,27 @@ fn read_tables_counts_in_python_the_rows_that_sql_counts() {
         let ours = number(tables, &format!("SELECT count(*) AS n FROM raw.{table}"));
         assert_eq!((&theirs[table]["rows"], &theirs[table]["rows_duckdb"]), (&ours.into(), &ours.into()), "{table}");
     }
+}
+
+#[test]
+fn plot_finding_draws_the_largest_finding_of_a_scan() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let scan = study().join("sub-synth001/anat/sub-synth001_T1w.nii.gz");
+    let (steps, picture) = (folder.path().join("steps"), folder.path().join("finding.png"));
+    ok(&["inspect", path(&scan), "--nifti", path(&steps), "--png", path(&folder.path().join("steps.png"))]);
+    let brain = steps.join("sub-synth001_T1w_step-6mni.nii.gz");
+    let draw = |brain: &Path| {
+        let mut command = Command::new(&python);
+        command.arg(example("plot_finding.py")).args(["--tables", &screened().tables]);
+        command.args(["--scan", "study/sub-synth001_T1w", "--brain", path(brain)]).arg(&picture).output().unwrap()
+    };
+    let drawn = draw(&brain);
+    assert!(drawn.status.success(), "{}", printed(&drawn));
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+    // A brain on another grid would put the finding in the wrong place.
+    let other_grid = draw(&steps.join("sub-synth001_T1w_step-1working.nii.gz"));
+    assert!(printed(&other_grid).contains("is not on the grid of the table"), "{}", printed(&other_grid));
 }
 
 /// Runs the command of a deployment file on a cohort that does not exist. Any other mistake in it would be reported first.

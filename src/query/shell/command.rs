@@ -1,0 +1,150 @@
+//! The shell's commands: what follows a `\`.
+
+use std::str::FromStr;
+
+use clap::ValueEnum as _;
+
+use crate::error::{Error, Result};
+use crate::query::Format;
+
+/// What a user may ask of the shell itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Quit,
+    Help,
+    Tables,
+    Columns(String),
+    Include(String),
+    /// The syntax of a statement, or the list of statements.
+    Syntax(Option<String>),
+    /// Sets quiet mode, or prints it.
+    Quiet(Option<bool>),
+    /// Sets the format of rows, or prints it.
+    Format(Option<Format>),
+}
+
+pub(super) const HELP: &str = r"\d                     list tables
+\d NAME                list the columns of a table
+\i FILE                run the statements of a file
+\h                     list statements
+\h STATEMENT           show the syntax of a statement
+\pset                  print the output format
+\pset format FORMAT    set it: table, csv, tsv, json or nd-json
+\quiet [on|off]        leave out counts and times, or print the setting
+\q                     quit";
+
+impl FromStr for Command {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        let argument = Some(words.collect::<Vec<_>>().join(" ")).filter(|words| !words.is_empty());
+        Ok(match (name, argument) {
+            ("q", None) => Self::Quit,
+            ("?", None) => Self::Help,
+            ("d", None) => Self::Tables,
+            ("d", Some(table)) => Self::Columns(table),
+            ("i", Some(path)) => Self::Include(path),
+            ("i", None) => return Err(r"\i needs the name of a file".into()),
+            ("h", statement) => Self::Syntax(statement),
+            ("quiet", None) => Self::Quiet(None),
+            ("quiet", Some(value)) => match value.as_str() {
+                "true" | "t" | "yes" | "y" | "on" => Self::Quiet(Some(true)),
+                "false" | "f" | "no" | "n" | "off" => Self::Quiet(Some(false)),
+                _ => return Err(format!("\\quiet takes `on` or `off`, not `{value}`")),
+            },
+            ("pset", None) => Self::Format(None),
+            ("pset", Some(option)) => Self::Format(Some(format(&option)?)),
+            _ => return Err(format!("`\\{}` is not a command; `\\?` lists the commands", line.trim_end())),
+        })
+    }
+}
+
+/// The format that `format NAME` names.
+fn format(option: &str) -> Result<Format, String> {
+    let Some(value) = option.strip_prefix("format ") else {
+        return Err(format!("`{option}` is not an option; the one option is `format FORMAT`"));
+    };
+    match Format::from_str(value, true) {
+        Ok(Format::Parquet) => {
+            Err("Parquet needs a file: use `neurosieve sql -c … --format parquet --output FILE`".into())
+        }
+        Ok(format) => Ok(format),
+        Err(_) => Err(format!("`{value}` is not a format; use table, csv, tsv, json or nd-json")),
+    }
+}
+
+/// The word by which the command line knows `format`.
+pub(super) fn name(format: Format) -> String {
+    format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Statements and their syntax.
+const SYNTAX: [(&str, &str); 7] = [
+    (
+        "SELECT",
+        "[ WITH name AS ( query ) [, ...] ]
+SELECT [ ALL | DISTINCT [ ON ( expression [, ...] ) ] ] [ * | expression [ [ AS ] name ] [, ...] ]
+    [ FROM { table | ( query ) } [ [ AS ] alias ]
+        [ [ LEFT | RIGHT | FULL ] JOIN table { ON condition | USING ( column [, ...] ) } ] [, ...] ]
+    [ WHERE condition ]
+    [ GROUP BY { ALL | expression [, ...] } ]
+    [ HAVING condition ]
+    [ WINDOW name AS ( definition ) [, ...] ]
+    [ QUALIFY condition ]
+    [ { UNION | INTERSECT | EXCEPT } [ ALL | DISTINCT ] query ]
+    [ ORDER BY expression [ ASC | DESC ] [ NULLS { FIRST | LAST } ] [, ...] ]
+    [ LIMIT count ] [ OFFSET start ]",
+    ),
+    ("EXPLAIN", "EXPLAIN [ ANALYZE ] [ VERBOSE ] statement"),
+    ("SHOW", "SHOW { TABLES | COLUMNS FROM table | FUNCTIONS [ LIKE 'pattern' ] | ALL | setting }"),
+    ("CREATE TABLE", "CREATE TABLE name ( column type [, ...] )"),
+    (
+        "CREATE EXTERNAL TABLE",
+        "CREATE EXTERNAL TABLE name [ ( column type [, ...] ) ]
+    STORED AS { CSV | JSON | PARQUET | ARROW } LOCATION 'file, folder or URL' [ OPTIONS ( 'key' 'value' [, ...] ) ]",
+    ),
+    ("CREATE VIEW", "CREATE [ OR REPLACE ] { VIEW | TABLE } name AS query"),
+    ("COPY", "COPY { table | ( query ) } TO 'file, folder or URL' [ STORED AS { CSV | JSON | PARQUET } ]"),
+];
+
+/// The syntax of one statement, or the names of those that [`SYNTAX`] has.
+///
+/// # Errors
+/// There is no such statement.
+pub(super) fn syntax(statement: Option<&str>) -> Result<String> {
+    let Some(statement) = statement else {
+        let names: Vec<_> = SYNTAX.iter().map(|(name, _)| *name).collect();
+        return Ok(names.join("\n"));
+    };
+    let found = SYNTAX.iter().find(|(name, _)| name.eq_ignore_ascii_case(statement.trim_end_matches(';')));
+    found
+        .map(|(_, syntax)| (*syntax).to_owned())
+        .ok_or_else(|| Error::Config(format!("`{statement}` is not in the list of statements; `\\h` prints the list")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_read_as_documented() {
+        assert_eq!("q".parse(), Ok(Command::Quit));
+        assert_eq!("d  raw.scans\n".parse(), Ok(Command::Columns("raw.scans".into())));
+        assert_eq!("pset format nd-json".parse(), Ok(Command::Format(Some(Format::NdJson))));
+        assert_eq!("pset".parse(), Ok(Command::Format(None)));
+        assert_eq!("quiet yes".parse(), Ok(Command::Quiet(Some(true))));
+        assert!("quit".parse::<Command>().unwrap_err().contains("`\\?` lists the commands"));
+        assert!("pset format xml".parse::<Command>().unwrap_err().contains("nd-json"));
+        assert!("pset format parquet".parse::<Command>().unwrap_err().contains("--output"));
+    }
+
+    #[test]
+    fn every_listed_statement_has_a_syntax() {
+        for name in syntax(None).unwrap().lines() {
+            assert!(syntax(Some(&name.to_lowercase())).unwrap().contains(name.split(' ').next().unwrap()), "{name}");
+        }
+        assert!(syntax(Some("MERGE")).is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! The line editor of the shell on a terminal: statements over several lines, history, completion and colours.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal as _};
+
+use arrow::array::AsArray as _;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
+use rustyline::error::ReadlineError;
+use rustyline::highlight::{CmdKind, Highlighter};
+use rustyline::hint::Hinter;
+use rustyline::history::DefaultHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{CompletionType, Config, Editor, Helper};
+
+use super::{dialect, parse};
+use crate::error::{Error, Result};
+
+/// The file with earlier inputs, in the current folder.
+const HISTORY: &str = ".history";
+
+pub(super) type Lines = Editor<Assistant, DefaultHistory>;
+
+/// An editor that knows the tables and columns of the session.
+///
+/// # Errors
+/// The terminal cannot be opened, or the session's schemas cannot be read.
+pub(super) async fn open(context: &SessionContext) -> Result<Lines> {
+    let config = Config::builder().completion_type(CompletionType::List).build();
+    let mut lines = Lines::with_config(config).map_err(ended)?;
+    lines.set_helper(Some(Assistant {
+        context: context.clone(),
+        words: words(context).await?,
+        files: FilenameCompleter::new(),
+        color: io::stdout().is_terminal(),
+    }));
+    // There is none before the first session in this folder.
+    lines.load_history(HISTORY).ok();
+    Ok(lines)
+}
+
+/// The next input: a command or complete statements. `None` at the end of input.
+///
+/// # Errors
+/// The terminal cannot be read.
+pub(super) fn read(lines: &mut Lines) -> Result<Option<String>> {
+    loop {
+        match lines.readline("> ") {
+            Ok(input) if input.trim().is_empty() => {}
+            Ok(input) => {
+                lines.add_history_entry(input.trim_end()).map_err(ended)?;
+                return Ok(Some(input));
+            }
+            Err(ReadlineError::Interrupted) => super::print("^C")?,
+            Err(ReadlineError::Eof) => {
+                super::print("\\q")?;
+                return Ok(None);
+            }
+            Err(error) => return Err(ended(error)),
+        }
+    }
+}
+
+/// Keeps the history for the next session.
+pub(super) fn close(mut lines: Lines) {
+    if let Err(error) = lines.save_history(HISTORY) {
+        eprintln!("cannot write the history to {HISTORY}: {error}");
+    }
+}
+
+fn ended(error: ReadlineError) -> Error {
+    Error::io("the shell ended", io::Error::other(error))
+}
+
+/// What the editor asks while somebody types.
+pub(super) struct Assistant {
+    context: SessionContext,
+    words: BTreeSet<String>,
+    files: FilenameCompleter,
+    color: bool,
+}
+
+impl Helper for Assistant {}
+
+impl Validator for Assistant {
+    /// Reads on until the input is blank, a command, or ends with `;`. A syntax error keeps the input in the editor.
+    fn validate(&self, context: &mut ValidationContext) -> rustyline::Result<ValidationResult> {
+        let input = context.input().trim();
+        if input.is_empty() || input.starts_with('\\') {
+            return Ok(ValidationResult::Valid(None));
+        }
+        if !input.ends_with(';') {
+            return Ok(ValidationResult::Incomplete);
+        }
+        Ok(match parse(&self.context, input) {
+            Ok(_) => ValidationResult::Valid(None),
+            Err(error) => ValidationResult::Invalid(Some(format!("  {error}"))),
+        })
+    }
+}
+
+impl Completer for Assistant {
+    type Candidate = Pair;
+
+    /// File names inside quotes and after `\i`; otherwise keywords, tables and columns.
+    fn complete(&self, line: &str, pos: usize, _: &rustyline::Context) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let typed = &line[..pos];
+        if typed.starts_with("\\i ") || typed.matches('\'').count() % 2 == 1 {
+            return self.files.complete_path(line, pos);
+        }
+        let start = typed.rfind(|c: char| !c.is_alphanumeric() && !"_.".contains(c)).map_or(0, |at| at + 1);
+        let prefix = typed[start..].to_lowercase();
+        if prefix.is_empty() {
+            return Ok((pos, Vec::new()));
+        }
+        let found = self.words.iter().filter(|word| word.to_lowercase().starts_with(&prefix));
+        let pairs = found.map(|word| Pair { display: word.clone(), replacement: word.clone() });
+        Ok((start, pairs.collect()))
+    }
+}
+
+impl Hinter for Assistant {
+    type Hint = String;
+
+    fn hint(&self, line: &str, _: usize, _: &rustyline::Context) -> Option<String> {
+        line.is_empty().then(|| " \\? for help, \\q to quit".to_owned())
+    }
+}
+
+impl Highlighter for Assistant {
+    /// Keywords in red, text in green.
+    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        if !self.color {
+            return Cow::Borrowed(line);
+        }
+        let dialect = dialect(&self.context);
+        // Without unescaping, the tokens are the line again.
+        let Ok(tokens) = Tokenizer::new(dialect.as_ref(), line).with_unescape(false).tokenize() else {
+            return Cow::Borrowed(line);
+        };
+        let paint = |token: Token| match &token {
+            Token::Word(word) if word.keyword != Keyword::NoKeyword => format!("\x1b[91m{token}\x1b[0m"),
+            Token::SingleQuotedString(_) => format!("\x1b[92m{token}\x1b[0m"),
+            _ => token.to_string(),
+        };
+        Cow::Owned(tokens.into_iter().map(paint).collect())
+    }
+
+    fn highlight_hint<'h>(&self, hint: &'h str) -> Cow<'h, str> {
+        if self.color { Cow::Owned(format!("\x1b[90m{hint}\x1b[0m")) } else { Cow::Borrowed(hint) }
+    }
+
+    fn highlight_char(&self, line: &str, _: usize, _: CmdKind) -> bool {
+        self.color && !line.is_empty()
+    }
+}
+
+/// Keywords that are worth completing.
+const KEYWORDS: &str = "ALL AND ANALYZE AS ASC BETWEEN BY CASE CAST COLUMNS COPY COUNT CREATE CROSS DESC DESCRIBE \
+    DISTINCT ELSE END EXCEPT EXISTS EXPLAIN EXTERNAL FALSE FIRST FROM FULL FUNCTIONS GROUP HAVING INNER INTERSECT IS \
+    JOIN LAST LEFT LIKE LIMIT LOCATION NOT NULL NULLS OFFSET OPTIONS ORDER OVER PARTITION QUALIFY RIGHT SELECT SHOW \
+    STORED TABLE TABLES THEN TRUE UNION USING VALUES VIEW WHEN WHERE WINDOW WITH";
+
+/// The keywords and the names of the session's tables and columns.
+async fn words(context: &SessionContext) -> Result<BTreeSet<String>> {
+    let names = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'
+        UNION SELECT concat(table_schema, '.', table_name) FROM information_schema.tables WHERE table_schema = 'raw'
+        UNION SELECT column_name FROM information_schema.columns WHERE table_schema = 'public'";
+    let mut words: BTreeSet<String> = KEYWORDS.split_whitespace().map(str::to_owned).collect();
+    for batch in context.sql(names).await?.collect().await? {
+        let names = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8)
+            .map_err(|e| Error::Query(e.into()))?;
+        words.extend(names.as_string::<i32>().iter().flatten().map(str::to_owned));
+    }
+    Ok(words)
+}

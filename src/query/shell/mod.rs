@@ -1,0 +1,235 @@
+//! The interactive shell: statements that end with `;`, and commands that start with `\`.
+//!
+//! A terminal gets a line editor with history, completion and colours. Input from a pipe is read line by line, and its
+//! last statement needs no `;`. A statement that fails prints its error, and the shell reads on.
+
+mod command;
+mod editor;
+
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
+use futures::StreamExt as _;
+
+use self::command::Command;
+use super::export::{self, Format, write_error};
+use super::{remote, views};
+use crate::error::{Error, Result};
+
+/// Rows of a result that a table shows. The other formats print all rows.
+const SHOWN_ROWS: usize = 100;
+
+/// Reads statements and commands until the end of input or `\q`. Rows are printed in `format` until `\pset` changes it.
+///
+/// # Errors
+/// The terminal cannot be read or written. What a statement or a command fails for is printed and does not end the shell.
+pub async fn repl(context: &SessionContext, format: Format) -> Result<()> {
+    let mut shell = Shell { context, format, quiet: false };
+    let ended = match io::stdin().is_terminal() {
+        true => shell.terminal().await,
+        false => shell.pipe().await,
+    };
+    match ended {
+        // The reader has closed the pipe, as in `… | head`.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// What follows an input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Read,
+    Leave,
+}
+
+struct Shell<'a> {
+    context: &'a SessionContext,
+    format: Format,
+    quiet: bool,
+}
+
+impl Shell<'_> {
+    async fn terminal(&mut self) -> Result<()> {
+        greet()?;
+        let mut lines = editor::open(self.context).await?;
+        while let Some(input) = editor::read(&mut lines)? {
+            let next = tokio::select! {
+                next = self.input(&input) => next?,
+                // Dropping the future above cancels the query.
+                _ = tokio::signal::ctrl_c() => {
+                    print("^C")?;
+                    Next::Read
+                }
+            };
+            if next == Next::Leave {
+                break;
+            }
+        }
+        editor::close(lines);
+        Ok(())
+    }
+
+    async fn pipe(&mut self) -> Result<()> {
+        greet()?;
+        let mut input = String::new();
+        for line in io::stdin().lines() {
+            let line = line.map_err(|e| Error::io("cannot read the standard input", e))?;
+            let command = input.trim().is_empty() && line.starts_with('\\');
+            input.push_str(&line);
+            input.push('\n');
+            if command || line.trim_end().ends_with(';') {
+                if self.input(&input).await? == Next::Leave {
+                    return Ok(());
+                }
+                input.clear();
+            }
+        }
+        self.input(&input).await.map(drop)
+    }
+
+    /// Runs one command, or one or more statements.
+    async fn input(&mut self, input: &str) -> Result<Next> {
+        let Some(command) = input.strip_prefix('\\') else {
+            self.statements(input).await?;
+            return Ok(Next::Read);
+        };
+        match command.parse() {
+            Ok(Command::Quit) => return Ok(Next::Leave),
+            Ok(command) => {
+                let outcome = self.command(command).await;
+                report(outcome)?;
+            }
+            Err(message) => eprintln!("{message}"),
+        }
+        Ok(Next::Read)
+    }
+
+    async fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Quit => Ok(()),
+            Command::Help => print(command::HELP),
+            Command::Tables => self.statements("SHOW TABLES").await,
+            Command::Columns(table) => self.statements(&format!("SHOW COLUMNS FROM {table}")).await,
+            Command::Include(path) => {
+                let text = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {path}"), e))?;
+                self.statements(&text).await
+            }
+            Command::Syntax(statement) => print(command::syntax(statement.as_deref())?),
+            Command::Quiet(quiet) => {
+                self.quiet = quiet.unwrap_or(self.quiet);
+                print(format!("Quiet mode is {}.", if self.quiet { "on" } else { "off" }))
+            }
+            Command::Format(format) => {
+                self.format = format.unwrap_or(self.format);
+                print(format!("Output format is {}.", command::name(self.format)))
+            }
+        }
+    }
+
+    /// Runs the statements one after the other; one that fails does not keep the next from running.
+    async fn statements(&self, sql: &str) -> Result<()> {
+        match parse(self.context, sql) {
+            Ok(statements) => {
+                for statement in statements {
+                    report(self.statement(statement).await)?;
+                }
+                Ok(())
+            }
+            Err(error) => report(Err(error.into())),
+        }
+    }
+
+    async fn statement(&self, statement: Statement) -> Result<()> {
+        let started = Instant::now();
+        // What is asked for whole is shown whole.
+        let shows =
+            matches!(&statement, Statement::Statement(sql) if matches!(**sql, ast::Statement::ShowVariable { .. }));
+        let plan = remote::plan(self.context, statement).await?;
+        let explains =
+            matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
+        let limit = if shows || explains { usize::MAX } else { SHOWN_ROWS };
+        let rows = self.context.execute_logical_plan(plan).await?.execute_stream().await?;
+        // A statement such as CREATE VIEW has no columns, and nothing to print in any format.
+        let (fetched, cut) = if self.format == Format::Table || rows.schema().fields().is_empty() {
+            self.table(rows, limit).await?
+        } else {
+            (export::write(rows, self.format, &mut io::stdout()).await?, false)
+        };
+        if self.quiet {
+            return Ok(());
+        }
+        let note = if cut { format!(" (first {SHOWN_ROWS} shown)") } else { String::new() };
+        let elapsed = started.elapsed().as_secs_f64();
+        print(format!("{fetched} row(s) fetched{note}.\nElapsed {elapsed:.3} seconds.\n"))
+    }
+
+    /// Prints up to `limit` rows as a table. Gives the number of all rows, and whether some were left out.
+    async fn table(&self, mut rows: SendableRecordBatchStream, limit: usize) -> Result<(usize, bool)> {
+        let mut shown = vec![RecordBatch::new_empty(rows.schema())];
+        let mut fetched = 0;
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            let room = limit.saturating_sub(fetched).min(batch.num_rows());
+            fetched += batch.num_rows();
+            if room > 0 {
+                shown.push(batch.slice(0, room));
+            }
+        }
+        if !rows.schema().fields().is_empty() {
+            let state = self.context.state();
+            let options: FormatOptions = (&state.config_options().format).try_into()?;
+            print(pretty_format_batches_with_options(&shown, &options).map_err(write_error)?)?;
+        }
+        Ok((fetched, fetched > limit))
+    }
+}
+
+/// The statements of `sql`, in the dialect that the session is set to.
+fn parse(context: &SessionContext, sql: &str) -> Result<VecDeque<Statement>, DataFusionError> {
+    DFParser::parse_sql_with_dialect(sql, dialect(context).as_ref())
+}
+
+fn dialect(context: &SessionContext) -> Box<dyn Dialect> {
+    // Every name that the setting accepts is known to the parser; the default is the generic dialect.
+    let name = context.state().config_options().sql_parser.dialect;
+    dialect_from_str(name).unwrap_or_else(|| Box::new(GenericDialect {}))
+}
+
+fn greet() -> Result<()> {
+    print("For research use only: scores are not a diagnosis.")?;
+    for view in views() {
+        print(format!("  {:<9} {}", view.name, view.doc))?;
+    }
+    print("\\d lists tables, \\d NAME the columns of one, \\? shows help, \\q quits.")
+}
+
+/// Prints the error of a statement or a command. Only a standard output that was closed ends the shell.
+fn report(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(Error::Io { source, context }) if source.kind() == io::ErrorKind::BrokenPipe => {
+            Err(Error::Io { source, context })
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A line on the standard output. Unlike `println!` it does not panic where the reader has closed the pipe.
+fn print(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("cannot write to the standard output", e))
+}
