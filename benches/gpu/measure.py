@@ -190,11 +190,9 @@ def heads(machine, count, copies=1):
     folder = machine.work / f"heads-{count}-{copies}"
     if folder.exists():
         return folder
-    source = HERE / "heads"
+    source = machine.work / "made"
     if not source.exists():
-        source = machine.work / "made"
-        if not source.exists():
-            machine.neurosieve("synth", source, "--subjects", 2 if machine.quick else 16, "--seed", 3)
+        machine.neurosieve("synth", source, "--subjects", 2 if machine.quick else 16, "--seed", 3)
     subjects = sorted(source.glob("sub-*"))
     folder.mkdir()
     for file in source.glob("*.json"):

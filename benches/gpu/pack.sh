@@ -14,8 +14,6 @@ rm -rf "$folder"
 mkdir -p "$folder/bundle"
 cp benches/gpu/{measure.sh,measure.py,tables.py} benches/twin/twin.py pipelines/screen.toml "$folder"
 cp models/t1w-2mm/bundle.toml "$folder/bundle"
-"$program" synth "$folder/heads" --subjects 16 --seed 3 >/dev/null
-rm -rf "$folder/heads/derivatives"
 strip -o "$folder/neurosieve" "$program"
 xz --threads=0 -6 "$folder/neurosieve"
 
