@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Packs the folder that a measurement on a GPU needs, and prints its size: the program (stripped, xz), the scripts, the
-# description of the built-in bundle and a few synthetic heads. Carry it to a machine with a GPU and run measure.sh there.
+# Packs the one folder that a measurement on a GPU needs, and prints its size: the program (stripped, xz), the scripts and
+# the description of the built-in bundle. Carry it to a machine with a GPU and run measure.sh there. The program makes the
+# synthetic heads on that machine, which takes less time than carrying them.
 #
 # Takes   CARGO_TARGET_DIR with the built release program (default: target), the folder to make (default: gpu-measure).
 set -euo pipefail
