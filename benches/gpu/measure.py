@@ -6,8 +6,8 @@
 Runs from the folder that `make bench-gpu` packs, on a machine with an NVIDIA driver and a Python that has PyTorch 2.11.0;
 the standard library does the rest. Writes gpu.json (every figure) and gpu.md (tables for docs/performance.md).
 
-Every part has a time limit of its own, and a part that fails leaves its message in the result while the others continue. The
-parts, the most telling first:
+Every part has a time limit of its own, and a part that fails leaves its message in the result while the others
+continue. The parts, the most important first:
 
     works      doctor; the same heads by processor and by device, twice by device, one scan and eight at once
     end_to_end a screening of many heads, and scoring of the same heads with nothing else around it

@@ -95,7 +95,8 @@ def networks(figures):
             yield f"Slices/s by batch size: {tried}."
         yield ""
         kinds = [kind["kind"] for kind in f["kinds"]]
-        head = ["network"] + [c for k in kinds for c in (f"{k}: ms/slice", "TFLOP/s", "of the ceiling", "launch, ms/slice")]
+        columns = ("ms/slice", "TFLOP/s", "of the ceiling", "launch, ms/slice")
+        head = ["network"] + [f"{kind}: {column}" for kind in kinds for column in columns]
         rows = []
         for i, network in enumerate(f["kinds"][0]["networks"]):
             cells = [network["name"]]

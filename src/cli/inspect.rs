@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::cohort::{self, Selection};
+use crate::cohort::{self, MAX_SCAN_BYTES, Selection};
 use crate::error::{Error, Result};
-use crate::eval::MAX_SCAN_BYTES;
 use crate::eval::preprocess::{ScanTime, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
 use crate::report::{Panel, picture};

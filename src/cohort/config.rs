@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::select::Selection;
+use crate::store::Location;
 
 /// Where scans come from and which are selected.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -15,4 +16,11 @@ pub struct CohortConfig {
     pub name: Option<String>,
     /// Which scans are selected. Default: every `T1w` image outside `derivatives/`.
     pub select: Selection,
+}
+
+impl CohortConfig {
+    /// The cohort's name in scan ids and tables, when it lies at `location`.
+    pub fn name_at<'a>(&'a self, location: &'a Location) -> &'a str {
+        self.name.as_deref().unwrap_or(location.name())
+    }
 }

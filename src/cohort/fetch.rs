@@ -8,6 +8,10 @@ use crate::error::{Error, Result};
 use crate::store::{self, Location};
 use crate::volume::nifti::{self, Decoded};
 
+/// The largest scan, in bytes, compressed or not, that is read where no setting says otherwise: by training, evaluation and
+/// inspection. A larger one is refused.
+pub const MAX_SCAN_BYTES: u64 = 2 << 30;
+
 /// A scan as the store holds it, read whole.
 #[derive(Debug, Clone)]
 pub enum ScanBytes {

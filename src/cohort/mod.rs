@@ -37,7 +37,7 @@ mod select;
 mod sidecar;
 
 pub use self::config::CohortConfig;
-pub use self::fetch::{ScanBytes, read};
+pub use self::fetch::{MAX_SCAN_BYTES, ScanBytes, read};
 pub use self::listing::{Listing, Skipped, list};
 pub use self::manifest::ScanEntry;
 pub use self::participants::Participants;

@@ -12,4 +12,3 @@ pub mod preprocess;
 mod read;
 
 pub use config::{EvalConfig, EvalPipeline, EvalRunConfig, EvalTablesConfig, MethodConfig};
-pub use read::MAX_SCAN_BYTES;

@@ -120,8 +120,7 @@ impl Run {
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
 
         let cohort = open_cohort()?;
-        let name = pipeline.cohort.name.clone().unwrap_or_else(|| cohort.name().to_owned());
-        let mut listing = cohort::list(&cohort, &name, &pipeline.cohort.select).await?;
+        let mut listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select).await?;
         let selected = listing.selected.len();
         if let Some(shard) = pipeline.run.shard {
             listing.selected.retain(|entry| shard.holds(&entry.scan_id));

@@ -14,10 +14,11 @@ use arrow::error::ArrowError;
 use arrow::json::writer::{JsonArray, JsonFormat, LineDelimited};
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::dataframe::DataFrame;
+use datafusion::error::Result as DataFusionResult;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::DFParser;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -87,19 +88,19 @@ async fn to_file(rows: DataFrame, format: Format, path: &Path) -> Result<()> {
 /// Writes the rows, and gives their number. The writer is a local file or the terminal, and this is the only task of the
 /// command, so blocking in it delays no other.
 pub(super) async fn write(
-    mut rows: SendableRecordBatchStream,
+    rows: SendableRecordBatchStream,
     format: Format,
     out: &mut (impl Write + Send),
 ) -> Result<usize> {
     let schema = rows.schema();
     let mut count = 0;
+    let mut rows = rows.inspect_ok(|batch| count += batch.num_rows());
     match format {
         Format::Table => {
             let mut batches = Vec::new();
             while let Some(batch) = rows.next().await {
                 batches.push(batch?);
             }
-            count = batches.iter().map(RecordBatch::num_rows).sum();
             // A statement such as CREATE VIEW has no columns and nothing to print.
             if !schema.fields().is_empty() {
                 let text = pretty_format_batches_with_schema(schema, &batches).map_err(write_error)?;
@@ -111,24 +112,20 @@ pub(super) async fn write(
             let mut writer = arrow::csv::WriterBuilder::new().with_header(true).with_delimiter(delimiter).build(out);
             writer.write(&flat(&RecordBatch::new_empty(schema))?).map_err(write_error)?;
             while let Some(batch) = rows.next().await {
-                let batch = batch?;
-                count += batch.num_rows();
-                writer.write(&flat(&batch)?).map_err(write_error)?;
+                writer.write(&flat(&batch?)?).map_err(write_error)?;
             }
         }
         Format::Json => {
-            count = json::<JsonArray>(rows, out).await?;
+            json::<JsonArray>(&mut rows, out).await?;
             writeln!(out).map_err(|e| write_error(e.into()))?;
         }
-        Format::NdJson => count = json::<LineDelimited>(rows, out).await?,
+        Format::NdJson => json::<LineDelimited>(&mut rows, out).await?,
         Format::Parquet => {
             let properties = WriterProperties::builder().set_compression(Compression::ZSTD(Default::default()));
             let writer = ArrowWriter::try_new(out, schema, Some(properties.build()));
             let mut writer = writer.map_err(|e| write_error(e.into()))?;
             while let Some(batch) = rows.next().await {
-                let batch = batch?;
-                count += batch.num_rows();
-                writer.write(&batch).map_err(|e| write_error(e.into()))?;
+                writer.write(&batch?).map_err(|e| write_error(e.into()))?;
             }
             writer.close().map_err(|e| write_error(e.into()))?;
         }
@@ -136,16 +133,15 @@ pub(super) async fn write(
     Ok(count)
 }
 
-async fn json<F: JsonFormat>(mut rows: SendableRecordBatchStream, out: &mut (impl Write + Send)) -> Result<usize> {
+async fn json<F: JsonFormat>(
+    rows: &mut (impl Stream<Item = DataFusionResult<RecordBatch>> + Unpin),
+    out: &mut (impl Write + Send),
+) -> Result<()> {
     let mut writer = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, F>(out);
-    let mut count = 0;
     while let Some(batch) = rows.next().await {
-        let batch = batch?;
-        count += batch.num_rows();
-        writer.write(&batch).map_err(write_error)?;
+        writer.write(&batch?).map_err(write_error)?;
     }
-    writer.finish().map_err(write_error)?;
-    Ok(count)
+    writer.finish().map_err(write_error)
 }
 
 /// The batch with lists and structs as text, which is all that CSV can hold.

@@ -13,13 +13,10 @@ use super::anomaly::Outline;
 use super::config::TrainPipeline;
 use super::dataset::Brain;
 use super::work;
-use crate::cohort::{self, ScanBytes, Selection};
+use crate::cohort::{self, MAX_SCAN_BYTES, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
 use crate::store;
-
-/// Largest scan of a training cohort, compressed or not.
-const MAX_SCAN_BYTES: u64 = 2 << 30;
 
 /// Scans that are read and preprocessed at once; bounds the bytes in memory.
 const PREPARE_AT_ONCE: usize = 16;
@@ -46,8 +43,7 @@ pub(super) async fn brains(
     let location = store::open(&pipeline.cohort.url)?;
     let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
     selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
-    let name = pipeline.cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
-    let listing = cohort::list(&location, &name, &selection).await?;
+    let listing = cohort::list(&location, pipeline.cohort.name_at(&location), &selection).await?;
     if listing.selected.is_empty() {
         return Err(Error::Config(format!(
             "no scan of the cohort has `{split}` in column `{}` of participants.tsv; training needs `train` and `val` \

@@ -15,9 +15,8 @@ use tch::{Device, Kind, Tensor};
 use super::clock::{seconds, wait_for};
 use super::inputs::{self, Batch};
 use super::{Model, ModelChoice};
-use crate::cohort::{self, CohortConfig};
+use crate::cohort::{self, CohortConfig, MAX_SCAN_BYTES};
 use crate::error::{Error, Result};
-use crate::eval::read::MAX_SCAN_BYTES;
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess;
 use crate::score::memory::within_memory;
@@ -138,8 +137,7 @@ async fn load(cohort: &CohortConfig, bundle: &Bundle, limit: usize) -> Result<Ve
         ));
     }
     let location = store::open(&cohort.url)?;
-    let name = cohort.name.clone().unwrap_or_else(|| location.name().to_owned());
-    let listing = cohort::list(&location, &name, &cohort.select).await?;
+    let listing = cohort::list(&location, cohort.name_at(&location), &cohort.select).await?;
     let mut fetched = Vec::new();
     for entry in listing.selected.iter().take(limit) {
         fetched.push((entry.scan_id.clone(), cohort::read(&location, entry, MAX_SCAN_BYTES).await?));

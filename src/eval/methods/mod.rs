@@ -22,8 +22,8 @@ pub use report::{Estimate, MethodFigures, MethodReport, Ratio, ScanFigures};
 
 use self::figures::Counts;
 use super::config::EvalPipeline;
-use super::read::{MAX_SCAN_BYTES, image_at};
-use crate::cohort::{self, CohortConfig};
+use super::read::image_at;
+use crate::cohort::{self, CohortConfig, MAX_SCAN_BYTES};
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
@@ -87,9 +87,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
         bundle: bundle.label(),
         bundle_digest: bundle.digest.clone(),
         device: format!("{device:?}").to_lowercase(),
-        cohort: pipeline.cohort.name.clone().unwrap_or_else(|| {
-            store::open(&pipeline.cohort.url).map_or_else(|_| String::new(), |l| l.name().to_owned())
-        }),
+        cohort: pipeline.cohort.name_at(&store::open(&pipeline.cohort.url)?).to_owned(),
         n_lesioned: lesioned.len(),
         n_healthy: healthy.len(),
         reconstruction_l1: reconstruction(&networks, &healthy)?,
@@ -226,8 +224,7 @@ fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
 /// Reads and preprocesses the scans of a cohort, with their truth masks where `truth` names the folder of those.
 async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &PreprocessConfig) -> Result<Vec<Case>> {
     let location = store::open(&config.url)?;
-    let name = config.name.clone().unwrap_or_else(|| location.name().to_owned());
-    let listing = cohort::list(&location, &name, &config.select).await?;
+    let listing = cohort::list(&location, config.name_at(&location), &config.select).await?;
     let mut read = Vec::new();
     let mut missing = BTreeSet::new();
     for entry in listing.selected {

@@ -35,8 +35,8 @@ pub use report::PreprocessReport;
 pub use speed::{ScanTime, measure};
 pub use targets::Target;
 
-use super::read::{MAX_SCAN_BYTES, image_at};
-use crate::cohort::{self, Participants, ScanBytes, Selection};
+use super::read::image_at;
+use crate::cohort::{self, MAX_SCAN_BYTES, Participants, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::store::{self, Location};

@@ -11,9 +11,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 
 use super::Case;
-use crate::cohort::ScanBytes;
+use crate::cohort::{MAX_SCAN_BYTES, ScanBytes};
 use crate::error::{Error, Result};
-use crate::eval::read::MAX_SCAN_BYTES;
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Grid, Volume, nifti};
