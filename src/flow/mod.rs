@@ -36,12 +36,9 @@
 //! | station | the resources with which one process executes an order: device, memory, opened stores ([`Station`]) |
 //! | stage | a step of screening a scan, or a wait between two steps ([`Stage`]) |
 //! | journey | one scan's passage through the stages |
-//! | roll | scans of one partition that are written together, as one data file per table |
-//! | receipt | the statement that one data file is written and not yet committed ([`Receipt`](crate::tables::Receipt)) |
-//! | commit | adds the files of receipts to the tables' logs; from then on readers see their rows |
-//! | epoch | the number of a commit within its run, by which a repeated commit is recognised |
 //! | quarantine | scans whose content was found unusable are not tried again until it changes, or until `--retry` |
-//! | superseded | of a scan's result: another run committed one for the same content and recipe first |
+//!
+//! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
 mod budget;
 mod commit;
