@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
+use tokio::sync::RwLock;
 
 const BUCKET: &str = "study";
 const KEY: [&str; 2] = ["key-of-tests", "sekret-of-tests"];
@@ -92,21 +92,22 @@ async fn accept(
     requests: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
 ) {
-    // The server checks whether an object exists and then writes it, which is not atomic, so only one request writes at a time.
-    let writing = Arc::new(Mutex::new(()));
+    // The server keeps an object and its ETag in two files, and checks a condition before it writes. Neither is
+    // atomic: a read could pair an old object with a new ETag. So a request that changes objects runs alone.
+    let objects = Arc::new(RwLock::new(()));
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
         let (service, fault) = (service.clone(), Arc::clone(&fault));
-        let (requests, faults, writing) = (Arc::clone(&requests), Arc::clone(&faults), Arc::clone(&writing));
+        let (requests, faults, objects) = (Arc::clone(&requests), Arc::clone(&faults), Arc::clone(&objects));
         let answer = service_fn(move |request: Request<Incoming>| {
             let request = request.map(s3s::Body::from);
             let met = fault(requests.fetch_add(1, Relaxed) + 1);
             faults.fetch_add(u64::from(met.is_some()), Relaxed);
-            let (service, writing) = (service.clone(), Arc::clone(&writing));
+            let (service, objects) = (service.clone(), Arc::clone(&objects));
             async move {
-                let _alone = match *request.method() {
-                    Method::PUT => Some(writing.lock().await),
-                    _ => None,
+                let (_shared, _alone) = match *request.method() {
+                    Method::GET | Method::HEAD => (Some(objects.read().await), None),
+                    _ => (None, Some(objects.write().await)),
                 };
                 let unavailable = || {
                     let response = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE);
