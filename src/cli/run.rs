@@ -184,7 +184,13 @@ fn duration(seconds: f64) -> String {
 
 /// Prints the results of a run and the next steps.
 pub(super) fn summary(report: &RunReport, tables: &str) {
-    let Some(run) = &report.run else {
+    if report.reverted > 0 {
+        println!(
+            "{} scans have again a content that was screened before; its results are the current ones again.",
+            report.reverted
+        );
+    }
+    let Some(run) = report.run.as_ref().filter(|_| report.outcome != RunOutcome::NothingToDo) else {
         println!("Nothing to do: every selected scan has a result for its content and these settings.");
         return;
     };

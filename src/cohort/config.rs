@@ -14,6 +14,10 @@ pub struct CohortConfig {
     /// Name of the cohort in the tables. Default: the last part of the URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Allows the tables to know a cohort of this name from another address: for a cohort that has moved, and for one whose
+    /// folder changes from run to run. Its scan ids must then be unique over all addresses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub moves: bool,
     /// Which scans are selected. Default: every `T1w` image outside `derivatives/`.
     pub select: Selection,
 }

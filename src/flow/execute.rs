@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::machine::cores;
 use crate::score::{Settings, Worker};
 use crate::store::Location;
-use crate::tables::RunRow;
+use crate::tables::{RevertRow, RunRow};
 
 /// What the plan of a run did.
 struct Screened {
@@ -57,6 +57,7 @@ impl Run {
         let mut report = RunReport {
             outcome: RunOutcome::NothingToDo,
             run: None,
+            reverted: self.pending.reverted.len() as u64,
             pending,
             done: 0,
             failed: 0,
@@ -67,13 +68,20 @@ impl Run {
             bottleneck: None,
             plan: String::new(),
         };
+        let mut row = self.run_row()?;
         if pending == 0 {
+            row.finished_at = Some(row.started_at);
+            row.status = report.outcome.status().to_owned();
+        }
+        // A run that has nothing to screen is recorded too: it says which recipe was asked for last.
+        self.tables.begin_run(&mut row).await?;
+        self.tables.record_reverts(&self.reverts(&row)).await?;
+        if pending == 0 {
+            report.run = Some(row);
             report.elapsed = started.elapsed();
             return Ok(report);
         }
-        let mut row = self.run_row()?;
-        self.tables.record_run(&row).await?;
-        let screened = self.screen(&row.run_id, stop).await;
+        let screened = self.screen(&row, stop).await;
 
         let counts = self.progress.snapshot();
         let (gave_up, superseded) = screened.as_ref().map_or((false, 0), |done| (done.gave_up, done.superseded));
@@ -84,7 +92,7 @@ impl Run {
         row.n_failed = counts.failed as i64;
         row.scans_per_minute = (counts.ended() as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
         // The row comes first: a run that failed has an end in `runs` as well.
-        let recorded = self.tables.record_run(&row).await;
+        let recorded = self.tables.end_run(&row).await;
         report.plan = screened?.plan;
         recorded?;
         report.run = Some(row);
@@ -98,14 +106,14 @@ impl Run {
     }
 
     /// Builds the plan, executes it and commits its receipts.
-    async fn screen(&mut self, run_id: &str, stop: impl Future<Output = ()>) -> Result<Screened> {
-        let order = Arc::new(self.order(run_id));
+    async fn screen(&mut self, row: &RunRow, stop: impl Future<Output = ()>) -> Result<Screened> {
+        let order = Arc::new(self.order(row)?);
         let station = Arc::new(self.station(&order).await?);
         let plan = self.plan(order, Arc::clone(&station))?;
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
         let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
 
-        let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, run_id, &self.progress);
+        let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, &row.run_id, &self.progress);
         let committing = async {
             // WriteExec drives every partition in a task of its own, so all of them work while a commit is under way.
             let receipts = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
@@ -125,10 +133,11 @@ impl Run {
         Ok(Screened { plan, gave_up: station.stop.gave_up(), superseded })
     }
 
-    fn order(&self, run_id: &str) -> Order {
+    fn order(&self, row: &RunRow) -> Result<Order> {
         let config = &self.pipeline.run;
-        Order {
-            run_id: run_id.to_owned(),
+        Ok(Order {
+            run_id: row.run_id.clone(),
+            run_number: row.run_number.ok_or_else(|| Error::Bug("the run has no number".into()))?,
             recipe_id: self.recipe_id.clone(),
             cohort: self.cohort.to_string(),
             preprocess: self.preprocess.clone(),
@@ -139,7 +148,7 @@ impl Run {
             max_failures: config.max_failures,
             attempts: self.pending.attempts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
+        })
     }
 
     /// Starts the device threads, which load the networks.
@@ -200,7 +209,24 @@ impl Run {
             config: self.portable_config()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cores: cores() as i32,
+            run_number: None,
+            cohort_root: Some(self.cohort.root_id()),
         })
+    }
+
+    /// Scans whose content is again one with an outcome, which is to be the current one.
+    fn reverts(&self, row: &RunRow) -> Vec<RevertRow> {
+        let revert = |entry: &ScanEntry| {
+            Some(RevertRow {
+                run_id: row.run_id.clone(),
+                run_number: row.run_number?,
+                scan_id: entry.scan_id.clone(),
+                content_id: entry.content_id.clone(),
+                recipe_id: row.recipe_id.clone(),
+                cohort: entry.cohort.clone(),
+            })
+        };
+        self.pending.reverted.iter().filter_map(revert).collect()
     }
 
     /// The effective pipeline for the table `runs`, with local folders reduced to their names: a table must not say where its

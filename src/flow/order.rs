@@ -18,6 +18,8 @@ use crate::score::ScoreConfig;
 pub struct Order {
     /// The run that writes the rows.
     pub run_id: String,
+    /// Position of the run in the order of commits to the table `runs`.
+    pub run_number: i64,
     /// Hash of everything that decides the numbers.
     pub recipe_id: String,
     /// Address of the cohort, without a password. For a local folder a `file://` URL.
@@ -51,6 +53,7 @@ mod tests {
     fn an_order_survives_json() {
         let order = Order {
             run_id: "01890a5d-ac96-774b-bcce-b302099a8057".into(),
+            run_number: 7,
             recipe_id: "0123456789abcdef".into(),
             cohort: "s3://bucket/study".into(),
             preprocess: PreprocessConfig { spacing_max_mm: 5.1, ..PreprocessConfig::default() },

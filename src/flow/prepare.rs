@@ -51,26 +51,27 @@ pub(super) struct Pending {
     pub(super) already_done: usize,
     /// Scans whose content was found unusable.
     pub(super) quarantined: usize,
+    /// Scans of the last two kinds whose current outcome is that of another content: it is to become that of this one.
+    pub(super) reverted: Vec<ScanEntry>,
 }
 
 impl Pending {
     fn new(selected: &[ScanEntry], done: &Done, config: &RunConfig) -> Self {
         let mut pending = Self::default();
         for entry in selected {
-            let key = (entry.scan_id.clone(), entry.content_id.clone());
-            if done.finished.contains(&key) {
-                pending.already_done += 1;
-                continue;
-            }
-            match done.failed.get(&key) {
-                Some((_, true)) if !config.retry => {
-                    pending.quarantined += 1;
+            match done.outcome(&entry.scan_id, &entry.content_id) {
+                Some(outcome) if outcome.finished => pending.already_done += 1,
+                Some(outcome) if outcome.permanent && !config.retry => pending.quarantined += 1,
+                tried => {
+                    let attempts = tried.map(|outcome| (entry.scan_id.clone(), outcome.attempts));
+                    pending.attempts.extend(attempts);
+                    pending.scans.push(entry.clone());
                     continue;
                 }
-                Some(&(attempts, _)) => drop(pending.attempts.insert(entry.scan_id.clone(), attempts)),
-                None => {}
             }
-            pending.scans.push(entry.clone());
+            if !done.is_current(&entry.scan_id, &entry.content_id) {
+                pending.reverted.push(entry.clone());
+            }
         }
         if config.limit > 0 {
             pending.scans.truncate(config.limit);
@@ -128,6 +129,7 @@ impl Run {
         let in_other_shards = selected - listing.selected.len();
 
         let tables = Tables::open_or_create_at(open_tables()?).await?;
+        refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
         let pending = Pending::new(&listing.selected, &tables.done(&recipe_id).await?, &pipeline.run);
         let in_flight = in_flight(&pipeline.run);
         let progress = Arc::new(Progress::new(in_flight, cores(), device_threads(device)));
@@ -189,6 +191,20 @@ impl Run {
     }
 }
 
+/// Refuses a cohort whose name the tables know from another address: scans of two cohorts would share their ids, and one
+/// would be taken for a new content of the other.
+async fn refuse_another_cohort(tables: &Tables, cohort: &Location, name: &str, moves: bool) -> Result<()> {
+    let last = tables.last_root(name).await?;
+    if moves || last.is_none_or(|last| last == cohort.root_id()) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "these tables hold a cohort named {name} from another address, and its scans would be mixed up with those at \
+         {cohort}. If this is another cohort, name it: `--set cohort.name=NAME`. If it is the same one at a new address: \
+         `--set cohort.moves=true`"
+    )))
+}
+
 fn in_flight(config: &RunConfig) -> usize {
     match config.scans_in_flight {
         // Per core one scan in the networks and one in preprocessing, and two that are fetched meanwhile.
@@ -225,11 +241,11 @@ mod tests {
 
     #[test]
     fn only_scans_without_a_result_are_pending() {
-        let key = |scan_id: &str, content_id: &str| (scan_id.to_owned(), content_id.to_owned());
-        let done = Done {
-            finished: [key("done", "v1"), key("replaced", "v0")].into(),
-            failed: [(key("damaged", "v1"), (1, true)), (key("unlucky", "v1"), (3, false))].into(),
-        };
+        let mut done = Done::default();
+        done.finish("done", "v1", 1);
+        done.finish("replaced", "v0", 1);
+        done.fail("damaged", "v1", 1, (1, true));
+        done.fail("unlucky", "v1", 1, (3, false));
         let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(entry);
         let ids = |pending: &Pending| pending.scans.iter().map(|entry| entry.scan_id.clone()).collect::<Vec<_>>();
 
@@ -241,5 +257,27 @@ mod tests {
         let pending = Pending::new(&selected, &done, &RunConfig { retry: true, limit: 2, ..RunConfig::default() });
         assert_eq!((ids(&pending), pending.quarantined), (vec!["damaged".to_owned(), "new".to_owned()], 0));
         assert_eq!(pending.attempts["damaged"], 1);
+    }
+
+    #[test]
+    fn a_content_that_comes_back_brings_its_outcome_back() {
+        let mut done = Done::default();
+        // Each scan had content v1, then v2, and has v1 again.
+        done.finish("good", "v1", 1);
+        done.finish("good", "v2", 2);
+        done.finish("mended", "v1", 1);
+        done.fail("mended", "v2", 2, (1, true));
+        done.fail("broken", "v1", 1, (1, true));
+        done.finish("broken", "v2", 2);
+        done.fail("retried", "v1", 1, (1, false));
+        done.finish("retried", "v1", 2);
+        let selected = ["broken", "good", "mended", "retried"].map(entry);
+        let pending = Pending::new(&selected, &done, &RunConfig::default());
+        let reverted: Vec<&str> = pending.reverted.iter().map(|entry| entry.scan_id.as_str()).collect();
+        assert_eq!(reverted, ["broken", "good", "mended"]);
+        assert_eq!((pending.scans.len(), pending.already_done, pending.quarantined), (0, 3, 1));
+        // With --retry the failure is tried again, and gives a new outcome.
+        let pending = Pending::new(&selected, &done, &RunConfig { retry: true, ..RunConfig::default() });
+        assert_eq!((pending.scans.len(), pending.reverted.len()), (1, 2));
     }
 }

@@ -13,7 +13,7 @@ use crate::tables::RunRow;
 pub struct RunReport {
     /// How the run ended.
     pub outcome: RunOutcome,
-    /// The run's row in the table `runs`; none where no scan was pending.
+    /// The run's row in the table `runs`.
     pub run: Option<RunRow>,
     /// Scans that were pending at the start.
     pub pending: u64,
@@ -25,6 +25,8 @@ pub struct RunReport {
     pub superseded: u64,
     /// Scans that are not tried again, because their content was found unusable by an earlier run.
     pub quarantined: u64,
+    /// Scans whose content is again that of an earlier outcome, which is their current one again.
+    pub reverted: u64,
     /// Wall time of the screening.
     #[serde(rename = "elapsed_s", serialize_with = "as_seconds")]
     pub elapsed: Duration,
@@ -85,6 +87,7 @@ mod tests {
             failed: 0,
             superseded: 0,
             quarantined: 1,
+            reverted: 0,
             elapsed: Duration::from_millis(1500),
             stages: Vec::new(),
             bottleneck: None,
@@ -92,7 +95,7 @@ mod tests {
         };
         let json = serde_json::to_value(report).unwrap();
         let names: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        let counts = ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined"];
+        let counts = ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined", "reverted"];
         let expected = counts.into_iter().chain(["elapsed_s", "places", "bottleneck"]);
         assert_eq!(names, expected.collect());
         assert_eq!((&json["outcome"], &json["elapsed_s"]), (&"nothing_to_do".into(), &1.5.into()));

@@ -71,6 +71,7 @@ struct FailureRow<'a> {
     permanent: bool,
     attempts: i32,
     failed_at: i64,
+    run_number: i64,
 }
 
 /// A scan that failed, as one row of `screen_schema`; `message` is what a reader sees of `error`.
@@ -97,6 +98,7 @@ pub(super) fn failed(
         permanent: error.retry() == Retry::Never && matches!(error, Error::Input { .. }),
         attempts: order.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
         failed_at: microseconds(Utc::now()),
+        run_number: order.run_number,
     };
     let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()));
     for (table, rows) in Table::SCREENED.into_iter().zip(&mut tables) {
@@ -153,6 +155,7 @@ struct ScanRow<'a> {
     device: &'a str,
     bundle: &'a str,
     version: &'a str,
+    run_number: i64,
 }
 
 fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
@@ -205,6 +208,7 @@ fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<Record
         device: scan.device,
         bundle: &order.bundle,
         version: &order.version,
+        run_number: order.run_number,
     };
     Table::Scans.rows(&[row])
 }

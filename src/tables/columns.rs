@@ -24,6 +24,14 @@ const SCAN_ID: Column = always("scan_id", Text, "", "the scan; (run_id, scan_id)
 const CONTENT_ID: Column =
     always("content_id", Text, "", "identifies the scan's bytes; changes when the object changes");
 const RECIPE_ID: Column = always("recipe_id", Text, "", "hash of settings, bundle and algorithm version");
+/// Null in rows of versions that did not number runs; they count as earlier than all others.
+const RUN_NUMBER: Column = maybe(
+    "run_number",
+    Int64,
+    "",
+    "position of the run in the order of commits to the table runs; of two results of a scan, that of the larger number is \
+     the current one",
+);
 const COHORT: Column = always("cohort", Text, "", "name of the cohort");
 const URI: Column = always("uri", Text, "", "path of the scan, relative to the cohort's root");
 const REGION: Column = always(
@@ -51,7 +59,7 @@ pub(super) const SCANS: &[Column] = &[
         "finished_at",
         Timestamp,
         "UTC",
-        "when the scan was finished; the view scans shows the newest row of each scan_id",
+        "when the scan was finished, by the clock of its machine; run_number gives the order of results",
     ),
     always("native_shape", Int32List, "voxel", "shape of the volume as stored, x y z"),
     always("native_spacing_mm", Float32List, "mm", "voxel size as stored, x y z"),
@@ -97,6 +105,7 @@ pub(super) const SCANS: &[Column] = &[
     always("device", Text, "", "device that scored the scan: cpu, cuda:0"),
     always("bundle", Text, "", "name of the model bundle"),
     always("version", Text, "", "version of the program"),
+    RUN_NUMBER,
 ];
 
 pub(super) const TOKENS: &[Column] = &[
@@ -169,7 +178,8 @@ pub(super) const FAILURES: &[Column] = &[
     always("message", Text, "", "what is wrong and what to do next"),
     always("permanent", Boolean, "", "true where a further attempt cannot succeed until the content changes"),
     always("attempts", Int32, "count", "attempts so far with this content and recipe"),
-    always("failed_at", Timestamp, "UTC", "when the scan failed"),
+    always("failed_at", Timestamp, "UTC", "when the scan failed, by the clock of its machine"),
+    RUN_NUMBER,
 ];
 
 pub(super) const RUNS: &[Column] = &[
@@ -191,6 +201,23 @@ pub(super) const RUNS: &[Column] = &[
     always("config", Text, "TOML", "the effective pipeline file"),
     always("version", Text, "", "version of the program"),
     always("cores", Int32, "count", "processor cores used"),
+    RUN_NUMBER,
+    maybe(
+        "cohort_root",
+        Text,
+        "",
+        "identifies the address of the cohort without telling it: the first 32 digits of its SHA-256",
+    ),
+];
+
+/// Rows that say which outcome of a scan is current again, because its content is again that of the outcome.
+pub(super) const REVERTS: &[Column] = &[
+    RUN_ID,
+    always("run_number", Int64, "", "position of the run in the order of commits to the table runs"),
+    SCAN_ID,
+    CONTENT_ID,
+    RECIPE_ID,
+    COHORT,
 ];
 
 pub(super) const EVALUATIONS: &[Column] = &[

@@ -23,8 +23,10 @@ use super::concurrent::ConcurrentRuns;
 use super::datafile::DataFile;
 use super::open::Tables;
 use super::receipt::Receipt;
+use super::run::RunRow;
 use super::schema::Table;
 use crate::error::{Error, Result};
+use crate::store::Location;
 
 /// Attempts that may fail; the pauses between them add up to about 15 s.
 const MAX_ATTEMPTS: u32 = 6;
@@ -62,28 +64,27 @@ impl Tables {
         // decides alone.
         if self.delta_mut(Table::Scans).update_state().await.is_ok() {
             let own = app_id(run_id, Table::Scans);
-            self.concurrent.read_log(&self.delta[Table::Scans as usize], &own).await?;
+            self.concurrent.read_log(&self.delta[&Table::Scans], &own).await?;
             committed.superseded += self.concurrent.exclude_committed(&mut receipts, &mut compared).await?;
         }
         let of = |table| receipts.iter().filter(move |r| r.table == table).cloned().collect::<Vec<_>>();
         // No view shows their rows before `scans` is committed, so they need no order among each other.
-        let before_scans = Table::ALL
-            .into_iter()
-            .zip(&mut self.delta)
-            .filter(|(table, _)| Table::SCREENED.contains(table) && *table != Table::Scans);
-        let appending = before_scans.map(|(table, delta)| {
-            let (entry, mut files) = (Entry::new(table, run_id, epoch, &self.epochs), of(table));
-            async move { append(delta, &entry, &mut files, None).await.map(|did| did.added.then_some(table)) }
+        let before_scans =
+            self.delta.iter_mut().filter(|(table, _)| Table::SCREENED.contains(table) && **table != Table::Scans);
+        let appending = before_scans.map(|(&table, delta)| {
+            let (entry, mut files) = (Entry::new(table, run_id, epoch, &self.epochs), Files::Fixed(of(table)));
+            async move { append(delta, &entry, &mut files).await.map(|added| added.then_some(table)) }
         });
         // All of them run to their end, also where one fails.
         for added in join_all(appending).await {
             committed.tables.extend(added?);
         }
         let entry = Entry::new(Table::Scans, run_id, epoch, &self.epochs);
-        let concurrent = Some((&mut self.concurrent, &mut compared));
-        let scans = &mut self.delta[Table::Scans as usize];
-        let Appended { added, superseded } = append(scans, &entry, &mut of(Table::Scans), concurrent).await?;
-        committed.superseded += superseded;
+        let (concurrent, compared) = (&mut self.concurrent, &mut compared);
+        let mut files = Files::OfScans { files: of(Table::Scans), concurrent, compared, superseded: 0 };
+        let scans = self.delta.get_mut(&Table::Scans).ok_or_else(|| Error::Bug("no table scans".into()))?;
+        let added = append(scans, &entry, &mut files).await?;
+        committed.superseded += files.superseded();
         committed.tables.extend(added.then_some(Table::Scans));
         let epochs = committed.tables.iter().map(|&table| (app_id(run_id, table), epoch));
         self.epochs.extend(epochs);
@@ -98,29 +99,86 @@ impl Tables {
         batch_id: &str,
         epoch: i64,
     ) -> Result<()> {
-        let receipt = self.put_rows(table, rows, batch_id).await?;
+        let receipt = put_rows(self.location(), table, rows, batch_id).await?;
         let entry = Entry::new(table, batch_id, epoch, &self.epochs);
-        if append(self.delta_mut(table), &entry, &mut vec![receipt], None).await?.added {
+        if append(self.delta_mut(table), &entry, &mut Files::Fixed(vec![receipt])).await? {
             self.epochs.insert(entry.app_id, epoch);
         }
         Ok(())
     }
 
-    /// Writes rows to a data file of their own, which is not committed yet.
-    async fn put_rows<T: Serialize>(&self, table: Table, rows: &[T], batch_id: &str) -> Result<Receipt> {
-        let batch = table.rows(rows)?;
-        let encoded = tokio::task::spawn_blocking(move || DataFile::encode(table, &[batch])).await;
-        let file = encoded.map_err(|e| Error::Bug(format!("encoding rows of {}: {e}", table.name())))??;
-        Ok(Receipt {
-            batch_id: batch_id.to_owned(),
-            table,
-            path: file.put(self.location(), table).await?,
-            size_bytes: file.bytes.len() as i64,
-            num_rows: rows.len() as i64,
-            stats: file.stats,
-            n_scans: 0,
-            n_failed: 0,
-        })
+    /// Writes and commits the first row of a run, and sets its number in `row`: the version of `runs` that the row makes.
+    pub(super) async fn append_first_row(&mut self, row: &mut RunRow) -> Result<()> {
+        let (location, run_id) = (self.location().clone(), row.run_id.clone());
+        let entry = Entry::new(Table::Runs, &run_id, 0, &self.epochs);
+        append(self.delta_mut(Table::Runs), &entry, &mut Files::FirstOfRun { row, location: &location }).await?;
+        self.epochs.insert(entry.app_id, 0);
+        Ok(())
+    }
+}
+
+/// Writes rows to a data file of their own, which is not committed yet.
+async fn put_rows<T: Serialize>(location: &Location, table: Table, rows: &[T], batch_id: &str) -> Result<Receipt> {
+    let batch = table.rows(rows)?;
+    let encoded = tokio::task::spawn_blocking(move || DataFile::encode(table, &[batch])).await;
+    let file = encoded.map_err(|e| Error::Bug(format!("encoding rows of {}: {e}", table.name())))??;
+    Ok(Receipt {
+        batch_id: batch_id.to_owned(),
+        table,
+        path: file.put(location, table).await?,
+        size_bytes: file.bytes.len() as i64,
+        num_rows: rows.len() as i64,
+        stats: file.stats,
+        n_scans: 0,
+        n_failed: 0,
+    })
+}
+
+/// The files of a commit. Some depend on the version of the table that the commit builds on.
+enum Files<'a> {
+    /// The same whatever the version.
+    Fixed(Vec<Receipt>),
+    /// Of `scans`: without the results that other runs have committed up to the version.
+    OfScans {
+        files: Vec<Receipt>,
+        concurrent: &'a mut ConcurrentRuns,
+        /// As in [`ConcurrentRuns::exclude_committed`].
+        compared: &'a mut usize,
+        /// Scans that were excluded.
+        superseded: usize,
+    },
+    /// Of `runs`: the first row of a run, with the version after this one as its number.
+    FirstOfRun { row: &'a mut RunRow, location: &'a Location },
+}
+
+impl Files<'_> {
+    /// The files that are committed on top of the version that is loaded.
+    async fn on_top_of(&mut self, delta: &DeltaTable, app_id: &str) -> Result<Vec<Receipt>> {
+        match self {
+            Self::Fixed(files) => Ok(files.clone()),
+            Self::OfScans { files, concurrent, compared, superseded } => {
+                concurrent.read_log(delta, app_id).await?;
+                *superseded += concurrent.exclude_committed(files, compared).await?;
+                Ok(files.clone())
+            }
+            Self::FirstOfRun { row, location } => {
+                let next = delta.version().unwrap_or_default() + 1;
+                row.run_number = i64::try_from(next).ok();
+                Ok(vec![put_rows(location, Table::Runs, std::slice::from_ref(&**row), &row.run_id).await?])
+            }
+        }
+    }
+
+    /// Whether the files are right for one version only.
+    fn depend_on_version(&self) -> bool {
+        !matches!(self, Self::Fixed(_))
+    }
+
+    fn superseded(&self) -> usize {
+        match self {
+            Self::OfScans { superseded, .. } => *superseded,
+            Self::Fixed(_) | Self::FirstOfRun { .. } => 0,
+        }
     }
 }
 
@@ -147,48 +205,30 @@ fn app_id(run_id: &str, table: Table) -> String {
     format!("{run_id}/{}", table.name())
 }
 
-/// What [`append`] did.
-struct Appended {
-    /// Whether this call added the files.
-    added: bool,
-    /// Scans that it excluded.
-    superseded: usize,
-}
-
-/// Adds files to one table unless its log has that entry.
-///
-/// `concurrent` is given for `scans` alone: the results of other runs, and `compared` as in
-/// [`ConcurrentRuns::exclude_committed`].
-async fn append(
-    delta: &mut DeltaTable,
-    entry: &Entry,
-    files: &mut Vec<Receipt>,
-    mut concurrent: Option<(&mut ConcurrentRuns, &mut usize)>,
-) -> Result<Appended> {
-    let (mut tried, mut superseded) = (false, 0);
+/// Adds files to one table unless its log has that entry; gives whether this call added them.
+async fn append(delta: &mut DeltaTable, entry: &Entry, files: &mut Files<'_>) -> Result<bool> {
+    if matches!(files, Files::Fixed(files) | Files::OfScans { files, .. } if files.is_empty()) {
+        return Ok(false);
+    }
+    let mut tried = false;
     let (mut attempt, mut conflicts) = (1, 0);
     loop {
-        if files.is_empty() {
-            return Ok(Appended { added: false, superseded });
-        }
         let ask = tried || !entry.is_new;
         let outcome = match last_epoch(delta, &entry.app_id, ask).await {
             // After a failed attempt, the epoch can only come from that attempt: its answer was lost, not its work.
-            Ok(Some(epoch)) if epoch >= entry.epoch => return Ok(Appended { added: tried, superseded }),
+            Ok(Some(epoch)) if epoch >= entry.epoch => return Ok(tried),
             Ok(_) => {
-                if let Some((concurrent, compared)) = &mut concurrent {
-                    concurrent.read_log(delta, &entry.app_id).await?;
-                    superseded += concurrent.exclude_committed(files, compared).await?;
-                    if files.is_empty() {
-                        continue;
-                    }
+                let adding = files.on_top_of(delta, &entry.app_id).await?;
+                if adding.is_empty() {
+                    return Ok(false);
                 }
                 tried = true;
-                commit_once(delta, entry, files.iter().map(|file| Action::Add(add(file))).collect()).await
+                let actions = adding.iter().map(|file| Action::Add(add(file))).collect();
+                commit_once(delta, entry, actions, files.depend_on_version()).await
             }
             Err(e) => Err(e),
         };
-        let Err(error) = outcome else { return Ok(Appended { added: true, superseded }) };
+        let Err(error) = outcome else { return Ok(true) };
         if is_conflict(&error) && conflicts < MAX_CONFLICTS {
             conflicts += 1;
             tokio::time::sleep(CONFLICT_PAUSE.mul_f64(rand::random::<f64>())).await;
@@ -222,7 +262,13 @@ async fn last_epoch(delta: &mut DeltaTable, app_id: &str, ask: bool) -> DeltaRes
     delta.snapshot()?.transaction_version(&delta.log_store(), app_id).await
 }
 
-async fn commit_once(delta: &mut DeltaTable, entry: &Entry, actions: Vec<Action>) -> DeltaResult<()> {
+/// Commits on top of the version that is loaded. With `only_on_this_version`, another commit in between is a conflict.
+async fn commit_once(
+    delta: &mut DeltaTable,
+    entry: &Entry,
+    actions: Vec<Action>,
+    only_on_this_version: bool,
+) -> DeltaResult<()> {
     let now = chrono::Utc::now().timestamp_millis();
     let transaction = Transaction::new_with_last_update(&entry.app_id, entry.epoch, Some(now));
     let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
@@ -230,9 +276,7 @@ async fn commit_once(delta: &mut DeltaTable, entry: &Entry, actions: Vec<Action>
     let properties = CommitProperties::default()
         .with_application_transaction(transaction)
         .with_cleanup_expired_logs((entry.epoch > 0).then_some(false));
-    // `scans` is committed on top of the version up to which others' results were read, or not at all. Rows of other
-    // tables may come in any order.
-    let properties = if entry.table == Table::Scans { properties.with_max_retries(0) } else { properties };
+    let properties = if only_on_this_version { properties.with_max_retries(0) } else { properties };
     let commit = CommitBuilder::from(properties).with_actions(actions).build(
         Some(delta.snapshot()?),
         delta.log_store(),

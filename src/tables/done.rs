@@ -1,67 +1,173 @@
-//! What earlier runs have done with one recipe: scans that a new run skips, and scans that it may try again.
+//! What earlier runs have done with one recipe: scans that a new run skips, scans that it may try again, and which outcome
+//! of a scan is the current one.
+//!
+//! A scan has an outcome for each content that was screened: a result, a failure, or both where a further attempt succeeded.
+//! The current outcome is the one that the run with the highest number gave, or found again (`reverts`). The views decide by
+//! the same rule (`query/views.rs`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::functions_aggregate::expr_fn::{bool_or, max};
-use datafusion::prelude::{DataFrame, col, lit};
+use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 
 use super::open::Tables;
 use super::schema::Table;
 use super::session::RAW_SCHEMA;
 use crate::error::{Error, Result};
 
-/// The state of every scan that was screened with one recipe, by (scan_id, content_id).
+/// What was done with one content of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The content.
+    pub content_id: String,
+    /// Whether there is a result.
+    pub finished: bool,
+    /// Failed attempts.
+    pub attempts: i32,
+    /// Whether a further attempt cannot succeed.
+    pub permanent: bool,
+    /// Number of the last run that gave or found this outcome; null, in rows of older versions, comes first.
+    run_number: Option<i64>,
+    /// When the outcome was given; orders those without a number.
+    at: i64,
+}
+
+impl Outcome {
+    fn new(content_id: &str) -> Self {
+        Self {
+            content_id: content_id.to_owned(),
+            finished: false,
+            attempts: 0,
+            permanent: false,
+            run_number: None,
+            at: 0,
+        }
+    }
+
+    /// Sorts the outcomes of a scan; the last one is current.
+    fn order(&self) -> (Option<i64>, i64, bool) {
+        (self.run_number, if self.run_number.is_none() { self.at } else { 0 }, self.finished)
+    }
+
+    fn given(&mut self, run_number: Option<i64>, at: i64) {
+        self.run_number = self.run_number.max(run_number);
+        self.at = self.at.max(at);
+    }
+}
+
+/// The outcomes of every scan that was screened with one recipe, by scan id.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Done {
-    /// Scans that finished.
-    pub finished: HashSet<(String, String)>,
-    /// Scans that failed: attempts so far, and whether a further attempt cannot succeed. A scan that finished after a
-    /// failure is in both.
-    pub failed: HashMap<(String, String), (i32, bool)>,
+    scans: HashMap<String, Vec<Outcome>>,
+}
+
+impl Done {
+    /// What was done with this content of a scan.
+    pub fn outcome(&self, scan_id: &str, content_id: &str) -> Option<&Outcome> {
+        self.scans.get(scan_id)?.iter().find(|outcome| outcome.content_id == content_id)
+    }
+
+    /// Whether the scan's current outcome is that of this content.
+    pub fn is_current(&self, scan_id: &str, content_id: &str) -> bool {
+        let current =
+            self.scans.get(scan_id).and_then(|outcomes| outcomes.iter().max_by_key(|outcome| outcome.order()));
+        current.is_some_and(|outcome| outcome.content_id == content_id)
+    }
+
+    /// Records a result.
+    pub fn finish(&mut self, scan_id: &str, content_id: &str, run_number: i64) {
+        let outcome = self.entry(scan_id, content_id);
+        outcome.finished = true;
+        outcome.given(Some(run_number), 0);
+    }
+
+    /// Records a failure: attempts so far, and whether a further one cannot succeed.
+    pub fn fail(&mut self, scan_id: &str, content_id: &str, run_number: i64, (attempts, permanent): (i32, bool)) {
+        let outcome = self.entry(scan_id, content_id);
+        (outcome.attempts, outcome.permanent) = (attempts, permanent);
+        outcome.given(Some(run_number), 0);
+    }
+
+    /// The outcome to record something of, which is added where the scan has none for this content.
+    fn entry(&mut self, scan_id: &str, content_id: &str) -> &mut Outcome {
+        let outcomes = self.scans.entry(scan_id.to_owned()).or_default();
+        let at = outcomes.iter().position(|outcome| outcome.content_id == content_id).unwrap_or_else(|| {
+            outcomes.push(Outcome::new(content_id));
+            outcomes.len() - 1
+        });
+        &mut outcomes[at]
+    }
 }
 
 impl Tables {
-    /// What was done with `recipe_id`, as of the last refresh. Reads three columns of `scans` and five of `failures`; holds
+    /// What was done with `recipe_id`, as of the last refresh. Reads a few columns of `scans`, `failures` and `reverts`; holds
     /// two strings per scan in memory.
     ///
     /// # Errors
     /// [`Error::Table`] and [`Error::Query`] where the tables cannot be read.
     pub async fn done(&self, recipe_id: &str) -> Result<Done> {
         let context = self.raw_session().await?;
-        let of_recipe = async |table: Table| -> Result<DataFrame> {
-            Ok(context
-                .table(format!("{RAW_SCHEMA}.{}", table.name()))
-                .await?
-                .filter(col("recipe_id").eq(lit(recipe_id)))?)
-        };
-
         let mut done = Done::default();
-        let scans = of_recipe(Table::Scans).await?.select_columns(&["scan_id", "content_id"])?;
+
+        let scans = of_recipe(&context, Table::Scans, recipe_id).await?;
+        let scans = scans.select_columns(&["scan_id", "content_id", "run_number", "finished_at"])?;
         for batch in scans.collect().await? {
-            done.finished.extend(keys(&batch)?);
+            let (numbers, times) = (numbers(&batch, 2)?, times(&batch, 3)?);
+            for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
+                let outcome = done.entry(scan_id, content_id);
+                outcome.finished = true;
+                outcome.given(numbers(i), times(i));
+            }
         }
-        let failures = of_recipe(Table::Failures).await?.aggregate(
+        let failures = of_recipe(&context, Table::Failures, recipe_id).await?.aggregate(
             vec![col("scan_id"), col("content_id")],
-            vec![max(col("attempts")).alias("attempts"), bool_or(col("permanent")).alias("permanent")],
+            vec![max(col("attempts")), bool_or(col("permanent")), max(col("run_number")), max(col("failed_at"))],
         )?;
         for batch in failures.collect().await? {
             let attempts = batch.column(2).as_primitive_opt::<Int32Type>().ok_or_else(unexpected)?;
             let permanent = batch.column(3).as_boolean_opt().ok_or_else(unexpected)?;
-            let outcomes = (0..batch.num_rows()).map(|i| (attempts.value(i), permanent.value(i)));
-            done.failed.extend(keys(&batch)?.zip(outcomes));
+            let (numbers, times) = (numbers(&batch, 4)?, times(&batch, 5)?);
+            for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
+                let outcome = done.entry(scan_id, content_id);
+                (outcome.attempts, outcome.permanent) = (attempts.value(i), permanent.value(i));
+                outcome.given(numbers(i), times(i));
+            }
+        }
+        let reverts = of_recipe(&context, Table::Reverts, recipe_id).await?;
+        let reverts = reverts.select_columns(&["scan_id", "content_id", "run_number"])?;
+        for batch in reverts.collect().await? {
+            let numbers = numbers(&batch, 2)?;
+            for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
+                done.entry(scan_id, content_id).given(numbers(i), 0);
+            }
         }
         Ok(done)
     }
 }
 
+async fn of_recipe(context: &SessionContext, table: Table, recipe_id: &str) -> Result<DataFrame> {
+    let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?;
+    Ok(rows.filter(col("recipe_id").eq(lit(recipe_id)))?)
+}
+
 /// The first two columns as (scan_id, content_id).
-fn keys(batch: &RecordBatch) -> Result<impl Iterator<Item = (String, String)>> {
+fn keys(batch: &RecordBatch) -> Result<impl Iterator<Item = (&str, &str)>> {
     let scans = batch.column(0).as_string_opt::<i32>().ok_or_else(unexpected)?;
     let contents = batch.column(1).as_string_opt::<i32>().ok_or_else(unexpected)?;
-    let key = move |i| (scans.value(i).to_owned(), contents.value(i).to_owned());
-    Ok((0..scans.len()).map(key))
+    Ok((0..scans.len()).map(|i| (scans.value(i), contents.value(i))))
+}
+
+fn numbers(batch: &RecordBatch, column: usize) -> Result<impl Fn(usize) -> Option<i64>> {
+    let numbers = batch.column(column).as_primitive_opt::<Int64Type>().ok_or_else(unexpected)?;
+    Ok(|i| numbers.is_valid(i).then(|| numbers.value(i)))
+}
+
+/// Microseconds since 1970.
+fn times(batch: &RecordBatch, column: usize) -> Result<impl Fn(usize) -> i64> {
+    let times = batch.column(column).as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(unexpected)?;
+    Ok(|i| times.value(i))
 }
 
 fn unexpected() -> Error {

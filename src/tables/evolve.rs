@@ -1,13 +1,14 @@
 //! Tables of another version of this program: missing columns are added, columns that do not fit are refused.
 //!
 //! Takes a table that is about to be written to; gives it with all columns of this version. A column that is added to
-//! `columns.rs` after tables exist must be nullable, because it is null in the rows that exist. Reading changes nothing: a
-//! view of an older table lacks the column until the next run.
+//! `columns.rs` after tables exist must be nullable, because it is null in the rows that exist. Reading changes nothing; a
+//! session shows the missing columns of an older table as null.
 
 use deltalake_core::DeltaTable;
 use deltalake_core::kernel::transaction::CommitProperties;
 
 use super::delta::load;
+use super::protocol::refuse_unwritable;
 use super::schema::Table;
 use crate::error::{Error, Result};
 use crate::store::Location;
@@ -15,9 +16,10 @@ use crate::store::Location;
 /// The table with all columns of this version.
 ///
 /// # Errors
-/// [`Error::Config`] where a column that must have a value is missing on either side or has another type; [`Error::Table`]
-/// where the columns cannot be added.
-pub(super) async fn add_missing_columns(location: &Location, table: Table, found: DeltaTable) -> Result<DeltaTable> {
+/// [`Error::Config`] where the table has a feature that this program cannot write, or where a column that must have a value
+/// is missing on either side or has another type; [`Error::Table`] where the columns cannot be added.
+pub(super) async fn prepare_for_writing(location: &Location, table: Table, found: DeltaTable) -> Result<DeltaTable> {
+    refuse_unwritable(table, &found)?;
     let missing = missing(table, &found)?;
     if missing.is_empty() {
         return Ok(found);
@@ -57,6 +59,9 @@ fn missing(table: Table, found: &DeltaTable) -> Result<Vec<deltalake_core::kerne
                     theirs.data_type(),
                     field.data_type()
                 )));
+            }
+            Some(theirs) if field.is_nullable() && !theirs.is_nullable() => {
+                return Err(misfit(format!("column {} may not be null there", field.name())));
             }
             Some(_) => {}
             None if field.is_nullable() => missing.push(field.clone()),

@@ -17,6 +17,7 @@ use futures::TryStreamExt as _;
 
 use super::datafile::properties;
 use super::open::Tables;
+use super::protocol::refuse_unwritable;
 use super::schema::Table;
 use crate::error::{Error, Result};
 
@@ -45,11 +46,13 @@ impl Tables {
     /// `memory_bytes`, then spills to temporary files. Runs may commit meanwhile.
     ///
     /// # Errors
-    /// [`Error::Table`] where the table cannot be read or written; it is then unchanged.
+    /// [`Error::Config`] for a table with features that this program cannot write; [`Error::Table`] where the table cannot be
+    /// read or written; it is then unchanged.
     pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64, memory_bytes: u64) -> Result<Optimized> {
         let failed = |e| Error::table(format!("cannot optimize table {}", table.name()), e);
         let delta = self.delta_mut(table);
         delta.update_state().await.map_err(failed)?;
+        refuse_unwritable(table, delta)?;
         let how = match table {
             Table::Tokens => OptimizeType::ZOrder(["scan_id", "region"].map(str::to_owned).into()),
             _ => OptimizeType::Compact,

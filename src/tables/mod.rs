@@ -5,7 +5,7 @@
 //! ```
 //! One Delta table per folder `<root>/<table>`. A commit to a table's log makes rows visible; it is a conditional write,
 //! which the object store arbitrates, so no lock service is needed. Rows are never updated in place: a new result of a scan
-//! is a new row, and the views show the newest.
+//! is a new row, and the views show the current one.
 //!
 //! Takes the address of the tables and rows; gives committed tables, a DataFusion session that reads them, and the scans
 //! that are already done. Refuses to open a place without tables (unless asked to create them), a store without
@@ -22,6 +22,9 @@
 //! | roll | scans that one partition of the writing operator writes together, as at most one data file per table |
 //! | receipt | says that a data file is in the store and not yet committed; each roll gives one per file |
 //! | commit | an entry in a table's log that adds data files; atomic per table |
+//! | outcome | a scan's result or failure with one content and one recipe |
+//! | run number | the position of a run in the order of commits to `runs`; decides which of two outcomes is current |
+//! | revert | a row that says: the scan's content is again that of an earlier outcome, which is therefore current |
 //! | epoch | the number of a commit within its run, from 0; recorded in the log, so that a repeated commit is recognised |
 //! | superseded | a scan that was not committed because another run had committed its key first |
 //! | lease | the right of one schedule to work on the tables alone |
@@ -40,6 +43,7 @@ mod lease;
 mod maintenance;
 mod open;
 mod packing;
+mod protocol;
 mod receipt;
 mod run;
 mod schema;
@@ -50,14 +54,14 @@ pub use self::column::{Column, Kind};
 pub use self::commit::Committed;
 pub use self::config::TablesConfig;
 pub use self::datafile::DataFile;
-pub use self::done::Done;
+pub use self::done::{Done, Outcome};
 pub use self::evaluation::EvaluationRow;
 pub use self::lease::Lease;
 pub use self::maintenance::{Commit, Optimized};
 pub use self::open::Tables;
 pub use self::packing::{affine_from_row_major, pack_bits, pack_scores, unpack_bits, unpack_scores};
 pub use self::receipt::Receipt;
-pub use self::run::RunRow;
+pub use self::run::{RevertRow, RunRow};
 pub use self::schema::Table;
 pub use self::screened::{scan_rows, screen_row, screen_schema};
 pub use self::session::RAW_SCHEMA;

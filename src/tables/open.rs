@@ -1,13 +1,13 @@
 //! Opening the tables of one place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use deltalake_core::DeltaTable;
-use futures::future::{try_join, try_join_all};
+use futures::future::try_join_all;
 
 use super::concurrent::ConcurrentRuns;
 use super::delta::{create, load, refuse_without_conditional_writes};
-use super::evolve::add_missing_columns;
+use super::evolve::prepare_for_writing;
 use super::schema::Table;
 use crate::error::{Error, Result};
 use crate::store::{self, Location};
@@ -16,8 +16,8 @@ use crate::store::{self, Location};
 #[derive(Debug)]
 pub struct Tables {
     location: Location,
-    /// In the order of [`Table::ALL`], which is the order of declaration. `evaluations`, the last, may be missing.
-    pub(super) delta: Vec<DeltaTable>,
+    /// The tables that exist: at least those of [`Table::REQUIRED`].
+    pub(super) delta: BTreeMap<Table, DeltaTable>,
     /// What other runs have added to `scans` since the tables were opened.
     pub(super) concurrent: ConcurrentRuns,
     /// The last epoch that was committed by this process, by application (`<run_id>/<table>`).
@@ -33,7 +33,8 @@ impl Tables {
         Self::open_at(store::open(url)?).await
     }
 
-    /// Opens the tables, creating those that do not exist and adding columns of this version.
+    /// Opens the tables for a run: creates those that do not exist, adds columns of this version, and refuses tables that this
+    /// version cannot write to.
     ///
     /// # Errors
     /// Those of [`store::open_or_create`] and of [`open_or_create_at`](Tables::open_or_create_at).
@@ -46,12 +47,14 @@ impl Tables {
     /// # Errors
     /// [`Error::Config`] where a table is missing, [`Error::Table`] where one cannot be read.
     pub async fn open_at(location: Location) -> Result<Self> {
-        let required = try_join_all(Table::REQUIRED.map(async |table| {
-            let found = load(&location, table).await?;
-            found.ok_or_else(|| missing(&location, table))
-        }));
-        let (mut delta, evaluations) = try_join(required, load(&location, Table::Evaluations)).await?;
-        delta.extend(evaluations);
+        let at = &location;
+        let delta = load_all(|table| async move {
+            match load(at, table).await? {
+                None if Table::REQUIRED.contains(&table) => Err(missing(at, table)),
+                found => Ok(found),
+            }
+        });
+        let delta = delta.await?;
         Ok(Self::new(location, delta))
     }
 
@@ -60,26 +63,25 @@ impl Tables {
     /// # Errors
     /// [`Error::Storage`] where the place cannot be written to, and where the store has no conditional writes, without
     /// which one of two concurrent commits could be lost; [`Error::Config`] for tables with columns that this version
-    /// cannot fill; [`Error::Table`] where a table cannot be read or created.
+    /// cannot fill, or with features of Delta that it cannot write; [`Error::Table`] where a table cannot be read or created.
     pub async fn open_or_create_at(location: Location) -> Result<Self> {
         if location.url.scheme() != "file" {
             refuse_without_conditional_writes(&location).await?;
         }
-        let evolved = async |table| match load(&location, table).await? {
-            Some(found) => add_missing_columns(&location, table, found).await.map(Some),
-            None => Ok(None),
-        };
-        let required = try_join_all(Table::REQUIRED.map(async |table| match evolved(table).await? {
-            Some(found) => Ok(found),
-            None => create(&location, table).await,
-        }));
-        let (mut delta, evaluations) = try_join(required, evolved(Table::Evaluations)).await?;
-        delta.extend(evaluations);
+        let at = &location;
+        let delta = load_all(|table| async move {
+            match load(at, table).await? {
+                Some(found) => prepare_for_writing(at, table, found).await.map(Some),
+                None if table == Table::Evaluations => Ok(None),
+                None => create(at, table).await.map(Some),
+            }
+        });
+        let delta = delta.await?;
         Ok(Self::new(location, delta))
     }
 
-    fn new(location: Location, delta: Vec<DeltaTable>) -> Self {
-        let version = delta[Table::Scans as usize].version().unwrap_or_default();
+    fn new(location: Location, delta: BTreeMap<Table, DeltaTable>) -> Self {
+        let version = delta[&Table::Scans].version().unwrap_or_default();
         let concurrent = ConcurrentRuns::since(version, location.clone());
         Self { location, delta, concurrent, epochs: HashMap::new() }
     }
@@ -89,10 +91,12 @@ impl Tables {
     /// # Errors
     /// [`Error::Table`] where a log cannot be read.
     pub async fn refresh(&mut self) -> Result<()> {
-        let updating = Table::ALL.into_iter().zip(&mut self.delta).map(async |(table, delta)| {
+        let update = async |table: Table, delta: &mut DeltaTable| {
             delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))
-        });
-        try_join_all(updating).await.map(drop)
+        };
+        update(Table::Scans, self.delta_mut(Table::Scans)).await?;
+        let others = self.delta.iter_mut().filter(|(table, _)| **table != Table::Scans);
+        try_join_all(others.map(|(&table, delta)| update(table, delta))).await.map(drop)
     }
 
     /// Where the tables are.
@@ -102,7 +106,8 @@ impl Tables {
 
     /// The tables that exist here.
     pub fn present(&self) -> impl Iterator<Item = Table> + use<> {
-        Table::ALL.into_iter().take(self.delta.len())
+        let present = Table::ALL.map(|table| self.delta.contains_key(&table));
+        Table::ALL.into_iter().filter(move |&table| present[table as usize])
     }
 
     /// One table as the Delta library has it.
@@ -110,21 +115,35 @@ impl Tables {
     /// # Panics
     /// Where the table is not among those that are [`present`](Tables::present).
     pub fn delta(&self, table: Table) -> &DeltaTable {
-        &self.delta[table as usize]
+        &self.delta[&table]
     }
 
     /// [`delta`](Tables::delta), to be changed.
+    #[allow(clippy::expect_used, reason = "the callers name tables that every place has, or have created the table")]
     pub(super) fn delta_mut(&mut self, table: Table) -> &mut DeltaTable {
-        &mut self.delta[table as usize]
+        self.delta.get_mut(&table).expect("the table is present")
     }
 
     /// Creates the table of evaluations where it does not exist.
     pub(super) async fn create_evaluations(&mut self) -> Result<()> {
-        if self.present().all(|table| table != Table::Evaluations) {
-            self.delta.push(create(&self.location, Table::Evaluations).await?);
+        if !self.delta.contains_key(&Table::Evaluations) {
+            self.delta.insert(Table::Evaluations, create(&self.location, Table::Evaluations).await?);
         }
         Ok(())
     }
+}
+
+/// The tables that `load` finds. `scans` is loaded before the others: because it is committed last, its rows then have their
+/// rows in the others.
+async fn load_all<F: Future<Output = Result<Option<DeltaTable>>>>(
+    load: impl Fn(Table) -> F,
+) -> Result<BTreeMap<Table, DeltaTable>> {
+    let mut all = BTreeMap::new();
+    all.extend(load(Table::Scans).await?.map(|delta| (Table::Scans, delta)));
+    let others = Table::ALL.into_iter().filter(|&table| table != Table::Scans);
+    let loaded = try_join_all(others.clone().map(load)).await?;
+    all.extend(others.zip(loaded).filter_map(|(table, delta)| Some((table, delta?))));
+    Ok(all)
 }
 
 fn missing(location: &Location, table: Table) -> Error {

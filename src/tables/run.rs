@@ -1,11 +1,15 @@
-//! The `runs` table: one row when a run starts, with status `running`, and one when it ends.
+//! The `runs` table: one row when a run starts, with status `running`, and one when it ends. And `reverts`, in which a run
+//! records scans whose content is again one that has an outcome.
 //!
 //! The newest row of a run counts. A run that was killed stays `running` without an end, by which an operator recognises it.
 
+use arrow::array::{AsArray as _, RecordBatch};
+use datafusion::prelude::{col, lit};
 use serde::Serialize;
 
 use super::open::Tables;
 use super::schema::Table;
+use super::session::RAW_SCHEMA;
 use crate::error::Result;
 
 /// One row of `runs`; the fields are its columns. Times are microseconds since 1970, UTC.
@@ -30,15 +34,62 @@ pub struct RunRow {
     pub config: String,
     pub version: String,
     pub cores: i32,
+    pub run_number: Option<i64>,
+    pub cohort_root: Option<String>,
+}
+
+/// One row of `reverts`; the fields are its columns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "documented in tables/columns.rs")]
+pub struct RevertRow {
+    pub run_id: String,
+    pub run_number: i64,
+    pub scan_id: String,
+    pub content_id: String,
+    pub recipe_id: String,
+    pub cohort: String,
 }
 
 impl Tables {
-    /// Writes and commits one row of `runs`: at most one per run without an end and one with.
+    /// Writes and commits the first row of a run, once per run, and sets `row.run_number`: the version of the table that
+    /// the row made. The numbers rise in the order of commits, whatever the clocks of the machines say.
     ///
     /// # Errors
     /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be written.
-    pub async fn record_run(&mut self, row: &RunRow) -> Result<()> {
-        let epoch = i64::from(row.finished_at.is_some());
-        self.append_rows(Table::Runs, std::slice::from_ref(row), &row.run_id, epoch).await
+    pub async fn begin_run(&mut self, row: &mut RunRow) -> Result<()> {
+        self.append_first_row(row).await
+    }
+
+    /// Writes and commits the row of a run that has ended, once per run.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be written.
+    pub async fn end_run(&mut self, row: &RunRow) -> Result<()> {
+        self.append_rows(Table::Runs, std::slice::from_ref(row), &row.run_id, 1).await
+    }
+
+    /// Writes and commits which outcomes are current again in a run, once per run. Does nothing without rows.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be written.
+    pub async fn record_reverts(&mut self, rows: &[RevertRow]) -> Result<()> {
+        match rows.first() {
+            Some(first) => self.append_rows(Table::Reverts, rows, &first.run_id, 0).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What identifies the address at which the last run found this cohort, as of the last refresh; none for a cohort that
+    /// is new here, or that only earlier versions have screened.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Query`](crate::Error::Query) where the table cannot be read.
+    pub async fn last_root(&self, cohort: &str) -> Result<Option<String>> {
+        let runs = self.raw_session().await?.table(format!("{RAW_SCHEMA}.{}", Table::Runs.name())).await?;
+        let of_cohort = col("cohort").eq(lit(cohort)).and(col("cohort_root").is_not_null());
+        let last = runs.filter(of_cohort)?.sort(vec![col("run_number").sort(false, false)])?.limit(0, Some(1))?;
+        let rows = last.select_columns(&["cohort_root"])?.collect().await?;
+        let root = |batch: &RecordBatch| Some(batch.column(0).as_string_opt::<i32>()?.value(0).to_owned());
+        Ok(rows.iter().find(|batch| batch.num_rows() > 0).and_then(root))
     }
 }

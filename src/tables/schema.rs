@@ -23,7 +23,7 @@ use super::columns;
 use crate::error::{Error, Result};
 
 /// A table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// One row per scan that finished.
     Scans,
@@ -37,14 +37,24 @@ pub enum Table {
     Failures,
     /// One row per change of a run's state.
     Runs,
+    /// One row per scan whose content a run found to be again one that has an outcome.
+    Reverts,
     /// One row per method of an evaluation. The first evaluation creates the table.
     Evaluations,
 }
 
 impl Table {
     /// All tables, those of [`Table::REQUIRED`] first.
-    pub const ALL: [Self; 7] =
-        [Self::Scans, Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Runs, Self::Evaluations];
+    pub const ALL: [Self; 8] = [
+        Self::Scans,
+        Self::Tokens,
+        Self::Masks,
+        Self::Findings,
+        Self::Failures,
+        Self::Runs,
+        Self::Reverts,
+        Self::Evaluations,
+    ];
 
     /// The tables that every place of results has, in the order in which a reader must open them: `scans` first. Because
     /// `scans` is committed last, the rows that a reader finds there have their rows in the other tables.
@@ -63,6 +73,7 @@ impl Table {
             Self::Findings => "findings",
             Self::Failures => "failures",
             Self::Runs => "runs",
+            Self::Reverts => "reverts",
             Self::Evaluations => "evaluations",
         }
     }
@@ -81,6 +92,7 @@ impl Table {
             Self::Findings => "one row per connected component of a scan's anomaly mask",
             Self::Failures => "one row per scan that failed, with the reason",
             Self::Runs => "one row per run: counts, throughput, settings, versions",
+            Self::Reverts => "one row per scan whose content a run found to be again one that has an outcome",
             Self::Evaluations => "one row per method of an evaluation: figures with intervals, settings, bundle",
         }
     }
@@ -94,6 +106,7 @@ impl Table {
             Self::Findings => columns::FINDINGS,
             Self::Failures => columns::FAILURES,
             Self::Runs => columns::RUNS,
+            Self::Reverts => columns::REVERTS,
             Self::Evaluations => columns::EVALUATIONS,
         }
     }
@@ -103,7 +116,7 @@ impl Table {
         match self {
             Self::Tokens => &["scan_id", "z", "y", "x"],
             Self::Findings => &["scan_id", "finding"],
-            Self::Scans | Self::Masks | Self::Failures => &["scan_id"],
+            Self::Scans | Self::Masks | Self::Failures | Self::Reverts => &["scan_id"],
             Self::Runs | Self::Evaluations => &[],
         }
     }
@@ -167,7 +180,7 @@ impl Table {
 }
 
 /// [`Table::arrow_schema`] and [`Table::held_schema`] of every table, built once because each scan needs them several times.
-static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 7]> = LazyLock::new(|| {
+static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 8]> = LazyLock::new(|| {
     Table::ALL.map(|table| {
         let schema = |data_type: &dyn Fn(Kind) -> DataType| {
             let fields = table.columns().iter().map(|c| Field::new(c.name, data_type(c.kind), c.nullable));
@@ -189,6 +202,8 @@ mod tests {
     fn tables_are_opened_in_the_order_of_declaration() {
         assert!(Table::ALL.into_iter().enumerate().all(|(i, table)| table as usize == i));
         assert!(Table::ALL.starts_with(&Table::REQUIRED));
+        // A reader opens `runs` after `scans`, so it knows the run of every result.
+        assert!((Table::Scans as usize) < Table::Runs as usize);
         assert_eq!(Table::SCREENED.last(), Some(&Table::Scans));
     }
 

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use datafusion::catalog::MemorySchemaProvider;
+use datafusion::catalog::{MemorySchemaProvider, TableProvider};
+use datafusion::common::ScalarValue;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::logical_expr::cast;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{ident, lit};
 use deltalake_core::delta_datafusion::DeltaScanNext;
 
 use super::open::Tables;
+use super::schema::Table;
 use crate::error::{Error, Result};
 
 const CATALOG: &str = "neurosieve";
@@ -38,9 +43,33 @@ impl Tables {
             let snapshot = delta.snapshot().map_err(unreadable)?.snapshot().clone();
             // Without the log store, the provider can read but not insert.
             let provider = DeltaScanNext::builder().with_session(Arc::clone(&state)).with_eager_snapshot(snapshot);
-            let provider = provider.build().await?;
-            context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), Arc::new(provider))?;
+            let provider = with_all_columns(&context, table, Arc::new(provider.build().await?))?;
+            context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), provider)?;
+        }
+        // Tables that only older versions have written to lack it. The views need it.
+        if !self.present().any(|table| table == Table::Reverts) {
+            let none = Arc::new(EmptyTable::new(Table::Reverts.arrow_schema()));
+            context.register_table(format!("{RAW_SCHEMA}.{}", Table::Reverts.name()), none)?;
         }
         Ok(context)
     }
+}
+
+/// The provider itself, or, for a table of an older version, a view of it with the missing columns as null.
+fn with_all_columns(
+    context: &SessionContext,
+    table: Table,
+    provider: Arc<dyn TableProvider>,
+) -> Result<Arc<dyn TableProvider>> {
+    let found = provider.schema();
+    let schema = table.arrow_schema();
+    let missing =
+        schema.fields().iter().filter(|field| field.is_nullable() && found.field_with_name(field.name()).is_err());
+    let missing: Vec<_> =
+        missing.map(|field| cast(lit(ScalarValue::Null), field.data_type().clone()).alias(field.name())).collect();
+    if missing.is_empty() {
+        return Ok(provider);
+    }
+    let existing = found.fields().iter().map(|field| ident(field.name()));
+    Ok(context.read_table(Arc::clone(&provider))?.select(existing.chain(missing).collect::<Vec<_>>())?.into_view())
 }

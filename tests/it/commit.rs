@@ -8,12 +8,13 @@ use neurosieve::store::Location;
 use neurosieve::tables::{Table, Tables};
 use object_store::memory::InMemory;
 
-use super::support::results::{DAY_ONE, MINUTE, commit, count, counts, finished, open, write};
+use super::support::results::{DAY_ONE, MINUTE, begin, commit, count, counts, finished, open, write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_repeated_counts_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut tables = open(folder.path()).await;
+    begin(&mut tables, "r1").await;
     let receipts = write(tables.location(), vec![vec![finished("r1", "sub-01", DAY_ONE, 0.5)]], 64).await;
     let done = tables.commit("r1", 0, &receipts).await.unwrap();
     assert_eq!(done.tables, [Table::Tokens, Table::Masks, Table::Findings, Table::Scans]);
@@ -28,6 +29,7 @@ async fn a_commit_that_is_repeated_counts_once() {
 async fn a_commit_that_was_interrupted_is_completed() {
     let folder = tempfile::tempdir().unwrap();
     let mut tables = open(folder.path()).await;
+    begin(&mut tables, "r1").await;
     let receipts = write(tables.location(), vec![vec![finished("r1", "sub-01", DAY_ONE, 0.5)]], 64).await;
     let tokens: Vec<_> = receipts.iter().filter(|r| r.table == Table::Tokens).cloned().collect();
     tables.commit("r1", 0, &tokens).await.unwrap();
@@ -71,6 +73,7 @@ async fn runs_with_the_same_scans_at_the_same_time_leave_one_result_of_each() {
     let runs = opened.into_iter().map(|(run, mut tables)| {
         tokio::spawn(async move {
             let scans = ["sub-1", "sub-2", &format!("sub-{run}")].map(|scan| finished(&run, scan, DAY_ONE, 0.5));
+            begin(&mut tables, &run).await;
             let mut superseded = 0;
             for (epoch, scan) in scans.into_iter().enumerate() {
                 let receipts = write(tables.location(), vec![vec![scan]], 64).await;
@@ -95,6 +98,7 @@ async fn a_commit_takes_only_the_scans_that_no_other_run_has_committed() {
     commit(&mut first, "r1", vec![finished("r1", "sub-1", DAY_ONE, 0.5)]).await;
     // A commit that only merges files adds no result.
     first.optimize(Table::Scans, NonZeroU64::new(1 << 20).unwrap(), 1 << 28).await.unwrap();
+    begin(&mut second, "r2").await;
     let scans = ["sub-1", "sub-2", "sub-3"].map(|scan| finished("r2", scan, DAY_ONE + MINUTE, 0.6));
     let receipts = write(second.location(), vec![scans.to_vec()], 64).await;
     let committed = second.commit("r2", 0, &receipts).await.unwrap();

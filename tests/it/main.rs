@@ -6,6 +6,7 @@ mod support;
 mod azure;
 mod cohort;
 mod commit;
+mod current;
 mod examples;
 mod export;
 mod failures;

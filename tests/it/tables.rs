@@ -6,7 +6,7 @@ use neurosieve::query;
 use neurosieve::tables::{Table, Tables};
 use serde_json::Value;
 
-use super::support::results::{DAY_ONE, MINUTE, commit, count, counts, failed, finished, open, run_row};
+use super::support::results::{DAY_ONE, MINUTE, begin, commit, count, counts, failed, finished, open, run_row};
 
 /// Rewrites the first entry of a table's log to what a version with other columns would have written.
 fn as_of_another_version(folder: &Path, table: Table, edit: impl Fn(&mut Vec<Value>)) {
@@ -30,11 +30,16 @@ async fn tables_of_an_older_version_are_read_and_get_the_new_columns_when_writte
     open(folder.path()).await;
     as_of_another_version(folder.path(), Table::Scans, |fields| fields.retain(|f| f["name"] != "acquisition"));
     as_of_another_version(folder.path(), Table::Tokens, |fields| fields.retain(|f| f["name"] != "nll"));
-    // Reading changes nothing: the new columns are missing.
+    // An older version had no numbers of runs, and no table of reverts.
+    for table in [Table::Scans, Table::Failures, Table::Runs] {
+        as_of_another_version(folder.path(), table, |fields| fields.retain(|f| f["name"] != "run_number"));
+    }
+    std::fs::remove_dir_all(folder.path().join("reverts")).unwrap();
+    // Reading changes nothing: a session shows the new columns as null.
     let old = Tables::open(folder.path().to_str().unwrap()).await.unwrap();
     let context = query::session(&old).await.unwrap();
-    assert!(context.sql("SELECT acquisition FROM scans").await.is_err());
-    assert_eq!(count(&context, "scans").await, 0);
+    assert_eq!(count(&context, "scans WHERE acquisition IS NULL").await, 0);
+    assert_eq!(old.history(Table::Scans, 9).await.unwrap().len(), 1);
 
     // The next to write adds the missing columns; here two at once.
     let (mut first, second) = tokio::join!(open(folder.path()), open(folder.path()));
@@ -113,12 +118,12 @@ async fn a_failure_is_shown_until_the_scan_has_a_result() {
     assert_eq!(counts(&tables, ["scans WHERE scan_id = 'worse'"]).await, [1]);
 
     let done = tables.done("recipe").await.unwrap();
-    let key = |scan: &str| (scan.to_owned(), format!("{scan}-v1"));
-    assert_eq!(done.finished, [key("healed"), key("worse")].into());
-    assert_eq!(
-        done.failed,
-        [(key("healed"), (1, false)), (key("broken"), (2, true)), (key("worse"), (1, true))].into()
-    );
+    let outcome = |scan: &str| {
+        let outcome = done.outcome(scan, &format!("{scan}-v1")).unwrap();
+        (outcome.finished, outcome.attempts, outcome.permanent)
+    };
+    assert_eq!(["healed", "worse", "broken"].map(outcome), [(true, 1, false), (true, 1, true), (false, 2, true)]);
+    assert_eq!(done.outcome("healed", "another content"), None);
     assert_eq!(tables.done("another recipe").await.unwrap(), Default::default());
 }
 
@@ -126,10 +131,10 @@ async fn a_failure_is_shown_until_the_scan_has_a_result() {
 async fn a_run_is_shown_as_running_until_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let mut tables = open(folder.path()).await;
-    tables.record_run(&run_row("r1", None, 0)).await.unwrap();
+    begin(&mut tables, "r1").await;
     assert_eq!(counts(&tables, ["runs WHERE status = 'running'"]).await, [1]);
     for _ in 0..2 {
-        tables.record_run(&run_row("r1", Some(DAY_ONE + MINUTE), 8)).await.unwrap();
+        tables.end_run(&run_row("r1", Some(DAY_ONE + MINUTE), 8)).await.unwrap();
     }
     assert_eq!(counts(&tables, ["runs", "runs WHERE status = 'finished' AND n_done = 8"]).await, [1, 1]);
     assert_eq!(counts(&tables, ["raw.runs"]).await, [2]);

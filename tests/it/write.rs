@@ -14,7 +14,7 @@ use neurosieve::tables::{Receipt, Table, screen_row, screen_schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::support::results::{DAY_ONE, MINUTE, counts, failed, finished, open, write, write_plan};
+use super::support::results::{DAY_ONE, MINUTE, begin, counts, failed, finished, open, write, write_plan};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_scan_is_written_once_on_any_number_of_partitions() {
@@ -40,6 +40,7 @@ async fn every_scan_is_written_once_on_any_number_of_partitions() {
         assert_eq!(rolls.iter().map(|r| r.1).sum::<i64>(), 10);
         assert_eq!(rolls.iter().map(|r| r.2).sum::<i64>(), 2);
 
+        begin(&mut tables, "r1").await;
         tables.commit("r1", 0, &receipts).await.unwrap();
         let seen = counts(&tables, ["scans", "tokens", "masks", "findings", "failures"]).await;
         assert_eq!(seen, [10, 40, 10, 10, 2], "{n_partitions} partitions");

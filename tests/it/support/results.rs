@@ -19,6 +19,11 @@ pub const DAY_ONE: i64 = 1_767_225_600_000_000;
 pub const MINUTE: i64 = 60_000_000;
 const TOKENS_PER_SCAN: usize = 4;
 
+/// Runs of the tests are called `r1`, `r2` and so on, in their order.
+fn number_of(run_id: &str) -> Option<i64> {
+    run_id.strip_prefix('r')?.parse().ok()
+}
+
 fn one_row(table: Table, row: Value) -> RecordBatch {
     table.rows(&[row]).unwrap()
 }
@@ -58,7 +63,7 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
         "qc_flags": if score > 0.8 { vec!["motion"] } else { vec![] }, "n_tokens": 4, "n_anomalous_tokens": 1,
         "max_token_p": score, "anomaly_score": score, "anomaly_volume_ml": 10.0 * score, "n_findings": 1,
         "threshold": 0.5, "fetch_ms": 1.0, "decode_ms": 1.0, "preprocess_ms": 1.0, "score_ms": 1.0, "device": "cpu",
-        "bundle": "builtin", "version": "0.1.0"
+        "bundle": "builtin", "version": "0.1.0", "run_number": number_of(run_id)
     });
     let failures = RecordBatch::new_empty(Table::Failures.arrow_schema());
     let tokens = held(Table::Tokens, &Table::Tokens.rows(&tokens).unwrap());
@@ -82,7 +87,7 @@ pub fn failed(run_id: &str, scan_id: &str, at: i64, kind: &str, attempts: i32) -
             "run_id": run_id, "scan_id": scan_id, "content_id": format!("{scan_id}-v1"), "recipe_id": "recipe",
             "cohort": "study", "uri": format!("{scan_id}.nii.gz"), "stage": "decode", "kind": kind,
             "message": format!("{kind}: copy the file again"), "permanent": kind == "truncated",
-            "attempts": attempts, "failed_at": at
+            "attempts": attempts, "failed_at": at, "run_number": number_of(run_id)
         }),
     );
     screen_row(Table::SCREENED.map(|t| match t {
@@ -115,8 +120,14 @@ pub async fn open(folder: &Path) -> Tables {
     Tables::open_or_create(folder.to_str().unwrap()).await.unwrap()
 }
 
+/// Begins a run, as every run does before it commits.
+pub async fn begin(tables: &mut Tables, run_id: &str) {
+    tables.begin_run(&mut run_row(run_id, None, 0)).await.unwrap();
+}
+
 /// Screens and commits in one go.
 pub async fn commit(tables: &mut Tables, run_id: &str, scans: Vec<RecordBatch>) {
+    begin(tables, run_id).await;
     let receipts = write(tables.location(), vec![scans], 64).await;
     tables.commit(run_id, 0, &receipts).await.unwrap();
 }
@@ -155,5 +166,7 @@ pub fn run_row(run_id: &str, finished_at: Option<i64>, n_done: i64) -> RunRow {
         config: "[preprocess]\n".repeat(20),
         version: "0.1.0".into(),
         cores: 2,
+        run_number: number_of(run_id),
+        cohort_root: None,
     }
 }
