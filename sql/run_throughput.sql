@@ -14,4 +14,4 @@ SELECT
     cores,
     version
 FROM runs
-ORDER BY started_at DESC;
+ORDER BY run_number DESC NULLS LAST, started_at DESC;
