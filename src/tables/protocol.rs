@@ -29,7 +29,9 @@ pub(super) fn refuse_unwritable(table: Table, found: &DeltaTable) -> Result<()> 
     match PROTOCOL.can_write_to(snapshot) {
         Ok(()) => {}
         Err(TransactionError::UnsupportedTableFeatures(features)) => {
-            asked.extend(features.iter().map(|feature| format!("the feature {}", feature.as_ref())));
+            // As the log has it; the library's own text hides the name of a feature that it does not know.
+            let name = |feature| serde_json::to_value(feature).ok()?.as_str().map(|name| format!("the feature {name}"));
+            asked.extend(features.iter().filter_map(name));
         }
         Err(other) => asked.push(other.to_string()),
     }

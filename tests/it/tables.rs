@@ -1,27 +1,133 @@
 //! Tables as readers and later versions see them: the newest result of each scan, failures, runs, and columns that change.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use neurosieve::query;
 use neurosieve::tables::{Table, Tables};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::support::results::{DAY_ONE, MINUTE, begin, commit, count, counts, failed, finished, open, run_row};
 
 /// Rewrites the first entry of a table's log to what a version with other columns would have written.
 fn as_of_another_version(folder: &Path, table: Table, edit: impl Fn(&mut Vec<Value>)) {
-    let entry = folder.join(table.name()).join("_delta_log/00000000000000000000.json");
-    let lines = std::fs::read_to_string(&entry).unwrap();
-    let lines = lines.lines().map(|line| {
-        let mut action: Value = serde_json::from_str(line).unwrap();
+    rewrite_first_entry(folder, table, |action| {
         if let Some(text) = action["metaData"]["schemaString"].as_str() {
             let mut schema: Value = serde_json::from_str(text).unwrap();
             edit(schema["fields"].as_array_mut().unwrap());
             action["metaData"]["schemaString"] = schema.to_string().into();
         }
+    });
+}
+
+/// Edits every action of the first entry of a table's log.
+fn rewrite_first_entry(folder: &Path, table: Table, edit: impl Fn(&mut Value)) {
+    let entry = folder.join(table.name()).join("_delta_log/00000000000000000000.json");
+    let lines = std::fs::read_to_string(&entry).unwrap();
+    let lines = lines.lines().map(|line| {
+        let mut action: Value = serde_json::from_str(line).unwrap();
+        edit(&mut action);
         action.to_string() + "\n"
     });
     std::fs::write(&entry, lines.collect::<String>()).unwrap();
+}
+
+/// A feature of Delta: its protocol, its settings of a table, and the metadata of the column `subject`.
+struct Feature {
+    said: &'static str,
+    protocol: Value,
+    configuration: Value,
+    partitions: Value,
+    column: Value,
+}
+
+fn features() -> [Feature; 8] {
+    let none = json!({});
+    let writer = |features: &[&str]| json!({"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features});
+    let feature = |said, protocol, configuration, column| Feature {
+        said,
+        protocol,
+        configuration,
+        partitions: json!([]),
+        column,
+    };
+    [
+        feature(
+            "column mapping",
+            json!({"minReaderVersion": 2, "minWriterVersion": 5}),
+            json!({"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "99"}),
+            none.clone(),
+        ),
+        feature("the feature rowTracking", writer(&["rowTracking", "domainMetadata"]), none.clone(), none.clone()),
+        feature("the feature inCommitTimestamp", writer(&["inCommitTimestamp"]), none.clone(), none.clone()),
+        feature("the feature fromTheFuture", writer(&["fromTheFuture"]), none.clone(), none.clone()),
+        feature(
+            "the constraint positive",
+            json!({"minReaderVersion": 1, "minWriterVersion": 3}),
+            json!({"delta.constraints.positive": "n_tokens > 0"}),
+            none.clone(),
+        ),
+        feature(
+            "an invariant of column subject",
+            json!({"minReaderVersion": 1, "minWriterVersion": 2}),
+            none.clone(),
+            json!({"delta.invariants": "{\"expression\":{\"expression\":\"subject <> ''\"}}"}),
+        ),
+        feature(
+            "a generated value of column subject",
+            json!({"minReaderVersion": 1, "minWriterVersion": 4}),
+            none.clone(),
+            json!({"delta.generationExpression": "'x'"}),
+        ),
+        Feature {
+            partitions: json!(["cohort"]),
+            ..feature("partitions by cohort", json!({"minReaderVersion": 1, "minWriterVersion": 2}), none.clone(), none)
+        },
+    ]
+}
+
+fn files_below(folder: &Path) -> BTreeMap<PathBuf, u64> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let below = entries.flat_map(|entry| match entry.path().is_dir() {
+        true => files_below(&entry.path()).into_iter().collect::<Vec<_>>(),
+        false => vec![(entry.path(), entry.metadata().unwrap().len())],
+    });
+    below.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_with_features_that_others_added_are_refused_before_anything_is_written() {
+    for Feature { said, protocol, configuration, partitions, column } in features() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).await;
+        rewrite_first_entry(folder.path(), Table::Scans, |action| {
+            if action["protocol"].is_object() {
+                action["protocol"] = protocol.clone();
+            }
+            let metadata = &mut action["metaData"];
+            if let Some(text) = metadata["schemaString"].as_str() {
+                let mut schema: Value = serde_json::from_str(text).unwrap();
+                let mut id = 0;
+                for field in schema["fields"].as_array_mut().unwrap() {
+                    id += 1;
+                    if said == "column mapping" {
+                        field["metadata"]["delta.columnMapping.id"] = id.into();
+                        field["metadata"]["delta.columnMapping.physicalName"] = format!("col-{id}").into();
+                    }
+                    if field["name"] == "subject" {
+                        field["metadata"].as_object_mut().unwrap().extend(column.as_object().unwrap().clone());
+                    }
+                }
+                metadata["schemaString"] = schema.to_string().into();
+                metadata["configuration"].as_object_mut().unwrap().extend(configuration.as_object().unwrap().clone());
+                metadata["partitionColumns"] = partitions.clone();
+            }
+        });
+        let before = files_below(folder.path());
+        let refused = Tables::open_or_create(folder.path().to_str().unwrap()).await.unwrap_err().to_string();
+        assert!(refused.contains(said) && refused.contains("Screen into new tables"), "{said}: {refused}");
+        assert_eq!(files_below(folder.path()), before, "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
