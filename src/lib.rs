@@ -35,6 +35,9 @@
 //!
 //! Research software. Not a medical device.
 
+// What is printed goes through `terminal`, which survives a reader that closes the pipe.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod cohort;
 pub mod config;
@@ -51,6 +54,7 @@ pub mod score;
 pub mod store;
 pub mod synth;
 pub mod tables;
+pub mod terminal;
 pub mod train;
 pub mod volume;
 

@@ -10,6 +10,7 @@ use crate::eval::device::{DeviceSettings, ModelChoice, VolumeSettings, measure, 
 use crate::flow::Pipeline;
 use crate::model::Preset;
 use crate::model::device::DeviceChoice;
+use crate::terminal::out;
 
 /// Measure the speed of this machine
 #[derive(Debug, clap::Args)]
@@ -133,7 +134,7 @@ impl DeviceArgs {
             steps: self.steps,
             open_share: self.open_share,
         })?;
-        print!("{speed}");
+        out!("{speed}");
         write_json(self.subject.json, &speed)
     }
 }
@@ -151,7 +152,7 @@ impl VolumeArgs {
             score: pipeline.score,
         })
         .await?;
-        print!("{speed}");
+        out!("{speed}");
         write_json(self.subject.json, &speed)
     }
 }

@@ -1,11 +1,11 @@
 //! `neurosieve cohort`: shows the scans of a cohort before a screening.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
 
 use crate::cohort::{self, Selection, report};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store;
+use crate::terminal::out;
 
 /// Show which images of a cohort a run would screen, which it would skip, and why
 ///
@@ -83,7 +83,7 @@ impl CohortArgs {
     /// Lists the cohort and prints its scans.
     ///
     /// # Errors
-    /// As [`cohort::list`]; [`Error::Io`] where the output cannot be written.
+    /// As [`cohort::list`].
     pub async fn run(self) -> Result<()> {
         let location = store::open(&self.url)?;
         let mut participants = BTreeMap::<String, Vec<String>>::new();
@@ -107,11 +107,8 @@ impl CohortArgs {
         } else {
             report::describe(&listing, self.rows)
         };
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // The reader closed the pipe, as `| head` does.
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|e| Error::io("cannot print the cohort", e)),
-        }
+        out!("{text}");
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::machine::{self, Memory};
 use crate::model::device::{self, Cuda, DeviceChoice, LIBTORCH_VERSION};
 use crate::store;
+use crate::terminal::outln;
 
 /// Time limit for a store's first answer. The store's own retries take longer than a user at a terminal wants to wait.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,11 +41,11 @@ impl DoctorArgs {
     pub async fn run(self) -> Result<()> {
         let mut findings = vec![libtorch(), gpu(), chosen_device(self.device), processor(), memory(), disk()];
         for finding in &findings {
-            println!("{finding}");
+            outln!("{finding}");
         }
         for (index, address) in self.addresses.iter().enumerate() {
             let finding = storage(index + 1, address).await;
-            println!("{finding}");
+            outln!("{finding}");
             findings.push(finding);
         }
         match findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count() {

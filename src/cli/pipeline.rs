@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::flow::{Monitor, Pipeline};
+use crate::terminal::errln;
 
 /// The options of a command with a pipeline file.
 #[derive(Debug, clap::Args)]
@@ -61,7 +62,7 @@ pub fn quoted(key: &str, value: &str) -> String {
 pub fn monitor(pipeline: &Pipeline) -> Result<Option<Monitor>> {
     let monitor = pipeline.run.metrics.map(Monitor::serve).transpose()?;
     if let Some(monitor) = &monitor {
-        eprintln!("metrics at http://{}/metrics", monitor.address());
+        errln!("metrics at http://{}/metrics", monitor.address());
     }
     Ok(monitor)
 }
@@ -79,7 +80,7 @@ pub fn asked_to_stop(message: &'static str) -> Result<Shared<impl Future<Output 
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        eprintln!("{message}");
+        errln!("{message}");
     });
     Ok(signalled.map(drop).shared())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::synth::{self, CohortSpec};
+use crate::terminal::outln;
 
 /// Write a synthetic cohort of T1w heads, some with known lesions, for trying the program
 ///
@@ -67,15 +68,15 @@ impl SynthArgs {
         let lesions: usize = participants.iter().map(|p| p.lesions).sum();
         let ml: f64 = participants.iter().map(|p| p.lesion_volume_ml).sum();
         let to = self.to.display();
-        println!("{to}: {} T1w heads at {} mm, seed {}", participants.len(), spec.spacing_mm, spec.seed);
-        println!("  {ill} with lesions ({lesions} lesions, {ml:.0} ml in all); truth masks under derivatives/truth");
+        outln!("{to}: {} T1w heads at {} mm, seed {}", participants.len(), spec.spacing_mm, spec.seed);
+        outln!("  {ill} with lesions ({lesions} lesions, {ml:.0} ml in all); truth masks under derivatives/truth");
         if spec.corrupt > 0 {
-            println!("  {} with a truncated file", spec.corrupt);
+            outln!("  {} with a truncated file", spec.corrupt);
         }
-        println!("Next:");
-        println!("  neurosieve cohort {to}");
+        outln!("Next:");
+        outln!("  neurosieve cohort {to}");
         let tables = self.to.with_file_name("tables");
-        println!("  neurosieve run pipelines/screen.toml --cohort {to} --tables {}", tables.display());
+        outln!("  neurosieve run pipelines/screen.toml --cohort {to} --tables {}", tables.display());
         Ok(())
     }
 }

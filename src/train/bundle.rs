@@ -8,6 +8,7 @@ use super::context::{Context, Figures};
 use super::{curve, start};
 use crate::error::Result;
 use crate::model::{self, Bundle, BundleInfo, Calibration, DataSource, Network, Networks, Sizes, Stores, Training};
+use crate::terminal::errln;
 
 /// Trained networks.
 pub(super) struct Trained<'a> {
@@ -43,7 +44,7 @@ pub(super) fn write(context: &Context<'_>, trained: Trained<'_>) -> Result<()> {
         }
     };
     model::write_bundle(&config.out, info, trained.stores, healthy.as_ref(), &card)?;
-    eprintln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
+    errln!("bundle written to {}; use it with `--set model.bundle={0}`", config.out.display());
     if trained.stages.is_empty() { Ok(()) } else { curve::write_parquet(config, &trained.stages) }
 }
 

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::{Calibration, HealthyMap, HealthyMapBuilder, Networks};
 use crate::preprocess;
 use crate::score::{self, Scan, Settings};
+use crate::terminal::errln;
 use crate::volume::Volume;
 
 /// Share of healthy tokens below the likelihood limit of the method `ar` (Naval Marimont and Tarroni, arXiv
@@ -67,7 +68,7 @@ pub(super) fn calibrate(context: &Context<'_>, networks: &Networks) -> Result<Ca
     settings.mask_threshold = quantile(&mut scores, config.healthy_quantile);
     let mut volumes_ml: Vec<f32> = maps.iter().map(|map| mask_ml(map, &settings)).collect();
     let median_ml = quantile(&mut volumes_ml, 0.5);
-    eprintln!(
+    errln!(
         "thresholds on {} healthy scans: token {token_threshold:.4}, mask {:.4}; median anomaly volume {median_ml:.2} ml",
         val.len(),
         settings.mask_threshold

@@ -17,6 +17,7 @@ use super::tokens::{HELD_OUT_BATCH, HELD_OUT_ROUNDS, draw_block};
 use super::updates::Updates;
 use crate::error::Result;
 use crate::model::{CONTEXT, Decoding, Inpainter, Masked, Network, Networks};
+use crate::terminal::errln;
 
 /// Index of the judged slice in [`CONTEXT`].
 const MIDDLE: usize = CONTEXT.len() / 2;
@@ -209,7 +210,7 @@ fn measure(context: &Context<'_>, networks: &Networks) -> Figures {
         }
     });
     let (auroc, precision) = ranking(&mut scored);
-    eprintln!("detector: held-out synthetic tokens, AUROC {auroc:.3}, average precision {precision:.3}");
+    errln!("detector: held-out synthetic tokens, AUROC {auroc:.3}, average precision {precision:.3}");
     vec![("detector_val_auroc", auroc), ("detector_val_average_precision", precision)]
 }
 

@@ -14,6 +14,7 @@ use super::slice::Slice;
 use super::tokens::{HELD_OUT_ROUNDS, TokenTraining, Tokens, draw_block};
 use crate::error::Result;
 use crate::model::{Inpainter, Masked, Network, Networks};
+use crate::terminal::errln;
 
 /// Trains, then measures on held-out slices.
 ///
@@ -36,7 +37,7 @@ pub(super) fn train(context: &Context<'_>, networks: &Networks, store: &VarStore
     })?;
     let mean = |figure: usize| rounds.iter().map(|round| round[figure] / HELD_OUT_ROUNDS as f64).sum::<f64>();
     let (nll, right) = (mean(0), mean(1));
-    eprintln!("inpainter: held-out masked tokens, {nll:.3} nats each, {:.1} % predicted right", 100. * right);
+    errln!("inpainter: held-out masked tokens, {nll:.3} nats each, {:.1} % predicted right", 100. * right);
     Ok(vec![("inpainter_val_nll_nats", nll), ("inpainter_val_accuracy", right)])
 }
 

@@ -47,6 +47,7 @@ use tch::nn::VarStore;
 
 use crate::error::{Error, Result};
 use crate::model::{Network, Networks, device};
+use crate::terminal::errln;
 use bundle::Trained;
 use context::{Context, Figures};
 
@@ -82,7 +83,7 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     work::create(config)?;
     let context = Context::load(pipeline, device).await?;
     let (n_train, n_val) = (context.train.len(), context.val.len());
-    eprintln!("{n_train} slices to train on, {n_val} held out; {device:?}, {:?}", context.kind);
+    errln!("{n_train} slices to train on, {n_val} held out; {device:?}, {:?}", context.kind);
 
     let (networks, stores) = match &base {
         Some(bundle) => bundle.build(device)?,

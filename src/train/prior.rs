@@ -9,6 +9,7 @@ use super::dataset::Slices;
 use super::tokens::{HELD_OUT_ROUNDS, TokenTraining, Tokens};
 use crate::error::{Error, Result};
 use crate::model::{Network, Networks, TokenSlices};
+use crate::terminal::errln;
 
 /// Trains, then measures on held-out slices.
 ///
@@ -27,6 +28,6 @@ pub(super) fn train(context: &Context<'_>, networks: &Networks, store: &VarStore
         [("nll", (nll * &counted).sum(Kind::Float) / counted.sum(Kind::Float))]
     })?;
     let nll = rounds.iter().map(|[nll]| nll).sum::<f64>() / HELD_OUT_ROUNDS as f64;
-    eprintln!("prior: held-out tokens of the brain, {nll:.3} nats each");
+    errln!("prior: held-out tokens of the brain, {nll:.3} nats each");
     Ok(vec![("prior_val_nll_nats", nll)])
 }

@@ -17,6 +17,7 @@ use crate::cohort::{self, MAX_SCAN_BYTES, ScanBytes, Selection};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig};
 use crate::store;
+use crate::terminal::errln;
 
 /// Scans that are read and preprocessed at once; bounds the bytes in memory.
 const PREPARE_AT_ONCE: usize = 16;
@@ -70,10 +71,10 @@ pub(super) async fn brains(
         for (scan_id, result) in prepare(raw, &pipeline.preprocess) {
             match result {
                 Ok(brain) => brains.push((scan_id, brain)),
-                Err(error) => eprintln!("{scan_id} skipped: {error}"),
+                Err(error) => errln!("{scan_id} skipped: {error}"),
             }
         }
-        eprintln!("prepared {} of {total} {split} scans", brains.len());
+        errln!("prepared {} of {total} {split} scans", brains.len());
     }
     // Draws index into this list, so its order must not depend on which scans were in the work folder already.
     brains.sort_by(|a, b| a.0.cmp(&b.0));
@@ -127,6 +128,6 @@ pub(super) async fn outlines(url: &str) -> Result<Vec<Outline>> {
     if outlines.is_empty() {
         return Err(Error::Config(format!("train.shapes: {location} holds no lesion mask of 8 mm3 or more")));
     }
-    eprintln!("{} outlines of lesions", outlines.len());
+    errln!("{} outlines of lesions", outlines.len());
     Ok(outlines)
 }

@@ -18,6 +18,7 @@ use super::start;
 use super::updates::{Loss, Updates, learning_rate};
 use crate::error::Result;
 use crate::model::{Network, Networks, Tokenizer};
+use crate::terminal::errln;
 
 /// Weight of the gradient loss relative to L1: keeps sulci sharp.
 const GRADIENT_WEIGHT: f64 = 0.5;
@@ -137,7 +138,7 @@ fn gradient_l1(a: &Tensor, b: &Tensor) -> Tensor {
 /// On held-out slices: L1 over the slice, L1 inside the brain, share of the codes in use.
 fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Figures {
     let Reconstruction { slice, brain, in_use } = reconstruct(context, tokenizer, &context.val);
-    eprintln!(
+    errln!(
         "tokenizer: held-out L1 {slice:.4} over the slice, {brain:.4} inside the brain, {:.1} % of the codes in use",
         100. * in_use
     );
@@ -147,7 +148,7 @@ fn measure(context: &Context<'_>, tokenizer: &Tokenizer) -> Figures {
 /// On slices of another site: L1 over the slice, L1 inside the brain.
 fn measure_other_site(context: &Context<'_>, tokenizer: &Tokenizer, slices: &Slices) -> Figures {
     let Reconstruction { slice, brain, .. } = reconstruct(context, tokenizer, slices);
-    eprintln!("tokenizer: L1 {slice:.4} over the slice, {brain:.4} inside the brain on the other site");
+    errln!("tokenizer: L1 {slice:.4} over the slice, {brain:.4} inside the brain on the other site");
     vec![("tokenizer_other_site_l1", slice), ("tokenizer_other_site_l1_in_brain", brain)]
 }
 

@@ -10,6 +10,7 @@ use super::context::Context;
 use super::curve::{self, Curve};
 use super::work;
 use crate::error::Result;
+use crate::terminal::errln;
 
 /// Settings of the optimizer, the same for all networks.
 const OPTIMIZER: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.98, weight_decay: 0.05, clip: 1., ema: 0.998 };
@@ -71,7 +72,7 @@ impl<'a> Updates<'a> {
         state.extend(also_saved);
         if checkpoint.exists() {
             adamw::load(&mut state, &checkpoint)?;
-            eprintln!("{name}: continues after step {}", optimizer.step_count());
+            errln!("{name}: continues after step {}", optimizer.step_count());
         }
         let first = optimizer.step_count();
         let mut curve = Curve::open(context.config(), name)?;
@@ -129,7 +130,7 @@ impl<'a> Progress<'a> {
         let rate = (step + 1 - self.first) as f64 / self.started.elapsed().as_secs_f64();
         let figures: Vec<String> =
             figures.iter().map(|(n, t)| format!("{n} {:.4}", f64::try_from(t).unwrap_or(f64::NAN))).collect();
-        eprintln!(
+        errln!(
             "{}: step {}/{}, {}, {rate:.2} steps/s, {:.0} min left",
             self.name,
             step + 1,

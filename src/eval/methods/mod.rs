@@ -30,6 +30,7 @@ use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
 use crate::score::{self, Assessment, Scan, ScoreConfig, Settings};
 use crate::store::{self, Location};
 use crate::tables::Tables;
+use crate::terminal::errln;
 use crate::volume::{Volume, resample};
 
 /// A lesion counts as found when at least this share of it is in the mask.
@@ -72,7 +73,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
     let networks = bundle.networks(device)?;
     let lesioned = cases(&pipeline.cohort, Some(&pipeline.eval.truth), &pipeline.preprocess).await?;
     let healthy = cases(&pipeline.healthy, None, &pipeline.preprocess).await?;
-    eprintln!("{} scans with truth, {} healthy scans; {}, {device:?}", lesioned.len(), healthy.len(), bundle.label());
+    errln!("{} scans with truth, {} healthy scans; {}, {device:?}", lesioned.len(), healthy.len(), bundle.label());
 
     let mut methods = Vec::new();
     for method in &pipeline.eval.methods {
@@ -80,7 +81,7 @@ pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
         let networks = bundle.networks_in(device, method.score.precision.kind())?;
         let run = MethodRun { networks: &networks, score: &method.score, bundle: &bundle };
         let figures = run.evaluate(&method.name, &lesioned, &healthy, pipeline.eval.healthy_quantile)?;
-        eprintln!("{}: {:.0} s", method.name, started.elapsed().as_secs_f64());
+        errln!("{}: {:.0} s", method.name, started.elapsed().as_secs_f64());
         methods.push(figures);
     }
     let report = MethodReport {
@@ -242,7 +243,7 @@ async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &Preproce
     }
     if !missing.is_empty() {
         let missing_ids: Vec<&str> = missing.iter().map(String::as_str).collect();
-        eprintln!("{} scans skipped, no truth mask: {}", missing.len(), missing_ids.join(", "));
+        errln!("{} scans skipped, no truth mask: {}", missing.len(), missing_ids.join(", "));
     }
     let prepared: Vec<(String, Result<Case>)> = read
         .into_par_iter()
@@ -268,7 +269,7 @@ async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &Preproce
     for (scan_id, case) in prepared {
         match case {
             Ok(case) => cases.push(case),
-            Err(error) => eprintln!("{scan_id} skipped: {error}"),
+            Err(error) => errln!("{scan_id} skipped: {error}"),
         }
     }
     if cases.is_empty() {

@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::store::{self, Location};
 use crate::synth;
+use crate::terminal::errln;
 use crate::volume::Volume;
 
 /// Bare brains with voxels up to this size, in mm, are put into synthetic skulls.
@@ -144,7 +145,7 @@ pub async fn evaluate(settings: &Settings) -> Result<PreprocessReport> {
     let mut fine = load(&location, &Selection::default(), &participants, |head| head == Some(false)).await?;
     fine.retain(|case| is_fine(&case.native));
 
-    eprintln!("{} scans of {}, {} bare brains for synthetic skulls", cases.len(), settings.cohort, fine.len());
+    errln!("{} scans of {}, {} bare brains for synthetic skulls", cases.len(), settings.cohort, fine.len());
     let speed = speed::measure_all(&cases, &settings.preprocess)?;
     let examined: Vec<(ScanFigures, Option<Steps>)> = cases.par_iter().map(|case| examine(case, settings)).collect();
     let intensity = intensity::compare(
@@ -160,7 +161,7 @@ pub async fn evaluate(settings: &Settings) -> Result<PreprocessReport> {
             (Ok(dice), None) => {
                 scans.push(ScanFigures { scan_id, synthetic_head_dice: Some(dice), ..ScanFigures::default() });
             }
-            (Err(error), _) => eprintln!("{scan_id} in a synthetic skull: {error}"),
+            (Err(error), _) => errln!("{scan_id} in a synthetic skull: {error}"),
         }
     }
     Ok(PreprocessReport::new(scans, intensity, settings.preprocess.normalize.method, speed))
@@ -207,7 +208,7 @@ async fn load(
         let native = match bytes.decode(MAX_SCAN_BYTES) {
             Ok(decoded) => decoded.volume,
             Err(error) => {
-                eprintln!("{} skipped: {error}", entry.scan_id);
+                errln!("{} skipped: {error}", entry.scan_id);
                 continue;
             }
         };
