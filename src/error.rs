@@ -127,6 +127,12 @@ impl Error {
         Self::Io { context: context.into(), source }
     }
 
+    /// The message without the stack trace that a library appends where `RUST_BACKTRACE` is set.
+    pub fn text(&self) -> String {
+        let message = self.to_string();
+        message.split("\n   0: ").next().unwrap_or_default().trim_end().to_owned()
+    }
+
     /// Where the fault lies.
     pub fn domain(&self) -> Domain {
         match self {

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use deltalake_core::kernel::Version;
 use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::logstore::{StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use futures::TryStreamExt as _;
+use futures::future::join_all;
 use object_store::prefix::PrefixStore;
 use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
 use url::Url;
@@ -21,25 +24,84 @@ const TRANSACTION_RETENTION: &str = "interval 30 days";
 /// Commits between two checkpoints of a log. The library reads all commits since the last checkpoint at every commit.
 const CHECKPOINT_INTERVAL: &str = "10";
 
+/// How many commits before the current version are looked at: more than lie between two checkpoints.
+const RECENT_COMMITS: Version = 20;
+
+/// Waits for all, also where one has failed, and gives their results or the first error. The library reads logs on threads
+/// that cannot be cancelled: where the program ends while another table is still being read, they panic.
+pub(super) async fn all<T>(work: impl IntoIterator<Item = impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+    join_all(work).await.into_iter().collect()
+}
+
 /// Loads a table; `None` where it does not exist.
 ///
 /// # Errors
 /// [`Error::Table`] where it exists and cannot be read; [`Error::Config`] for an address that cannot hold tables.
 pub(super) async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
-    let unreadable = |e| Error::table(format!("cannot read table {} at {location}", table.name()), e);
+    let unreadable = |e| unreadable(location, table, e);
     let mut delta = handle(location, table)?;
     if !delta.verify_deltatable_existence().await.map_err(unreadable)? {
         return Ok(None);
     }
     delta.load().await.map_err(unreadable)?;
+    refuse_empty_commits(location, table, delta.version().unwrap_or_default()).await?;
     Ok(Some(delta))
+}
+
+/// The error of a table whose log cannot be read, with the next step.
+fn unreadable(location: &Location, table: Table, error: DeltaTableError) -> Error {
+    let (name, message) = (table.name(), error.to_string());
+    let context = format!("cannot read table {name} at {location}");
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    let next = if says(&["Permission denied", "PermissionDenied", "Unauthenticated", "403", "401"]) {
+        format!("make the folder {name} and its _delta_log readable for this user")
+    } else if says(&["Unsupported", "unsupported"]) {
+        "another program wrote it with features that this one does not know: read it with that program, or screen into new \
+         tables"
+            .to_owned()
+    } else if matches!(error, DeltaTableError::ObjectStore { .. }) {
+        "check that the store can be reached, then run the same command again".to_owned()
+    } else {
+        damaged(name)
+    };
+    Error::table(format!("{context}; {next}"), error)
+}
+
+fn damaged(name: &str) -> String {
+    format!(
+        "its log {name}/_delta_log is damaged or incomplete: restore that folder from a backup, or screen into new tables"
+    )
+}
+
+/// Refuses a log with empty commits, which a crash of the machine leaves behind. The library reads them as commits without
+/// rows, so that results would be missing without a word.
+async fn refuse_empty_commits(location: &Location, table: Table, version: Version) -> Result<()> {
+    let log = location.path_of(&format!("{}/_delta_log", table.name()))?;
+    // Earlier commits are in a checkpoint, or soon are.
+    let first = version.saturating_sub(RECENT_COMMITS);
+    let from = log.clone().join(format!("{first:020}"));
+    let mut recent = location.store.list_with_offset(Some(&log), &from);
+    while let Some(object) = recent.try_next().await.map_err(|e| location.explain("list", e))? {
+        let is_commit = object.location.filename().is_some_and(|name| name.len() == 25 && name.ends_with(".json"));
+        if is_commit && object.size == 0 {
+            return Err(Error::Config(format!(
+                "cannot read table {0} at {location}; {1} ({2} is empty)",
+                table.name(),
+                damaged(table.name()),
+                object.location.filename().unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Creates a table, or loads it where another process created it meanwhile.
 ///
 /// # Errors
-/// [`Error::Table`] where neither succeeds; [`Error::Config`] for an address that cannot hold tables.
+/// [`Error::Table`] where neither succeeds; [`Error::Config`] for an address that cannot hold tables or holds files of
+/// others.
 pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
+    refuse_files_of_others(location, table).await?;
     let created = CreateBuilder::new()
         .with_log_store(handle(location, table)?.log_store())
         .with_table_name(table.name())
@@ -55,6 +117,29 @@ pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTab
         // Another process may have created it meanwhile.
         Err(error) => load(location, table).await?.ok_or_else(|| uncreated(location, table, error)),
     }
+}
+
+/// Refuses to make a table of a folder with files of others, which `vacuum` would delete, and of a data set's own folder.
+async fn refuse_files_of_others(location: &Location, table: Table) -> Result<()> {
+    let name = table.name();
+    let refuse = |why: String| {
+        Err(Error::Config(format!(
+            "cannot create tables in {location}: {why}. Give the tables a new folder of their own"
+        )))
+    };
+    if location.store.head(&location.path_of("dataset_description.json")?).await.is_ok() {
+        return refuse("it is the folder of a data set".to_owned());
+    }
+    let root = location.path_of(name)?;
+    let found = location.store.list_with_delimiter(Some(&root)).await.map_err(|e| location.explain("list", e))?;
+    // Another process may be creating the table.
+    if found.common_prefixes.iter().any(|folder| folder.filename() == Some("_delta_log")) {
+        return Ok(());
+    }
+    if found.common_prefixes.is_empty() && found.objects.iter().all(|object| object.location == root) {
+        return Ok(());
+    }
+    refuse(format!("its folder `{name}` holds files that are no table"))
 }
 
 /// Writes an object under the condition that it does not exist, twice. A store that accepts the second write cannot
