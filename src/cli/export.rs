@@ -5,12 +5,14 @@ use crate::export;
 use crate::query;
 use crate::store;
 use crate::tables::Tables;
+use crate::terminal::outln;
 
 /// Write masks and anomaly maps as NIfTI, in each scan's native grid
 ///
 /// The result is a BIDS-derivatives tree: sub-X/[ses-Y/]anat/sub-X…_desc-anomaly_mask.nii.gz (uint8),
 /// …_desc-anomaly_score.nii.gz (float32, 0 outside the brain) and …_desc-brain_mask.nii.gz (uint8). Any viewer can overlay
-/// them on their scan. Research use only.
+/// them on their scan. A folder with files of others, such as the raw data set, is refused; the place for the results inside a
+/// BIDS data set is derivatives/neurosieve. Research use only.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
   neurosieve export --tables s3://bucket/results --to ./derivatives --scan study/sub-01_T1w")]
@@ -18,7 +20,7 @@ pub struct ExportArgs {
     /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]
     pub tables: String,
-    /// Where the files are written: a folder or a URL; created if missing
+    /// Where the files are written: a folder or a URL that is new, empty or from an earlier export
     #[arg(long, value_name = "DIR")]
     pub to: String,
     /// Scans to export, by scan_id [default: all]
@@ -32,10 +34,11 @@ impl ExportArgs {
     /// # Errors
     /// As [`Tables::open`] and [`export::export`].
     pub async fn run(self) -> Result<()> {
-        let context = query::session(&Tables::open(&self.tables).await?).await?;
-        let to = store::open_or_create(&self.to)?;
-        let exported = export::export(&context, &to, &self.scan).await?;
-        println!("{} files of {} scans written to {}", exported.files, exported.scans, self.to);
+        let tables = Tables::open(&self.tables).await?;
+        let context = query::session(&tables).await?;
+        let to = store::open_new(&self.to)?;
+        let exported = export::export(&context, tables.location(), &to, &self.scan).await?;
+        outln!("{} files of {} scans written to {}", exported.files, exported.scans, self.to);
         Ok(())
     }
 }

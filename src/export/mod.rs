@@ -10,13 +10,15 @@
 //! ```
 //! Masks are resampled by the nearest voxel and the score linearly, through the inverse of the registration. Scans with
 //! another suffix than `T1w` get BIDS's `mod-` entity, so that names stay distinct; tables with several cohorts give one
-//! folder per cohort. Refuses scan ids that the tables do not hold.
+//! folder per cohort. Refuses scan ids that the tables do not hold, and a folder that an earlier export did not make
+//! (`target.rs`).
+
+mod target;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int32Type};
 use datafusion::prelude::{SessionContext, col, lit};
 use futures::TryStreamExt;
-use object_store::ObjectStoreExt as _;
 
 use crate::cohort::bids;
 use crate::error::{Error, Result};
@@ -34,7 +36,7 @@ pub struct Exported {
     pub files: usize,
 }
 
-/// Shown in every file's header and in `dataset_description.json`.
+/// Shown in every file's header.
 const DESCRIPTION: &str = "neurosieve: research use only";
 
 /// One scan as the tables hold it.
@@ -49,12 +51,18 @@ struct Stored {
     score: Vec<u8>,
 }
 
-/// Writes masks and maps of the newest result of every scan, or of the scans with the given ids.
+/// Writes masks and maps of the newest result of every scan, or of the scans with the given ids. `tables` is where the
+/// session's tables are.
 ///
 /// # Errors
-/// [`Error::Config`] naming the ids that the tables do not hold; [`Error::Query`] where the tables cannot be read;
+/// [`Error::Config`] naming the ids that the tables do not hold, and for a folder with files of others; [`Error::Query`] where the tables cannot be read;
 /// [`Error::Storage`] where a file cannot be written.
-pub async fn export(context: &SessionContext, to: &Location, scan_ids: &[String]) -> Result<Exported> {
+pub async fn export(
+    context: &SessionContext,
+    tables: &Location,
+    to: &Location,
+    scan_ids: &[String],
+) -> Result<Exported> {
     let mut scans = context.table("scans").await?;
     if !scan_ids.is_empty() {
         scans = scans.filter(col("scan_id").in_list(scan_ids.iter().map(lit).collect(), false))?;
@@ -71,6 +79,7 @@ pub async fn export(context: &SessionContext, to: &Location, scan_ids: &[String]
     ])?;
     let listed = scans.clone().collect().await?;
     check_ids(&listed, scan_ids)?;
+    target::claim(to, tables).await?;
     let several_cohorts = texts(&listed, "cohort")?.windows(2).any(|pair| pair[0] != pair[1]);
 
     let masks = context.table("masks").await?.select(vec![
@@ -101,32 +110,13 @@ pub async fn export(context: &SessionContext, to: &Location, scan_ids: &[String]
                 .map_err(|e| Error::Bug(format!("exporting a scan: {e}")))??;
             for (name, bytes) in files {
                 let name = folder.map_or_else(|| name.clone(), |folder| format!("{folder}/{name}"));
-                put(to, &name, bytes).await?;
+                target::put(to, &name, bytes).await?;
                 exported.files += 1;
             }
             exported.scans += 1;
         }
     }
-    let description = serde_json::json!({
-        "Name": "neurosieve anomaly masks",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{
-            "Name": "neurosieve",
-            "Version": env!("CARGO_PKG_VERSION"),
-            "Description": "Masked-image-modelling anomaly screening. Research use only, not a medical device."
-        }],
-    });
-    put(to, "dataset_description.json", format!("{description:#}\n").into_bytes()).await?;
     Ok(exported)
-}
-
-async fn put(to: &Location, name: &str, bytes: Vec<u8>) -> Result<()> {
-    to.store
-        .put(&to.path_of(name)?, bytes.into())
-        .await
-        .map_err(|e| Error::storage(format!("cannot write {name}"), e))?;
-    Ok(())
 }
 
 /// Refuses ids that the tables do not hold.

@@ -18,11 +18,13 @@
 
 mod location;
 mod open;
+mod place;
 mod profile;
 mod read;
 mod retry;
 
 pub use self::location::Location;
-pub use self::open::{open, open_or_create};
+pub use self::open::{open, open_new, open_or_create};
+pub use self::place::resolved;
 pub use self::read::read;
 pub(crate) use self::retry::with_retries;

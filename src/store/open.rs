@@ -34,6 +34,22 @@ pub fn open_or_create(url_or_path: &str) -> Result<Location> {
     open(url_or_path)
 }
 
+/// Opens a place to write, like [`open`], and creates nothing: a local folder that does not exist appears with its first file.
+///
+/// # Errors
+/// Those of [`open`], except for a folder that does not exist.
+pub fn open_new(url_or_path: &str) -> Result<Location> {
+    match classify(url_or_path)? {
+        Address::Folder(path) if !FilePath::new(&path).exists() => {
+            let absolute = super::place::resolved(FilePath::new(&path))
+                .map_err(|e| Error::io(format!("{path}: cannot open the folders above this one"), e))?;
+            folder_at(FilePath::new(&path), &absolute)
+        }
+        Address::Folder(path) => open_folder(FilePath::new(&path)),
+        Address::Remote(url) => open_remote(url),
+    }
+}
+
 enum Address {
     Folder(String),
     Remote(Url),
@@ -90,8 +106,14 @@ fn open_folder(path: &FilePath) -> Result<Location> {
             "{shown} is a file: give its folder (and, to select this scan alone, --include with its name)"
         )));
     }
+    folder_at(path, &absolute)
+}
+
+/// The folder whose absolute path is given; `path` is what the user wrote.
+fn folder_at(path: &FilePath, absolute: &FilePath) -> Result<Location> {
+    let shown = path.display();
     let no_url = || Error::Config(format!("{shown}: the path has characters that a URL cannot hold: rename it"));
-    let url = Url::from_directory_path(&absolute).map_err(|()| no_url())?;
+    let url = Url::from_directory_path(absolute).map_err(|()| no_url())?;
     let root = Path::from_url_path(url.path()).map_err(|_| no_url())?;
     let mut location = Location::new(Arc::new(object_store::local::LocalFileSystem::new()), root, url);
     // A link such as `current` keeps its own name, so that scan ids stay the same when its target changes.

@@ -14,6 +14,9 @@ use super::template::HeadTemplate;
 use crate::error::{Error, Result};
 use crate::volume::nifti;
 
+/// What wrote the dataset, in `GeneratedBy`.
+const GENERATOR: &str = "neurosieve synth";
+
 /// Version of the BIDS standard that the dataset follows.
 const BIDS_VERSION: &str = "1.9.0";
 
@@ -96,8 +99,8 @@ impl CohortSpec {
 /// parallel. With `force`, files of the same names in that folder are replaced and others are kept.
 ///
 /// # Errors
-/// [`Error::Config`] for a spec that cannot be met, and for a folder that is not empty without `force`. [`Error::Io`]
-/// where writing fails.
+/// [`Error::Config`] for a spec that cannot be met, for a folder that is not empty without `force`, and for the folder of
+/// another data set. [`Error::Io`] where writing fails.
 pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participant>> {
     spec.check()?;
     let io = |what: &str| {
@@ -113,6 +116,8 @@ pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participan
         )));
     }
 
+    refuse_data_set_of_others(to)?;
+
     let template = HeadTemplate::embedded()?;
     let participants: Vec<Participant> =
         (0..spec.subjects).into_par_iter().map(|n| write_subject(spec, &template, n, to)).collect::<Result<_>>()?;
@@ -123,6 +128,19 @@ pub fn write(spec: &CohortSpec, to: &Path, force: bool) -> Result<Vec<Participan
     let truth = description("Brains and lesions of the synthetic T1w heads", "derivative");
     put(to, &format!("{TRUTH}/dataset_description.json"), json_text(&truth))?;
     Ok(participants)
+}
+
+/// Refuses the folder of a data set that this generator did not make, also with `force`.
+fn refuse_data_set_of_others(to: &Path) -> Result<()> {
+    let Ok(text) = fs::read(to.join("dataset_description.json")) else { return Ok(()) };
+    let description: Value = serde_json::from_slice(&text).unwrap_or_default();
+    if description["GeneratedBy"][0]["Name"] == GENERATOR {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{} holds a data set that `neurosieve synth` did not make, and is left as it is; name another folder",
+        to.display()
+    )))
 }
 
 /// Writes the files of one subject; `place` is its place in the cohort, from 0.
@@ -164,7 +182,7 @@ fn json_text(value: &Value) -> String {
 }
 
 fn description(name: &str, kind: &str) -> Value {
-    let made_by = json!({ "Name": "neurosieve synth", "Version": env!("CARGO_PKG_VERSION") });
+    let made_by = json!({ "Name": GENERATOR, "Version": env!("CARGO_PKG_VERSION") });
     json!({ "Name": name, "BIDSVersion": BIDS_VERSION, "DatasetType": kind, "GeneratedBy": [made_by] })
 }
 
