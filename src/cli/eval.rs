@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::pipeline::quoted;
-use super::{FAILED, write_json};
+use super::{FAILED, outside_tables, write_json};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::eval::preprocess::{Settings, evaluate};
 use crate::eval::{EvalPipeline, methods};
 use crate::preprocess::PreprocessConfig;
+use crate::terminal::{errln, out};
 
 /// Measure accuracy on held-out scans
 ///
@@ -105,8 +106,9 @@ impl MethodsArgs {
         overrides.extend(self.healthy.map(|url| quoted("healthy.url", &url)));
         overrides.extend(self.tables.map(|url| quoted("tables.url", &url)));
         let pipeline: EvalPipeline = config::load(Some(&file), &overrides)?;
+        self.json.as_deref().map_or(Ok(()), |path| outside_tables(path, &pipeline.tables.url))?;
         let report = methods::evaluate(&pipeline).await?;
-        print!("{report}");
+        out!("{report}");
         write_json(self.json, &report)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -122,11 +124,11 @@ impl PreprocessArgs {
             preprocess: PreprocessConfig::default(),
         })
         .await?;
-        print!("{report}");
+        out!("{report}");
         write_json(self.json, &report)?;
         let missed = report.missed();
         if missed > 0 {
-            eprintln!("{missed} of {} targets were missed; their lines begin with MISS", report.targets.len());
+            errln!("{missed} of {} targets were missed; their lines begin with MISS", report.targets.len());
             return Ok(ExitCode::from(FAILED));
         }
         Ok(ExitCode::SUCCESS)

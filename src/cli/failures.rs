@@ -3,7 +3,7 @@
 use datafusion::prelude::{col, lit};
 
 use crate::error::Result;
-use crate::query::{self, Format};
+use crate::query::{self, Access, Format};
 use crate::tables::Tables;
 
 /// Show which scans have no result, and why
@@ -57,6 +57,6 @@ impl FailuresArgs {
         // Replaces the view, so that the ready query reads the filtered rows.
         context.deregister_table("failures")?;
         context.register_table("failures", rows.into_view())?;
-        query::execute(&context, if self.scans { SCANS } else { REASONS }, self.format, None).await
+        query::execute(&context, Access::Tables, if self.scans { SCANS } else { REASONS }, self.format, None).await
     }
 }

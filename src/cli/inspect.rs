@@ -10,6 +10,7 @@ use crate::eval::preprocess::{ScanTime, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
 use crate::report::{Panel, picture};
 use crate::store;
+use crate::terminal::{out, outln};
 use crate::volume::{Affine, Volume, nifti};
 
 /// Show the preprocessing of one scan: its numbers, and a picture of every step
@@ -58,27 +59,44 @@ impl InspectArgs {
                 "no image {name} in that folder; expected a .nii, a .nii.gz, or the .hdr of a .hdr/.img pair"
             )));
         };
+        let stem = cohort::bids::stem(name);
+        let png = self.png.or_else(|| (!self.json).then(|| PathBuf::from(format!("{stem}_inspect.png"))));
+        refuse_over_the_scan(&self.scan, png.as_deref(), self.nifti.as_deref())?;
         let bytes = cohort::read(&location, entry, MAX_SCAN_BYTES).await?;
         let decoded = bytes.decode(MAX_SCAN_BYTES)?;
         let cfg = PreprocessConfig::default();
         let (time, steps) = measure(&bytes, &cfg, self.repeat as usize)?;
         if self.json {
-            println!("{:#}", as_json(&steps, &time));
+            outln!("{:#}", as_json(&steps, &time));
         } else {
-            print!("{}", as_text(&self.scan, &decoded.datatype, &steps, &time));
+            out!("{}", as_text(&self.scan, &decoded.datatype, &steps, &time));
         }
-        let stem = cohort::bids::stem(name);
-        let png = self.png.or_else(|| (!self.json).then(|| PathBuf::from(format!("{stem}_inspect.png"))));
         if let Some(path) = png {
             write(&path, &draw(&steps, stem)?)?;
             if !self.json {
-                println!("\npicture: {}", path.display());
+                outln!("\npicture: {}", path.display());
             }
         }
         if let Some(folder) = self.nifti {
             write_steps(&folder, stem, &steps)?;
         }
         Ok(())
+    }
+}
+
+/// Refuses to write the picture over the scan, and the steps into the folder of a data set.
+fn refuse_over_the_scan(scan: &str, png: Option<&Path>, nifti: Option<&Path>) -> Result<()> {
+    let same =
+        |path: &Path| path.canonicalize().is_ok_and(|path| Path::new(scan).canonicalize().is_ok_and(|s| s == path));
+    match (png, nifti) {
+        (Some(png), _) if same(png) => {
+            Err(Error::Config(format!("--png {} is the scan itself: give another file", png.display())))
+        }
+        (_, Some(folder)) if folder.join("dataset_description.json").exists() => Err(Error::Config(format!(
+            "--nifti {} is the folder of a data set: give a folder of its own",
+            folder.display()
+        ))),
+        _ => Ok(()),
     }
 }
 

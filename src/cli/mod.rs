@@ -18,7 +18,7 @@ mod train;
 mod twin;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +26,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Domain, Error, Result};
 use crate::model::device;
+use crate::store;
+use crate::terminal::{self, errln};
 
 /// Screens whole MRI cohorts for anomalies: from NIfTI in object storage to SQL tables.
 ///
@@ -71,12 +73,18 @@ const DONE_WITH_FAILURES: u8 = 3;
 const STOPPED: u8 = 4;
 const GAVE_UP: u8 = 5;
 
+/// Without `NEUROSIEVE_LOG`, only errors are logged, and of the libraries behind the tables none: they return the same errors,
+/// which the program prints.
+const DEFAULT_LOG: &str = "error,buoyant_kernel=off,buoyant_kernel_engine=off,deltalake_core::kernel=off,\
+                           deltalake_core::logstore=off";
+
 /// Parses the command line, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     device::silence_caught_panics();
-    let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    // A log line that cannot be written must not panic, as the default remark about it does on a closed pipe.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         log.init();
     } else {
@@ -88,7 +96,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report_error(&Error::io("cannot start the asynchronous runtime", error)),
     };
-    match runtime.block_on(dispatch(cli.command)) {
+    match runtime.block_on(dispatch(cli.command)).and_then(|code| terminal::failure().map(|()| code)) {
         Ok(code) => code,
         Err(error) => report_error(&error),
     }
@@ -117,10 +125,10 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
 
 /// Prints an error and gives its exit code.
 fn report_error(error: &Error) -> ExitCode {
-    let message = error.to_string();
-    eprintln!("error: {message}");
+    let message = error.text();
+    errln!("error: {message}");
     if message.contains("No space left on device") {
-        eprintln!("The disk is full. Free some space and run the same command again: it continues with the rest.");
+        errln!("The disk is full. Free some space and run the same command again: it continues with the rest.");
     }
     ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
 }
@@ -130,4 +138,24 @@ fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<(
     let Some(path) = path else { return Ok(()) };
     let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
     std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))
+}
+
+/// Refuses a file or folder that a command would write inside the tables' own folder.
+///
+/// # Errors
+/// [`Error::Config`] for such a place, and [`Error::Io`] where it cannot be found out.
+fn outside_tables(path: &Path, tables: &str) -> Result<()> {
+    let found = |path: &Path| {
+        store::resolved(path).map_err(|e| Error::io(format!("{}: cannot open the folders above it", path.display()), e))
+    };
+    // Tables at another URL than file:// hold no local file.
+    let local = tables.strip_prefix("file://").or_else(|| (!tables.contains("://")).then_some(tables));
+    let local = local.filter(|folder| !folder.is_empty());
+    match local {
+        Some(tables) if found(path)?.starts_with(found(Path::new(tables))?) => Err(Error::Config(format!(
+            "{} is inside the folder of the tables, whose files only the tables may write: give a place outside it",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
-use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, write_json};
+use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, outside_tables, write_json};
 use crate::error::Result;
 use crate::flow::{Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
+use crate::terminal::{errln, outln};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -68,6 +69,7 @@ impl RunArgs {
         ];
         let pipeline = self.pipeline.load(overrides.into_iter().flatten())?;
         let tables = pipeline.tables.url.clone();
+        self.pipeline.report.as_deref().map_or(Ok(()), |path| outside_tables(path, &tables))?;
         let monitor = monitor(&pipeline)?;
 
         let run = Run::prepare(pipeline).await?;
@@ -76,7 +78,7 @@ impl RunArgs {
             monitor.watch(run.progress(), pending);
         }
         let listing = run.listing();
-        eprintln!(
+        errln!(
             "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
             listing.cohort,
             listing.selected.len(),
@@ -85,7 +87,7 @@ impl RunArgs {
             run.quarantined(),
         );
         if run.in_other_shards() > 0 {
-            eprintln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
+            errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
         }
 
         let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
@@ -94,7 +96,7 @@ impl RunArgs {
         display.abort();
         let report = report?;
         if self.explain {
-            println!("{}\n{}", report.plan, stages(&report.stages));
+            outln!("{}\n{}", report.plan, stages(&report.stages));
         }
         summary(&report, &tables);
         write_json(self.pipeline.report, &report)?;
@@ -123,7 +125,7 @@ async fn show(progress: Arc<Progress>, pending: u64) {
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let now = progress.snapshot();
-        eprintln!("{}/{pending} {}", now.ended(), line(&now, pending, started));
+        errln!("{}/{pending} {}", now.ended(), line(&now, pending, started));
     }
 }
 
@@ -185,17 +187,17 @@ fn duration(seconds: f64) -> String {
 /// Prints the results of a run and the next steps.
 pub(super) fn summary(report: &RunReport, tables: &str) {
     if report.reverted > 0 {
-        println!(
+        outln!(
             "{} scans have again a content that was screened before; its results are the current ones again.",
             report.reverted
         );
     }
     let Some(run) = report.run.as_ref().filter(|_| report.outcome != RunOutcome::NothingToDo) else {
-        println!("Nothing to do: every selected scan has a result for its content and these settings.");
+        outln!("Nothing to do: every selected scan has a result for its content and these settings.");
         return;
     };
     let ended = report.done + report.failed + report.superseded;
-    println!(
+    outln!(
         "{} scans done, {} failed in {} ({:.1} scans/min). Run {}.",
         report.done,
         report.failed,
@@ -204,21 +206,21 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
         run.run_id,
     );
     if report.superseded > 0 {
-        println!("{} more were already committed by another run, whose results are kept.", report.superseded);
+        outln!("{} more were already committed by another run, whose results are kept.", report.superseded);
     }
     let left = report.pending.saturating_sub(ended);
     match report.outcome {
-        RunOutcome::Stopped => println!("Stopped with {left} scans left. The same command screens them."),
-        RunOutcome::GaveUp => println!(
+        RunOutcome::Stopped => outln!("Stopped with {left} scans left. The same command screens them."),
+        RunOutcome::GaveUp => outln!(
             "Gave up with {left} scans left: more failed than run.max_failures allows. See the reasons with the command \
              below. The same run command screens the rest."
         ),
         _ => {}
     }
-    println!("Tables: {tables}");
-    println!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
+    outln!("Tables: {tables}");
+    outln!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
     if report.failed > 0 {
-        println!("        neurosieve failures --tables {tables}");
+        outln!("        neurosieve failures --tables {tables}");
     }
-    println!("Research use only; not a medical device.");
+    outln!("Research use only; not a medical device.");
 }

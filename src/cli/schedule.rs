@@ -8,9 +8,10 @@ use futures::FutureExt as _;
 
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
 use super::run::summary;
-use super::{STOPPED, write_json};
+use super::{STOPPED, outside_tables, write_json};
 use crate::error::{Domain, Result};
 use crate::flow::{Job, JobOutcome, Schedule, TableUpkeep};
+use crate::terminal::errln;
 
 /// Screen new scans at the times given in a pipeline file, until stopped
 ///
@@ -42,6 +43,7 @@ impl ScheduleArgs {
     pub async fn run(self) -> Result<ExitCode> {
         let pipeline = self.pipeline.load([])?;
         let tables = pipeline.tables.url.clone();
+        self.pipeline.report.as_deref().map_or(Ok(()), |path| outside_tables(path, &tables))?;
         let monitor = monitor(&pipeline)?;
         let schedule = Schedule::new(pipeline)?;
         let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
@@ -52,7 +54,7 @@ impl ScheduleArgs {
                 Job::Run
             } else {
                 let what = if job == Job::Run { "run" } else { "upkeep" };
-                eprintln!("next {what}: {}", time.format("%Y-%m-%d %H:%M:%S %Z"));
+                errln!("next {what}: {}", time.format("%Y-%m-%d %H:%M:%S %Z"));
                 let wait = (time - Local::now()).to_std().unwrap_or(Duration::ZERO);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => job,
@@ -60,11 +62,11 @@ impl ScheduleArgs {
                 }
             };
             match schedule.work(job, stop.clone(), monitor.as_ref()).await {
-                Ok(JobOutcome::Busy) => eprintln!("another schedule is active on these tables; this time is skipped"),
+                Ok(JobOutcome::Busy) => errln!("another schedule is active on these tables; this time is skipped"),
                 Ok(JobOutcome::Maintained(tables)) => {
                     for TableUpkeep { table, optimized, deleted } in tables {
                         let (removed, added) = (optimized.removed, optimized.added);
-                        eprintln!("{}: {removed} files became {added}, {deleted} deleted", table.name());
+                        errln!("{}: {removed} files became {added}, {deleted} deleted", table.name());
                     }
                 }
                 Ok(JobOutcome::Ran(report)) => {
@@ -76,7 +78,7 @@ impl ScheduleArgs {
                 }
                 // The same settings would fail again.
                 Err(error) if error.domain() == Domain::Config => return Err(error),
-                Err(error) => eprintln!("error: {error}"),
+                Err(error) => errln!("error: {}", error.text()),
             }
         }
     }

@@ -1,15 +1,17 @@
 //! `neurosieve tables`: description, maintenance and export of the result tables.
 
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::outside_tables;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
-use crate::query::{self, Format};
+use crate::query::{self, Access, Format};
 use crate::tables::{Commit, Optimized, Table, Tables};
+use crate::terminal::outln;
 
 /// Describe, maintain and export the result tables
 #[derive(Debug, clap::Args)]
@@ -56,6 +58,9 @@ enum TablesCommand {
         /// Format of the files
         #[arg(long, value_enum, default_value = "parquet")]
         format: Format,
+        /// Replace files of the same names, such as those of an earlier export
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Print the newest commits of each table
     History {
@@ -101,7 +106,7 @@ impl TablesArgs {
     /// As [`Tables::open`] and the operation; [`Error::Config`] for a table that does not exist.
     pub async fn run(self) -> Result<()> {
         match self.command {
-            TablesCommand::Describe => Table::ALL.iter().for_each(|table| println!("{}", table.describe())),
+            TablesCommand::Describe => Table::ALL.iter().for_each(|table| outln!("{}", table.describe())),
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let memory_bytes =
@@ -109,7 +114,7 @@ impl TablesArgs {
                 for table in wanted {
                     let target = target_mib.saturating_mul(MIB);
                     let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
-                    println!("{}: {removed} files became {added}", table.name());
+                    outln!("{}: {removed} files became {added}", table.name());
                 }
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
@@ -118,43 +123,59 @@ impl TablesArgs {
                 for table in wanted {
                     let files = tables.vacuum(table, keep, dry_run).await?;
                     if dry_run {
-                        println!("{}: {} files would be deleted", table.name(), files.len());
-                        files.iter().for_each(|file| println!("  {file}"));
+                        outln!("{}: {} files would be deleted", table.name(), files.len());
+                        files.iter().for_each(|file| outln!("  {file}"));
                     } else {
-                        println!("{}: {} files deleted", table.name(), files.len());
+                        outln!("{}: {} files deleted", table.name(), files.len());
                     }
                 }
             }
-            TablesCommand::Export { selected, to, format } => {
-                let extension = match format {
-                    Format::Parquet => "parquet",
-                    Format::Csv => "csv",
-                    Format::Tsv => "tsv",
-                    Format::Json => "json",
-                    Format::NdJson => "ndjson",
-                    Format::Table => "txt",
-                };
-                let (tables, wanted) = selected.open().await?;
-                let context = query::session(&tables).await?;
-                std::fs::create_dir_all(&to).map_err(|e| Error::io(format!("cannot create {}", to.display()), e))?;
-                for table in wanted {
-                    let file = to.join(format!("{}.{extension}", table.name()));
-                    let sql = format!("SELECT * FROM {}", table.name());
-                    query::execute(&context, &sql, format, Some(&file)).await?;
-                    println!("{}", file.display());
-                }
+            TablesCommand::Export { selected, to, format, overwrite } => {
+                export(&selected, &to, format, overwrite).await?;
             }
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {
-                    println!("{}", table.name());
+                    outln!("{}", table.name());
                     for Commit { at, operation, engine } in tables.history(table, limit).await? {
                         let at = at.map_or_else(String::new, |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string());
-                        println!("  {at:24} {operation:16} {engine}");
+                        outln!("  {at:24} {operation:16} {engine}");
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Writes one file per table into a folder; refuses before the first where one of them exists.
+async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool) -> Result<()> {
+    let extension = match format {
+        Format::Parquet => "parquet",
+        Format::Csv => "csv",
+        Format::Tsv => "tsv",
+        Format::Json => "json",
+        Format::NdJson => "ndjson",
+        Format::Table => "txt",
+    };
+    outside_tables(to, &selected.tables)?;
+    let (tables, wanted) = selected.open().await?;
+    let files: Vec<_> =
+        wanted.iter().map(|table| (table.name(), to.join(format!("{}.{extension}", table.name())))).collect();
+    for (_, file) in &files {
+        let refuse = |why| Err(Error::Config(format!("{} {why}", file.display())));
+        match file.symlink_metadata() {
+            Ok(there) if there.is_symlink() => return refuse("is a link, which leads to a file elsewhere: remove it"),
+            Ok(_) if !overwrite => return refuse("exists: give another folder, or replace it with --overwrite"),
+            _ => {}
+        }
+    }
+    let context = query::session(&tables).await?;
+    std::fs::create_dir_all(to).map_err(|e| Error::io(format!("cannot create {}", to.display()), e))?;
+    for (name, file) in files {
+        let sql = format!("SELECT * FROM {name}");
+        query::execute(&context, Access::Tables, &sql, format, Some(&file)).await?;
+        outln!("{}", file.display());
+    }
+    Ok(())
 }

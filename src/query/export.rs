@@ -1,10 +1,10 @@
 //! Statements from the command line: runs them one after the other, and writes the rows as text or as a file.
 //!
 //! Takes SQL and a [`Format`]. Rows are written as they arrive, so a result may be larger than memory; only `table` needs
-//! all rows, to align them. Refuses a file for several statements, and Parquet without a file.
+//! all rows, to align them. Refuses a file or JSON for several results, and Parquet without a file.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use arrow::array::RecordBatch;
@@ -23,8 +23,9 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use super::remote;
+use super::permit::{self, Access};
 use crate::error::{Error, Result};
+use crate::terminal::{self, Output};
 
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -39,39 +40,58 @@ pub enum Format {
     /// An array of objects; binary as hexadecimal text.
     Json,
     /// One object per line, otherwise as json.
+    #[value(alias = "ndjson")]
     NdJson,
     /// A Parquet file; needs an output file.
     Parquet,
 }
 
-/// Runs the statements of `sql` and writes their rows to `output`, or to standard output. A file holds one result, so it
-/// needs exactly one statement. Stops at the first error.
+/// Runs the statements of `sql` and writes their rows to `output`, or to standard output. Statements such as `SET` and
+/// `CREATE VIEW` give no rows and print nothing. A file holds one result, and so does JSON, since two arrays are no JSON
+/// document. Stops at the first error. A reader of standard output that closes it early is no error.
 ///
 /// # Errors
-/// [`Error::Query`] where a statement is wrong or fails; [`Error::Config`] for a file with several statements, or Parquet
-/// without a file; [`Error::Io`] where the rows cannot be written. A reader of standard output that closes it early is no
-/// error.
-pub async fn execute(context: &SessionContext, sql: &str, format: Format, output: Option<&Path>) -> Result<()> {
+/// [`Error::Query`] where a statement is wrong or fails; [`Error::Config`] for a statement that is not allowed, for several
+/// results in a file or as JSON, and for Parquet without a file; [`Error::Io`] where the rows cannot be written.
+pub async fn execute(
+    context: &SessionContext,
+    access: Access<'_>,
+    sql: &str,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<()> {
     let statements = DFParser::parse_sql(sql)?;
-    if output.is_some() && statements.len() != 1 {
+    let results = statements.iter().filter(|statement| permit::gives_rows(statement)).count();
+    if output.is_some() && results != 1 {
         return Err(Error::Config(format!(
-            "--output takes the rows of one statement, not of {}: run them one by one, each with its own file",
-            statements.len()
+            "--output takes the rows of one statement, not of {results}: run them one by one, each with its own file"
         )));
     }
     if output.is_none() && format == Format::Parquet {
         return Err(Error::Config("--format parquet needs a file: add --output FILE".into()));
     }
+    if format == Format::Json && results > 1 {
+        return Err(Error::Config(format!(
+            "--format json is one array, which holds the rows of one statement, not of {results}: use --format nd-json, or \
+             run them one by one"
+        )));
+    }
     for statement in statements {
-        let plan = remote::plan(context, statement).await?;
+        let to_print = permit::gives_rows(&statement);
+        let plan = permit::plan(context, access, statement).await?;
         let rows = context.execute_logical_plan(plan).await?;
-        match output {
+        match output.filter(|_| to_print) {
             Some(path) => to_file(rows, format, path).await?,
-            None => match write(rows.execute_stream().await?, format, &mut io::stdout()).await {
+            None => {
+                let mut out = BufWriter::new(Output::default());
+                let written = write(rows.execute_stream().await?, format, &mut out).await;
+                let flushed = out.flush().map_err(terminal::unwritable);
                 // The reader closed the pipe, as `… | head` does.
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                outcome => drop(outcome?),
-            },
+                if out.get_ref().is_closed() {
+                    return Ok(());
+                }
+                written.and(flushed)?;
+            }
         }
     }
     Ok(())
@@ -95,17 +115,19 @@ pub(super) async fn write(
     let schema = rows.schema();
     let mut count = 0;
     let mut rows = rows.inspect_ok(|batch| count += batch.num_rows());
+    // A statement such as CREATE VIEW has no columns, and nothing to write in any format.
+    if schema.fields().is_empty() {
+        while rows.try_next().await?.is_some() {}
+        return Ok(0);
+    }
     match format {
         Format::Table => {
             let mut batches = Vec::new();
             while let Some(batch) = rows.next().await {
                 batches.push(batch?);
             }
-            // A statement such as CREATE VIEW has no columns and nothing to print.
-            if !schema.fields().is_empty() {
-                let text = pretty_format_batches_with_schema(schema, &batches).map_err(write_error)?;
-                writeln!(out, "{text}").map_err(|e| write_error(e.into()))?;
-            }
+            let text = pretty_format_batches_with_schema(schema, &batches).map_err(write_error)?;
+            writeln!(out, "{text}").map_err(|e| write_error(e.into()))?;
         }
         Format::Csv | Format::Tsv => {
             let delimiter = if format == Format::Csv { b',' } else { b'\t' };

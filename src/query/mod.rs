@@ -6,15 +6,17 @@
 //! ```
 //! Takes opened [`Tables`](crate::tables::Tables); gives a DataFusion session, rows as text or files. A session shows the
 //! tables as they were when it was made. `scans` is opened before the others, so each of its rows finds its tokens, mask and
-//! findings even while a run commits. Refuses every statement that would change a table.
+//! findings even while a run commits. Statements that would change a table, or reach files outside the tables, are refused
+//! (`permit.rs`); [`Access`] says whether `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
 mod export;
-mod remote;
+mod permit;
 mod session;
 mod shell;
 mod views;
 
 pub use self::export::{Format, execute};
+pub use self::permit::Access;
 pub use self::session::session;
 pub use self::shell::repl;
 pub use self::views::{View, views};

@@ -29,7 +29,7 @@ const RECENT_COMMITS: Version = 20;
 
 /// Waits for all, also where one has failed, and gives their results or the first error. The library reads logs on threads
 /// that cannot be cancelled: where the program ends while another table is still being read, they panic.
-pub(super) async fn all<T>(work: impl IntoIterator<Item = impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+pub(super) async fn all_of<T>(work: impl IntoIterator<Item = impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
     join_all(work).await.into_iter().collect()
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use deltalake_core::DeltaTable;
 
 use super::concurrent::ConcurrentRuns;
-use super::delta::{all, create, load, refuse_without_conditional_writes};
+use super::delta::{all_of, create, load, refuse_without_conditional_writes};
 use super::evolve::prepare_for_writing;
 use super::schema::Table;
 use crate::error::{Error, Result};
@@ -95,7 +95,7 @@ impl Tables {
         };
         update(Table::Scans, self.delta_mut(Table::Scans)).await?;
         let others = self.delta.iter_mut().filter(|(table, _)| **table != Table::Scans);
-        all(others.map(|(&table, delta)| update(table, delta))).await.map(drop)
+        all_of(others.map(|(&table, delta)| update(table, delta))).await.map(drop)
     }
 
     /// Where the tables are.
@@ -140,7 +140,7 @@ async fn load_all<F: Future<Output = Result<Option<DeltaTable>>>>(
     let mut all = BTreeMap::new();
     all.extend(load(Table::Scans).await?.map(|delta| (Table::Scans, delta)));
     let others = Table::ALL.into_iter().filter(|&table| table != Table::Scans);
-    let loaded = all(others.clone().map(load)).await?;
+    let loaded = all_of(others.clone().map(load)).await?;
     all.extend(others.zip(loaded).filter_map(|(table, delta)| Some((table, delta?))));
     Ok(all)
 }

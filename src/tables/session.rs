@@ -14,8 +14,11 @@ use super::open::Tables;
 use super::schema::Table;
 use crate::error::{Error, Result};
 
-const CATALOG: &str = "neurosieve";
-const PUBLIC_SCHEMA: &str = "public";
+/// The catalog of a session.
+pub const CATALOG: &str = "neurosieve";
+
+/// The schema of the views.
+pub const PUBLIC_SCHEMA: &str = "public";
 
 /// The schema that holds every committed row.
 pub const RAW_SCHEMA: &str = "raw";

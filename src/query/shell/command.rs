@@ -81,7 +81,7 @@ pub(super) fn name(format: Format) -> String {
 }
 
 /// Statements and their syntax.
-const SYNTAX: [(&str, &str); 7] = [
+const SYNTAX: [(&str, &str); 9] = [
     (
         "SELECT",
         "[ WITH name AS ( query ) [, ...] ]
@@ -97,16 +97,25 @@ SELECT [ ALL | DISTINCT [ ON ( expression [, ...] ) ] ] [ * | expression [ [ AS 
     [ ORDER BY expression [ ASC | DESC ] [ NULLS { FIRST | LAST } ] [, ...] ]
     [ LIMIT count ] [ OFFSET start ]",
     ),
-    ("EXPLAIN", "EXPLAIN [ ANALYZE ] [ VERBOSE ] statement"),
+    ("EXPLAIN", "EXPLAIN [ ANALYZE ] [ VERBOSE ] query"),
     ("SHOW", "SHOW { TABLES | COLUMNS FROM table | FUNCTIONS [ LIKE 'pattern' ] | ALL | setting }"),
-    ("CREATE TABLE", "CREATE TABLE name ( column type [, ...] )"),
+    ("CREATE VIEW", "CREATE [ OR REPLACE ] VIEW name AS query"),
+    ("DROP VIEW", "DROP VIEW [ IF EXISTS ] name"),
+    ("SET", "SET setting = value"),
+    ("PREPARE", "PREPARE name [ ( type [, ...] ) ] AS query\nEXECUTE name [ ( value [, ...] ) ]"),
     (
         "CREATE EXTERNAL TABLE",
         "CREATE EXTERNAL TABLE name [ ( column type [, ...] ) ]
-    STORED AS { CSV | JSON | PARQUET | ARROW } LOCATION 'file, folder or URL' [ OPTIONS ( 'key' 'value' [, ...] ) ]",
+    STORED AS { CSV | JSON | PARQUET | ARROW } LOCATION 'file, folder or URL' [ OPTIONS ( 'key' 'value' [, ...] ) ]
+
+Only where the shell was started with --allow-files.",
     ),
-    ("CREATE VIEW", "CREATE [ OR REPLACE ] { VIEW | TABLE } name AS query"),
-    ("COPY", "COPY { table | ( query ) } TO 'file, folder or URL' [ STORED AS { CSV | JSON | PARQUET } ]"),
+    (
+        "COPY",
+        "COPY { table | ( query ) } TO 'new file, folder or URL' [ STORED AS { CSV | JSON | PARQUET } ]
+
+Only where the shell was started with --allow-files.",
+    ),
 ];
 
 /// The syntax of one statement, or the names of those that [`SYNTAX`] has.

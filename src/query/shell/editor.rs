@@ -18,6 +18,7 @@ use rustyline::{CompletionType, Config, Editor, Helper};
 
 use super::{dialect, parse};
 use crate::error::{Error, Result};
+use crate::terminal::errln;
 
 /// The file with earlier inputs, in the current folder.
 const HISTORY: &str = ".history";
@@ -67,7 +68,7 @@ pub(super) fn read(lines: &mut Lines) -> Result<Option<String>> {
 /// Keeps the history for the next session.
 pub(super) fn close(mut lines: Lines) {
     if let Err(error) = lines.save_history(HISTORY) {
-        eprintln!("cannot write the history to {HISTORY}: {error}");
+        errln!("cannot write the history to {HISTORY}: {error}");
     }
 }
 

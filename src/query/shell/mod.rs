@@ -24,8 +24,10 @@ use futures::StreamExt as _;
 
 use self::command::Command;
 use super::export::{self, Format, write_error};
-use super::{remote, views};
+use super::permit::{self, Access};
+use super::views;
 use crate::error::{Error, Result};
+use crate::terminal::{self, Output, errln};
 
 /// Rows of a result that a table shows. The other formats print all rows.
 const SHOWN_ROWS: usize = 100;
@@ -34,8 +36,8 @@ const SHOWN_ROWS: usize = 100;
 ///
 /// # Errors
 /// The terminal cannot be read or written. What a statement or a command fails for is printed and does not end the shell.
-pub async fn repl(context: &SessionContext, format: Format) -> Result<()> {
-    let mut shell = Shell { context, format, quiet: false };
+pub async fn repl(context: &SessionContext, access: Access<'_>, format: Format) -> Result<()> {
+    let mut shell = Shell { context, access, format, quiet: false };
     let ended = match io::stdin().is_terminal() {
         true => shell.terminal().await,
         false => shell.pipe().await,
@@ -56,6 +58,7 @@ enum Next {
 
 struct Shell<'a> {
     context: &'a SessionContext,
+    access: Access<'a>,
     format: Format,
     quiet: bool,
 }
@@ -111,7 +114,7 @@ impl Shell<'_> {
                 let outcome = self.command(command).await;
                 report(outcome)?;
             }
-            Err(message) => eprintln!("{message}"),
+            Err(message) => errln!("{message}"),
         }
         Ok(Next::Read)
     }
@@ -156,7 +159,7 @@ impl Shell<'_> {
         // What is asked for whole is shown whole.
         let shows =
             matches!(&statement, Statement::Statement(sql) if matches!(**sql, ast::Statement::ShowVariable { .. }));
-        let plan = remote::plan(self.context, statement).await?;
+        let plan = permit::plan(self.context, self.access, statement).await?;
         let explains =
             matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
         let limit = if shows || explains { usize::MAX } else { SHOWN_ROWS };
@@ -165,7 +168,12 @@ impl Shell<'_> {
         let (fetched, cut) = if self.format == Format::Table || rows.schema().fields().is_empty() {
             self.table(rows, limit).await?
         } else {
-            (export::write(rows, self.format, &mut io::stdout()).await?, false)
+            let mut out = Output::default();
+            match export::write(rows, self.format, &mut out).await {
+                // Some writers of rows do not pass the kind of the error on.
+                Err(_) if out.is_closed() => return Err(terminal::unwritable(io::ErrorKind::BrokenPipe.into())),
+                written => (written?, false),
+            }
         };
         if self.quiet {
             return Ok(());
@@ -222,7 +230,7 @@ fn report(outcome: Result<()>) -> Result<()> {
             Err(Error::Io { source, context })
         }
         Err(error) => {
-            eprintln!("{error}");
+            errln!("{}", error.text());
             Ok(())
         }
         Ok(()) => Ok(()),
@@ -231,5 +239,5 @@ fn report(outcome: Result<()>) -> Result<()> {
 
 /// A line on the standard output. Unlike `println!` it does not panic where the reader has closed the pipe.
 fn print(text: impl std::fmt::Display) -> Result<()> {
-    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("cannot write to the standard output", e))
+    writeln!(io::stdout(), "{text}").map_err(terminal::unwritable)
 }
