@@ -42,7 +42,7 @@ pub enum Error {
         source: Box<deltalake_core::DeltaTableError>,
     },
     /// The query engine refused a query or failed.
-    #[error("{0}")]
+    #[error("{0}{next}", next = next_step(.0))]
     Query(#[from] DataFusionError),
     /// libtorch failed on a device.
     #[error("{message}")]
@@ -127,10 +127,12 @@ impl Error {
         Self::Io { context: context.into(), source }
     }
 
-    /// The message without the stack trace that a library appends where `RUST_BACKTRACE` is set.
+    /// The message for a terminal: without the stack trace that a library appends where `RUST_BACKTRACE` is set, and without
+    /// control characters, which a message takes over from a damaged file.
     pub fn text(&self) -> String {
         let message = self.to_string();
-        message.split("\n   0: ").next().unwrap_or_default().trim_end().to_owned()
+        let message = message.split("\n   0: ").next().unwrap_or_default().trim_end();
+        message.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
     }
 
     /// Where the fault lies.
@@ -194,6 +196,32 @@ impl Error {
             Self::Bug(_) => "bug",
         }
     }
+}
+
+/// What to do about a query that failed because a file behind it could not be read; empty for other reasons.
+fn next_step(error: &DataFusionError) -> &'static str {
+    use object_store::Error as S;
+    const RESTORE: &str = "; a file behind this query is missing or damaged: restore it from a backup. If it is one of the \
+                           tables' and there is none, screen into new tables";
+    const UNREADABLE: &str = "; make the files of the tables readable for this user, or check the credentials";
+    let of_store = |error: &S| match error {
+        S::PermissionDenied { .. } | S::Unauthenticated { .. } => UNREADABLE,
+        S::Generic { source, .. } if source.to_string().contains("Permission denied") => UNREADABLE,
+        S::NotFound { .. } => RESTORE,
+        S::Generic { store: "LocalFileSystem", .. } => RESTORE,
+        _ => "; check that the store can be reached, then run the same command again",
+    };
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut damaged = false;
+    while let Some(error) = cause {
+        if let Some(store) = error.downcast_ref::<S>() {
+            return of_store(store);
+        }
+        damaged |= error.is::<parquet::errors::ParquetError>()
+            || matches!(error.downcast_ref::<DataFusionError>(), Some(DataFusionError::ParquetError(_)));
+        cause = error.source();
+    }
+    if damaged { RESTORE } else { "" }
 }
 
 impl From<volume::Error> for Error {

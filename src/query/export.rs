@@ -6,12 +6,14 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::compute::cast;
+use arrow::array::{Array as _, ArrayRef, RecordBatch, StringArray};
+use arrow::compute::{can_cast_types, cast};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use arrow::json::writer::{JsonArray, JsonFormat, LineDelimited};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::Result as DataFusionResult;
@@ -173,10 +175,22 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let nested = field.data_type().is_nested();
         let data_type = if nested { DataType::Utf8 } else { field.data_type().clone() };
-        columns.push(cast(column, &data_type).map_err(write_error)?);
+        if can_cast_types(column.data_type(), &data_type) {
+            columns.push(cast(column, &data_type).map_err(write_error)?);
+        } else {
+            columns.push(Arc::new(as_text(column).map_err(write_error)?));
+        }
         fields.push(Field::new(field.name(), data_type, true));
     }
     RecordBatch::try_new(Schema::new(fields).into(), columns).map_err(write_error)
+}
+
+/// Each value as a table shows it: for structs and maps, which no cast turns into text.
+fn as_text(column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    let options = FormatOptions::default();
+    let texts = ArrayFormatter::try_new(column, &options)?;
+    let text = |row| column.is_valid(row).then(|| texts.value(row).try_to_string()).transpose();
+    (0..column.len()).map(text).collect()
 }
 
 pub(super) fn write_error(error: ArrowError) -> Error {

@@ -12,7 +12,7 @@
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ResolvedTableReference, TableReference};
 use datafusion::datasource::listing::ListingTableUrl;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as Control};
+use datafusion::logical_expr::{CreateView, DdlStatement, LogicalPlan, Statement as Control};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use futures::StreamExt as _;
@@ -58,12 +58,24 @@ const SETTINGS: [&str; 8] = [
 pub(super) async fn plan(context: &SessionContext, access: Access<'_>, statement: Statement) -> Result<LogicalPlan> {
     let (verb, object) = verb(&statement);
     let plan = match context.state().statement_to_plan(statement).await {
+        // Every view lasts as long as the session.
+        Ok(LogicalPlan::Ddl(DdlStatement::CreateView(view))) => {
+            LogicalPlan::Ddl(DdlStatement::CreateView(CreateView { temporary: false, ..view }))
+        }
         Ok(plan) => plan,
         // The engine's own reason would not say what to do instead.
         Err(_) if !READING.contains(&verb.as_str()) && !is_file_statement(&verb, &object) => {
             return Err(refused(&verb, &object));
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            return Err(match file_as_table(&error.to_string()) {
+                Some(name) => Error::Config(format!(
+                    "{name} is not a table: start `neurosieve sql` with --allow-files and read it with CREATE EXTERNAL TABLE \
+                     name STORED AS CSV LOCATION '…'"
+                )),
+                None => error.into(),
+            });
+        }
     };
     let mut outcome = Ok(());
     plan.apply_with_subqueries(|node| {
@@ -107,6 +119,21 @@ fn verb(statement: &Statement) -> (String, String) {
     let text = text.trim_start_matches(|c: char| c == '(' || c.is_whitespace());
     let (verb, rest) = text.split_once(|c: char| !c.is_ascii_alphabetic()).unwrap_or((text, ""));
     (verb.to_uppercase(), rest.to_uppercase())
+}
+
+/// The name in the engine's message about an unknown table, where it is that of a file or of a function that reads files.
+fn file_as_table(message: &str) -> Option<&str> {
+    let name = |of: &str| message.split_once(of)?.1.split_once("' not found").map(|(name, _)| name);
+    if let Some(function) = name("table function '") {
+        return ["read_", "glob", "parquet_", "csv_"]
+            .iter()
+            .any(|start| function.starts_with(start))
+            .then_some(function);
+    }
+    let table = name("table '")?;
+    let table = table.strip_prefix(&format!("{CATALOG}.{PUBLIC_SCHEMA}.")).unwrap_or(table);
+    let endings = [".csv", ".tsv", ".json", ".ndjson", ".jsonl", ".parquet", ".arrow", ".avro", ".gz", ".zst"];
+    (table.contains('/') || endings.iter().any(|ending| table.ends_with(ending))).then_some(table)
 }
 
 fn is_file_statement(verb: &str, object: &str) -> bool {
@@ -180,6 +207,9 @@ fn refused(verb: &str, object: &str) -> Error {
         }
         "CREATE" => "use CREATE VIEW name AS SELECT …, which lasts as long as the session",
         "DROP" => "only your own views can be dropped, with DROP VIEW",
+        "SELECT" | "WITH" => {
+            "SELECT … INTO makes a table; use CREATE VIEW name AS SELECT …, or write a file with --output"
+        }
         "EXPLAIN" | "PREPARE" => "only queries can be explained and prepared here",
         "INSERT" | "UPDATE" | "DELETE" | "TRUNCATE" | "MERGE" | "ALTER" => {
             "the tables change only by `neurosieve run`, `eval` and `tables`; for other values of a column use CREATE VIEW \
@@ -187,9 +217,10 @@ fn refused(verb: &str, object: &str) -> Error {
         }
         _ => "only SELECT, EXPLAIN, SHOW, DESCRIBE, SET, CREATE VIEW, DROP VIEW, PREPARE and EXECUTE are allowed",
     };
-    let words: Vec<&str> = object.split_whitespace().take(2).collect();
+    let mut words = object.split_whitespace();
     let name = match verb {
-        "CREATE" | "DROP" | "ALTER" => format!("{verb} {}", words.join(" ")),
+        "CREATE" if is_file_statement(verb, object) => "CREATE EXTERNAL TABLE".to_owned(),
+        "CREATE" | "DROP" | "ALTER" => format!("{verb} {}", words.next().unwrap_or_default()),
         _ => verb.to_owned(),
     };
     Error::Config(format!("{name} is not allowed, because SQL only reads the tables: {instead}"))
@@ -251,15 +282,15 @@ async fn refuse_written_place(
         let is_empty_folder = || std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
         return if path.symlink_metadata().is_err() || is_empty_folder() { Ok(()) } else { refuse(taken) };
     }
-    let store = context.runtime_env().object_store(place)?;
-    match store.head(place.prefix()).await {
+    let found = context.runtime_env().object_store(place)?;
+    match found.head(place.prefix()).await {
         Ok(_) => return refuse(taken),
         Err(object_store::Error::NotFound { .. }) => {}
-        Err(error) => return Err(Error::storage(format!("cannot look whether {address} exists"), error)),
+        Err(error) => return Err(store::open(url.as_str())?.explain("look at", error)),
     }
-    match store.list(Some(place.prefix())).next().await {
+    match found.list(Some(place.prefix())).next().await {
         None => Ok(()),
         Some(Ok(_)) => refuse(taken),
-        Some(Err(error)) => Err(Error::storage(format!("cannot list {address}"), error)),
+        Some(Err(error)) => Err(store::open(url.as_str())?.explain("list", error)),
     }
 }

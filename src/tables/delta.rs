@@ -49,7 +49,7 @@ pub(super) async fn load(location: &Location, table: Table) -> Result<Option<Del
 }
 
 /// The error of a table whose log cannot be read, with the next step.
-fn unreadable(location: &Location, table: Table, error: DeltaTableError) -> Error {
+pub(super) fn unreadable(location: &Location, table: Table, error: DeltaTableError) -> Error {
     let (name, message) = (table.name(), error.to_string());
     let context = format!("cannot read table {name} at {location}");
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use deltalake_core::DeltaTable;
 
 use super::concurrent::ConcurrentRuns;
-use super::delta::{all_of, create, load, refuse_without_conditional_writes};
+use super::delta::{all_of, create, load, refuse_without_conditional_writes, unreadable};
 use super::evolve::prepare_for_writing;
 use super::schema::Table;
 use crate::error::{Error, Result};
@@ -90,8 +90,9 @@ impl Tables {
     /// # Errors
     /// [`Error::Table`] where a log cannot be read.
     pub async fn refresh(&mut self) -> Result<()> {
+        let location = self.location.clone();
         let update = async |table: Table, delta: &mut DeltaTable| {
-            delta.update_state().await.map_err(|e| Error::table(format!("cannot read table {}", table.name()), e))
+            delta.update_state().await.map_err(|e| unreadable(&location, table, e))
         };
         update(Table::Scans, self.delta_mut(Table::Scans)).await?;
         let others = self.delta.iter_mut().filter(|(table, _)| **table != Table::Scans);

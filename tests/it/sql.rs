@@ -7,14 +7,14 @@ use std::process::Stdio;
 use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::prelude::SessionContext;
-use neurosieve::query::{self, Format};
+use neurosieve::query::{self, Access, Format};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::support::program::{command, text};
+use super::support::program::{command, ok, program, text};
 use super::support::results::{DAY_ONE, MINUTE, commit, failed, finished, open, run_row};
 use super::support::root;
-use super::support::shared::sharded;
+use super::support::shared::{path, sharded};
 
 /// Three results with scores 0.3, 0.6 and 0.9, the first a repetition by a second run, which also answered one of two
 /// failures.
@@ -112,7 +112,8 @@ async fn rows_are_exported_in_every_format() {
     let context = study(folder.path()).await;
     let out = |name: &str| folder.path().join(name);
     let sql = "SELECT scan_id, native_shape, session, n_tokens FROM scans ORDER BY scan_id";
-    let export = async |format, path: &Path| query::execute(&context, sql, format, Some(path)).await.unwrap();
+    let export =
+        async |format, path: &Path| query::execute(&context, Access::Tables, sql, format, Some(path)).await.unwrap();
 
     export(Format::Csv, &out("rows.csv")).await;
     let csv = std::fs::read_to_string(out("rows.csv")).unwrap();
@@ -140,7 +141,7 @@ async fn an_empty_result_has_its_header() {
     let context = study(folder.path()).await;
     let path = folder.path().join("none.csv");
     let sql = "SELECT scan_id, finding FROM findings WHERE volume_ml > 1000";
-    query::execute(&context, sql, Format::Csv, Some(&path)).await.unwrap();
+    query::execute(&context, Access::Tables, sql, Format::Csv, Some(&path)).await.unwrap();
     assert_eq!(std::fs::read_to_string(path).unwrap(), "scan_id,finding\n");
 }
 
@@ -149,10 +150,66 @@ async fn a_file_takes_the_rows_of_one_statement() {
     let folder = tempfile::tempdir().unwrap();
     let context = study(folder.path()).await;
     let path = folder.path().join("two.csv");
-    let error = query::execute(&context, "SELECT 1; SELECT 2", Format::Csv, Some(&path)).await.unwrap_err();
+    let error =
+        query::execute(&context, Access::Tables, "SELECT 1; SELECT 2", Format::Csv, Some(&path)).await.unwrap_err();
     assert!(error.to_string().contains("one statement, not of 2"));
-    let error = query::execute(&context, "SELECT 1", Format::Parquet, None).await.unwrap_err();
+    let error = query::execute(&context, Access::Tables, "SELECT 1", Format::Parquet, None).await.unwrap_err();
     assert!(error.to_string().contains("--output"));
+}
+
+#[test]
+fn only_statements_that_give_rows_print_in_every_format() {
+    let silent = "SET datafusion.execution.time_zone = '+02:00'; CREATE VIEW v AS SELECT 7 AS n, 'a,b' AS t; \
+                  PREPARE p AS SELECT * FROM v; EXECUTE p; DEALLOCATE p; DROP VIEW v; RESET datafusion.execution.time_zone;";
+    let printed = |format: &str, sql: &str| ok(&["sql", "--tables", sharded(), "--format", format, "-c", sql]);
+    assert_eq!(printed("csv", silent), "n,t\n7,\"a,b\"\n");
+    assert_eq!(printed("tsv", silent), "n\tt\n7\ta,b\n");
+    assert_eq!(printed("json", silent), "[{\"n\":7,\"t\":\"a,b\"}]\n");
+    assert_eq!(printed("nd-json", silent), "{\"n\":7,\"t\":\"a,b\"}\n");
+    assert_eq!(printed("ndjson", silent), printed("nd-json", silent));
+    assert_eq!(printed("table", silent).lines().count(), 5);
+    for format in ["csv", "json", "table"] {
+        assert_eq!(printed(format, "CREATE VIEW v AS SELECT 1"), "");
+        assert_eq!(printed(format, ";; -- nothing"), "");
+    }
+    for (format, empty) in [("csv", "n\n"), ("tsv", "n\n"), ("json", "[]\n"), ("nd-json", "")] {
+        assert_eq!(printed(format, "SELECT 1 AS n WHERE false"), empty);
+    }
+    assert_eq!(printed("csv", "SELECT 1 AS a; SELECT 2 AS b"), "a\n1\nb\n2\n");
+}
+
+#[test]
+fn several_results_are_refused_as_json_before_any_is_printed() {
+    let two = |more: &[&str]| program(&[&["sql", "--tables", sharded(), "--format", "json"], more].concat());
+    for arguments in [&["-c", "SELECT 1; SELECT 2"][..], &["-c", "SELECT 1 -- one", "-c", "SHOW TABLES"]] {
+        let output = two(arguments);
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{said}");
+        assert!(said.contains("nd-json") && said.contains("not of 2"), "{said}");
+    }
+}
+
+#[test]
+fn a_file_takes_the_one_result_among_statements_without_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.parquet");
+    let sql = |statements: &str| {
+        let options = ["sql", "--tables", sharded(), "--format", "parquet", "--output", path(&file), "-c", statements];
+        program(&options)
+    };
+    let output = sql("CREATE VIEW v AS SELECT 1 AS n UNION SELECT 2; SELECT * FROM v");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&file).unwrap()).unwrap().build().unwrap();
+    assert_eq!(reader.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2);
+    assert!(text(&sql("SET datafusion.execution.time_zone = 'UTC'").stderr).contains("not of 0"));
+}
+
+#[test]
+fn structs_and_maps_are_text_in_csv() {
+    let sql = "SELECT {a: 1} AS s, map {'k': 2} AS m, [1, 2] AS l, X'ff' AS b";
+    let csv = ok(&["sql", "--tables", sharded(), "--format", "csv", "-c", sql]);
+    assert_eq!(csv, "s,m,l,b\n{a: 1},{k: 2},\"[1, 2]\",ff\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::env;
 use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
 
 use arrow::array::AsArray as _;
 use datafusion::prelude::SessionContext;
@@ -20,8 +22,12 @@ use super::{dialect, parse};
 use crate::error::{Error, Result};
 use crate::terminal::errln;
 
-/// The file with earlier inputs, in the current folder.
-const HISTORY: &str = ".history";
+/// The file with earlier inputs: `neurosieve/history` in the user's folder for state. The current folder may be a data set.
+fn history() -> Option<PathBuf> {
+    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?;
+    Some(state.join("neurosieve").join("history"))
+}
 
 pub(super) type Lines = Editor<Assistant, DefaultHistory>;
 
@@ -38,8 +44,8 @@ pub(super) async fn open(context: &SessionContext) -> Result<Lines> {
         files: FilenameCompleter::new(),
         color: io::stdout().is_terminal(),
     }));
-    // There is none before the first session in this folder.
-    lines.load_history(HISTORY).ok();
+    // There is none before the first session.
+    history().and_then(|file| lines.load_history(&file).ok());
     Ok(lines)
 }
 
@@ -67,8 +73,10 @@ pub(super) fn read(lines: &mut Lines) -> Result<Option<String>> {
 
 /// Keeps the history for the next session.
 pub(super) fn close(mut lines: Lines) {
-    if let Err(error) = lines.save_history(HISTORY) {
-        errln!("cannot write the history to {HISTORY}: {error}");
+    let Some(file) = history() else { return };
+    let saved = std::fs::create_dir_all(file.parent().unwrap_or(&file)).map_err(ReadlineError::from);
+    if let Err(error) = saved.and_then(|()| lines.save_history(&file)) {
+        errln!("cannot write the history to {}: {error}", file.display());
     }
 }
 
@@ -161,7 +169,7 @@ impl Highlighter for Assistant {
 
 /// Keywords that are worth completing.
 const KEYWORDS: &str = "ALL AND ANALYZE AS ASC BETWEEN BY CASE CAST COLUMNS COPY COUNT CREATE CROSS DESC DESCRIBE \
-    DISTINCT ELSE END EXCEPT EXISTS EXPLAIN EXTERNAL FALSE FIRST FROM FULL FUNCTIONS GROUP HAVING INNER INTERSECT IS \
+    DISTINCT DROP ELSE END EXCEPT EXISTS EXPLAIN EXTERNAL FALSE FIRST FROM FULL FUNCTIONS GROUP HAVING INNER INTERSECT IS \
     JOIN LAST LEFT LIKE LIMIT LOCATION NOT NULL NULLS OFFSET OPTIONS ORDER OVER PARTITION QUALIFY RIGHT SELECT SHOW \
     STORED TABLE TABLES THEN TRUE UNION USING VALUES VIEW WHEN WHERE WINDOW WITH";
 
