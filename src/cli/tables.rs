@@ -10,7 +10,7 @@ use super::outside_tables;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
-use crate::tables::{Commit, Optimized, Table, Tables};
+use crate::tables::{Commit, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables};
 use crate::terminal::outln;
 
 /// Describe, maintain and export the result tables
@@ -173,7 +173,9 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
     let context = query::session(&tables).await?;
     std::fs::create_dir_all(to).map_err(|e| Error::io(format!("cannot create {}", to.display()), e))?;
     for (name, file) in files {
-        let sql = format!("SELECT * FROM {name}");
+        // A table without a view has no newest rows: all are written.
+        let schema = if query::views().iter().any(|view| view.name == name) { PUBLIC_SCHEMA } else { RAW_SCHEMA };
+        let sql = format!("SELECT * FROM {schema}.{name}");
         query::execute(&context, Access::Tables, &sql, format, Some(&file)).await?;
         outln!("{}", file.display());
     }

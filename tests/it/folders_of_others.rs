@@ -181,9 +181,8 @@ fn tables_are_not_created_among_files_of_others() {
 fn synth_and_inspect_leave_a_data_set_of_others_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     raw_data_set(folder.path());
-    let head = head().join(scan(1));
-    let copied = folder.path().join("sub-synth001_T1w.nii.gz");
-    fs::copy(&head, &copied).unwrap();
+    let copied = folder.path().join(scan(1));
+    fs::copy(head().join(scan(1)), &copied).unwrap();
     let before = contents(folder.path());
     for force in [&[][..], &["--force"]] {
         let arguments = ["synth", path(folder.path()), "--subjects", "1", "--spacing", "4"];

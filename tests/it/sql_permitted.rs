@@ -84,7 +84,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
             all.extend(contents(&entry));
-        } else {
+        } else if entry.is_file() {
             all.insert(entry.clone(), fs::read(&entry).unwrap());
         }
     }
