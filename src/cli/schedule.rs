@@ -64,9 +64,13 @@ impl ScheduleArgs {
             match schedule.work(job, stop.clone(), monitor.as_ref()).await {
                 Ok(JobOutcome::Busy) => errln!("another schedule is active on these tables; this time is skipped"),
                 Ok(JobOutcome::Maintained(tables)) => {
-                    for TableUpkeep { table, optimized, deleted } in tables {
+                    for TableUpkeep { table, optimized, deleted, foreign } in tables {
                         let (removed, added) = (optimized.removed, optimized.added);
-                        errln!("{}: {removed} files became {added}, {deleted} deleted", table.name());
+                        let name = table.name();
+                        errln!("{name}: {removed} files became {added}, {deleted} deleted");
+                        if foreign > 0 {
+                            errln!("{name}: {foreign} files stay, because they are not of this program");
+                        }
                     }
                 }
                 Ok(JobOutcome::Ran(report)) => {

@@ -10,7 +10,7 @@ use super::outside_tables;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
-use crate::tables::{Commit, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables};
+use crate::tables::{Commit, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables, Vacuumed};
 use crate::terminal::outln;
 
 /// Describe, maintain and export the result tables
@@ -121,12 +121,16 @@ impl TablesArgs {
                 let (mut tables, wanted) = selected.open().await?;
                 let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
                 for table in wanted {
-                    let files = tables.vacuum(table, keep, dry_run).await?;
+                    let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
                     if dry_run {
-                        outln!("{}: {} files would be deleted", table.name(), files.len());
-                        files.iter().for_each(|file| outln!("  {file}"));
+                        outln!("{}: {} files would be deleted", table.name(), deleted.len());
+                        deleted.iter().for_each(|file| outln!("  {file}"));
                     } else {
-                        outln!("{}: {} files deleted", table.name(), files.len());
+                        outln!("{}: {} files deleted", table.name(), deleted.len());
+                    }
+                    if !foreign.is_empty() {
+                        outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
+                        foreign.iter().for_each(|file| outln!("  {file}"));
                     }
                 }
             }

@@ -128,7 +128,9 @@ impl Run {
         }
         let in_other_shards = selected - listing.selected.len();
 
-        let tables = Tables::open_or_create_at(open_tables()?).await?;
+        let tables = open_tables()?;
+        refuse_nested(&cohort, &tables)?;
+        let tables = Tables::open_or_create_at(tables).await?;
         refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
         let pending = Pending::new(&listing.selected, &tables.done(&recipe_id).await?, &pipeline.run);
         let in_flight = in_flight(&pipeline.run);
@@ -189,6 +191,19 @@ impl Run {
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
+}
+
+/// Refuses a cohort among the tables, and tables among the scans: each would take files of the other for its own. Tables
+/// below the `derivatives/` of a BIDS data set are no part of it.
+fn refuse_nested(cohort: &Location, tables: &Location) -> Result<()> {
+    let below = cohort.relative(&tables.root).is_some_and(|path| path.split('/').any(|part| part == "derivatives"));
+    if tables.contains(&cohort.url) || cohort.contains(&tables.url) && !below {
+        return Err(Error::Config(format!(
+            "the cohort at {cohort} and the tables at {tables} are inside each other: put the tables beside the cohort, or \
+             into its derivatives/ folder"
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses a cohort whose name the tables know from another address: scans of two cohorts would share their ids, and one

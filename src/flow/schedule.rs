@@ -53,6 +53,8 @@ pub struct TableUpkeep {
     pub optimized: Optimized,
     /// Number of unreferenced files that were deleted.
     pub deleted: usize,
+    /// Number of files in the table's folder that are not of this program, and that stay.
+    pub foreign: usize,
 }
 
 /// A pipeline with the times of its jobs.
@@ -152,8 +154,9 @@ impl Schedule {
         let mut maintained = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
-            let deleted = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?.len();
-            maintained.push(TableUpkeep { table, optimized, deleted });
+            let vacuumed = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?;
+            let (deleted, foreign) = (vacuumed.deleted.len(), vacuumed.foreign.len());
+            maintained.push(TableUpkeep { table, optimized, deleted, foreign });
         }
         Ok(maintained)
     }

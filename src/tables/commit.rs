@@ -23,6 +23,7 @@ use super::concurrent::ConcurrentRuns;
 use super::datafile::DataFile;
 use super::open::Tables;
 use super::receipt::Receipt;
+use super::rewrite::fits;
 use super::run::RunRow;
 use super::schema::Table;
 use crate::error::{Error, Result};
@@ -107,6 +108,18 @@ impl Tables {
         Ok(())
     }
 
+    /// Commits a rewrite; gives false where the table lacks a file that it replaces, because another rewrite was faster.
+    pub(super) async fn commit_rewrite(
+        &mut self,
+        table: Table,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        removed_rows: usize,
+    ) -> Result<bool> {
+        let entry = Entry::new(table, &uuid::Uuid::now_v7().to_string(), 0, &self.epochs);
+        append(self.delta_mut(table), &entry, &mut Files::Rewrite { actions, operation, removed_rows }).await
+    }
+
     /// Writes and commits the first row of a run, and sets its number in `row`: the version of `runs` that the row makes.
     pub(super) async fn append_first_row(&mut self, row: &mut RunRow) -> Result<()> {
         let (location, run_id) = (self.location().clone(), row.run_id.clone());
@@ -149,23 +162,37 @@ enum Files<'a> {
     },
     /// Of `runs`: the first row of a run, with the version after this one as its number.
     FirstOfRun { row: &'a mut RunRow, location: &'a Location },
+    /// A rewrite of files that are part of the table; none where the version lacks one of them.
+    Rewrite { actions: Vec<Action>, operation: DeltaOperation, removed_rows: usize },
 }
 
 impl Files<'_> {
-    /// The files that are committed on top of the version that is loaded.
-    async fn on_top_of(&mut self, delta: &DeltaTable, app_id: &str) -> Result<Vec<Receipt>> {
+    /// What is committed on top of the version that is loaded.
+    async fn on_top_of(&mut self, delta: &DeltaTable, app_id: &str) -> Result<Vec<Action>> {
+        let added = |files: &[Receipt]| files.iter().map(|file| Action::Add(add(file))).collect();
         match self {
-            Self::Fixed(files) => Ok(files.clone()),
+            Self::Fixed(files) => Ok(added(files)),
             Self::OfScans { files, concurrent, compared, superseded } => {
                 concurrent.read_log(delta, app_id).await?;
                 *superseded += concurrent.exclude_committed(files, compared).await?;
-                Ok(files.clone())
+                Ok(added(files))
             }
             Self::FirstOfRun { row, location } => {
                 let next = delta.version().unwrap_or_default() + 1;
                 row.run_number = i64::try_from(next).ok();
-                Ok(vec![put_rows(location, Table::Runs, std::slice::from_ref(&**row), &row.run_id).await?])
+                Ok(added(&[put_rows(location, Table::Runs, std::slice::from_ref(&**row), &row.run_id).await?]))
             }
+            Self::Rewrite { actions, removed_rows, .. } => {
+                Ok(if fits(delta, actions, *removed_rows)? { actions.clone() } else { Vec::new() })
+            }
+        }
+    }
+
+    /// How the log names the commit.
+    fn operation(&self) -> DeltaOperation {
+        match self {
+            Self::Rewrite { operation, .. } => operation.clone(),
+            _ => DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None },
         }
     }
 
@@ -177,7 +204,7 @@ impl Files<'_> {
     fn superseded(&self) -> usize {
         match self {
             Self::OfScans { superseded, .. } => *superseded,
-            Self::Fixed(_) | Self::FirstOfRun { .. } => 0,
+            Self::Fixed(_) | Self::FirstOfRun { .. } | Self::Rewrite { .. } => 0,
         }
     }
 }
@@ -223,8 +250,7 @@ async fn append(delta: &mut DeltaTable, entry: &Entry, files: &mut Files<'_>) ->
                     return Ok(false);
                 }
                 tried = true;
-                let actions = adding.iter().map(|file| Action::Add(add(file))).collect();
-                commit_once(delta, entry, actions, files.depend_on_version()).await
+                commit_once(delta, entry, adding, files).await
             }
             Err(e) => Err(e),
         };
@@ -262,25 +288,24 @@ async fn last_epoch(delta: &mut DeltaTable, app_id: &str, ask: bool) -> DeltaRes
     delta.snapshot()?.transaction_version(&delta.log_store(), app_id).await
 }
 
-/// Commits on top of the version that is loaded. With `only_on_this_version`, another commit in between is a conflict.
+/// Commits on top of the version that is loaded. Where the files depend on it, another commit in between is a conflict.
 async fn commit_once(
     delta: &mut DeltaTable,
     entry: &Entry,
     actions: Vec<Action>,
-    only_on_this_version: bool,
+    files: &Files<'_>,
 ) -> DeltaResult<()> {
     let now = chrono::Utc::now().timestamp_millis();
     let transaction = Transaction::new_with_last_update(&entry.app_id, entry.epoch, Some(now));
-    let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
     // The log is cleaned of expired entries once in a run, not at each commit.
     let properties = CommitProperties::default()
         .with_application_transaction(transaction)
         .with_cleanup_expired_logs((entry.epoch > 0).then_some(false));
-    let properties = if only_on_this_version { properties.with_max_retries(0) } else { properties };
+    let properties = if files.depend_on_version() { properties.with_max_retries(0) } else { properties };
     let commit = CommitBuilder::from(properties).with_actions(actions).build(
         Some(delta.snapshot()?),
         delta.log_store(),
-        operation,
+        files.operation(),
     );
     let finalized = commit.await?;
     if !finalized.metrics.new_checkpoint_created {

@@ -11,15 +11,23 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use deltalake_core::delta_datafusion::create_session_state_with_spill_config;
+use deltalake_core::kernel::Action;
+use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::operations::optimize::OptimizeType;
 use deltalake_core::operations::vacuum::VacuumMode;
+use deltalake_core::protocol::DeltaOperation;
 use futures::TryStreamExt as _;
+use object_store::ObjectStoreExt as _;
 
 use super::datafile::properties;
 use super::open::Tables;
 use super::protocol::refuse_unwritable;
+use super::rewrite;
 use super::schema::Table;
 use crate::error::{Error, Result};
+
+/// Plans of a rewrite, each of which another process may make useless by merging the same files first.
+const MAX_PLANS: u32 = 5;
 
 /// What [`Tables::optimize`] did to a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +36,35 @@ pub struct Optimized {
     pub removed: u64,
     /// Files that replace them.
     pub added: u64,
+}
+
+/// What [`Tables::vacuum`] did to a table. Paths are relative to the table's folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vacuumed {
+    /// Data files that were deleted, or with `dry_run` would be.
+    pub deleted: Vec<String>,
+    /// Files that lie there, that no version refers to, and that are not of this program. They stay.
+    pub foreign: Vec<String>,
+}
+
+/// Refuses to keep the files of less than a day: an active run has uncommitted files in the store.
+///
+/// # Errors
+/// [`Error::Config`] for a shorter time.
+pub fn check_retention(keep: Duration) -> Result<()> {
+    const SHORTEST: Duration = Duration::from_secs(24 * 3600);
+    if keep >= SHORTEST {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "vacuum would keep files for {} hours only, and may delete those of an active run: keep at least a day",
+        keep.as_secs() / 3600
+    )))
+}
+
+/// Whether a path, relative to a table's folder, is one that this program or the Delta library gives to a data file.
+fn is_data_file(path: &str) -> bool {
+    path.starts_with("part-") && path.ends_with(".parquet") && !path.contains('/')
 }
 
 /// One commit to a table.
@@ -50,52 +87,69 @@ impl Tables {
     /// read or written; it is then unchanged.
     pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64, memory_bytes: u64) -> Result<Optimized> {
         let failed = |e| Error::table(format!("cannot optimize table {}", table.name()), e);
-        let delta = self.delta_mut(table);
-        delta.update_state().await.map_err(failed)?;
-        refuse_unwritable(table, delta)?;
-        let how = match table {
+        let how = || match table {
             Table::Tokens => OptimizeType::ZOrder(["scan_id", "region"].map(str::to_owned).into()),
             _ => OptimizeType::Compact,
         };
-        let (done, metrics) = delta
-            .clone()
-            .optimize()
-            .with_type(how)
-            .with_target_size(target_bytes)
-            .with_session_state(Arc::new(create_session_state_with_spill_config(Some(memory_bytes as usize), None)))
+        for _ in 0..MAX_PLANS {
+            let delta = self.delta_mut(table);
+            delta.update_state().await.map_err(failed)?;
+            refuse_unwritable(table, delta)?;
             // The rows of the small files follow one another, so the large file is not sorted as a whole.
-            .with_writer_properties(properties(table, false)?)
-            .await
-            .map_err(failed)?;
-        *delta = done;
-        Ok(Optimized { removed: metrics.num_files_removed, added: metrics.num_files_added })
+            let properties = properties(table, false)?;
+            let planned = rewrite::plan(delta, |copy| {
+                let session = create_session_state_with_spill_config(Some(memory_bytes as usize), None);
+                let optimize = copy.optimize().with_type(how()).with_target_size(target_bytes);
+                let optimize = optimize.with_session_state(Arc::new(session)).with_writer_properties(properties);
+                optimize.with_commit_properties(CommitProperties::default().with_max_retries(0)).into_future()
+            });
+            let Some(actions) = planned.await.map_err(failed)? else { return Ok(Optimized { removed: 0, added: 0 }) };
+            let count = |is: fn(&Action) -> bool| actions.iter().filter(|action| is(action)).count() as u64;
+            let optimized = Optimized {
+                removed: count(|action| matches!(action, Action::Remove(_))),
+                added: count(|action| matches!(action, Action::Add(_))),
+            };
+            let target_size = i64::try_from(target_bytes.get()).unwrap_or(i64::MAX);
+            let operation = DeltaOperation::Optimize { predicate: None, target_size };
+            if self.commit_rewrite(table, actions, operation, 0).await? {
+                return Ok(optimized);
+            }
+            tracing::info!(table = table.name(), "another process merged the same files; planning again");
+        }
+        Err(Error::Config(format!(
+            "other processes merged files of table {} {MAX_PLANS} times before this one could: optimize it when they have ended",
+            table.name()
+        )))
     }
 
-    /// Deletes files that no version of the last `keep` refers to; gives their names. `keep` must be longer than any run and
-    /// any query. With `dry_run` no file is deleted.
+    /// Deletes data files that no version of the last `keep` refers to. `keep` must be longer than any run and any query. With
+    /// `dry_run` no file is deleted. Files that this program would not have named so are never deleted.
     ///
     /// # Errors
-    /// [`Error::Config`] for a `keep` of less than a day; [`Error::Table`] where the table cannot be read or a file cannot be
-    /// deleted.
-    pub async fn vacuum(&mut self, table: Table, keep: Duration, dry_run: bool) -> Result<Vec<String>> {
-        /// An active run has uncommitted files in the store.
-        const SHORTEST: Duration = Duration::from_secs(24 * 3600);
-        if keep < SHORTEST {
-            return Err(Error::Config(format!(
-                "vacuum would keep files for {} hours only, and may delete those of an active run: keep at least a day",
-                keep.as_secs() / 3600
-            )));
-        }
+    /// [`Error::Config`] for a `keep` of less than a day; [`Error::Table`] where the table cannot be read;
+    /// [`Error::Storage`] where a file cannot be deleted.
+    pub async fn vacuum(&mut self, table: Table, keep: Duration, dry_run: bool) -> Result<Vacuumed> {
+        check_retention(keep)?;
         let failed = |e| Error::table(format!("cannot vacuum table {}", table.name()), e);
         let keep = chrono::Duration::from_std(keep)
             .map_err(|_| Error::Config(format!("{} days are too long to keep files", keep.as_secs() / 86400)))?;
         let delta = self.delta_mut(table);
         delta.update_state().await.map_err(failed)?;
+        // The library only finds the files: it would delete whatever lies in the table's folder.
         let vacuum = delta.clone().vacuum().with_retention_period(keep).with_enforce_retention_duration(false);
-        let (done, metrics) = vacuum.with_mode(VacuumMode::Full).with_dry_run(dry_run).await.map_err(failed)?;
-        *delta = done;
-        delta.update_state().await.map_err(failed)?;
-        Ok(metrics.files_deleted)
+        let (_, metrics) = vacuum.with_mode(VacuumMode::Full).with_dry_run(true).await.map_err(failed)?;
+        let (deleted, foreign): (Vec<_>, Vec<_>) =
+            metrics.files_deleted.into_iter().partition(|path| is_data_file(path));
+        if !dry_run {
+            for path in &deleted {
+                let path = self.location().path_of(&format!("{}/{path}", table.name()))?;
+                match self.location().store.delete(&path).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(self.location().explain("delete an old data file at", error)),
+                }
+            }
+        }
+        Ok(Vacuumed { deleted, foreign })
     }
 
     /// The newest `limit` commits of a table, newest first.

@@ -30,8 +30,11 @@ pub(super) fn refuse_unwritable(table: Table, found: &DeltaTable) -> Result<()> 
         Ok(()) => {}
         Err(TransactionError::UnsupportedTableFeatures(features)) => {
             // As the log has it; the library's own text hides the name of a feature that it does not know.
-            let name = |feature| serde_json::to_value(feature).ok()?.as_str().map(|name| format!("the feature {name}"));
-            asked.extend(features.iter().filter_map(name));
+            let name = |feature: &_| match serde_json::to_value(feature) {
+                Ok(serde_json::Value::String(name)) => format!("the feature {name}"),
+                _ => format!("the feature {feature:?}"),
+            };
+            asked.extend(features.iter().map(name));
         }
         Err(other) => asked.push(other.to_string()),
     }

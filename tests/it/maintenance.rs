@@ -1,13 +1,16 @@
 //! `neurosieve tables`: files are merged, exported and deleted, and queries give the same rows.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use neurosieve::tables::{Table, Tables};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
-use super::support::program::{number, ok, program, rows, text};
+use super::support::program::{number, ok, program, quick_run, rows, text};
+use super::support::results::{DAY_ONE, commit, counts, finished, open};
 use super::support::shared::{copy, path, sharded};
 
 /// Data files of a table, those that no version refers to included.
@@ -76,4 +79,132 @@ fn vacuum_deletes_old_files_that_no_version_refers_to_and_no_others() {
     assert!(text(&vacuum(&[]).stdout).contains("scans: 1 files deleted"));
     assert!(!orphan.exists());
     assert_eq!(scores(tables), before);
+}
+
+#[test]
+fn vacuum_leaves_files_that_are_not_of_this_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables: &str = &copy(sharded(), folder.path());
+    // A cohort in a folder that has the name of a table, and other files of somebody.
+    let strangers = ["sub-01/anat/sub-01_T1w.nii.gz", "notes.txt", "sub-02/part-1.parquet", "export.parquet"];
+    let old = SystemTime::now() - Duration::from_secs(10 * 24 * 3600);
+    for name in strangers {
+        let file = Path::new(tables).join("scans").join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "x").unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
+    }
+    let printed = ok(&["tables", "vacuum", "--tables", tables]);
+    assert!(printed.contains("scans: 4 files stay, because they are not of this program"), "{printed}");
+    for name in strangers {
+        assert!(Path::new(tables).join("scans").join(name).exists() && printed.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn a_cohort_and_tables_inside_each_other_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |below: &str| folder.path().join(below).display().to_string();
+    let run = |cohort: &str, tables: &str| program(&quick_run(cohort, tables));
+    let study = at("study");
+    std::fs::create_dir(folder.path().join("study")).unwrap();
+    std::fs::create_dir(folder.path().join("study/scans")).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&study, &link).unwrap();
+    for (cohort, tables) in
+        [(&*at("study/scans"), &*study), (&*study, &*at("study/results")), (&*study, &*study), (path(&link), &*study)]
+    {
+        let refused = run(cohort, tables);
+        assert_eq!(refused.status.code(), Some(2), "{cohort} {tables}");
+        assert!(text(&refused.stderr).contains("inside each other"), "{}", text(&refused.stderr));
+    }
+    assert_eq!(std::fs::read_dir(&study).unwrap().count(), 1, "nothing was written");
+}
+
+/// Commits `runs` runs of two scans each.
+async fn fill(folder: &Path, runs: usize) {
+    for run in 1..=runs {
+        let mut tables = open(folder).await;
+        let run_id = format!("r{run}");
+        let scans = [1, 2].map(|n| finished(&run_id, &format!("sub-{run}-{n}"), DAY_ONE, 0.5));
+        commit(&mut tables, &run_id, scans.to_vec()).await;
+    }
+}
+
+const MIB_128: NonZeroU64 = NonZeroU64::new(128 << 20).unwrap();
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_optimize_at_once_double_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), 6).await;
+    let before = ["raw.scans", "raw.tokens", "raw.masks", "raw.findings"];
+    let rows = counts(&open(folder.path()).await, before).await;
+    for table in [Table::Scans, Table::Tokens] {
+        // Both have loaded the same version.
+        let (mut first, mut second) = (open(folder.path()).await, open(folder.path()).await);
+        let (one, other) =
+            tokio::join!(first.optimize(table, MIB_128, 1 << 28), second.optimize(table, MIB_128, 1 << 28));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert!(one.removed + other.removed >= 6, "{one:?} {other:?}");
+    }
+    let tables = open(folder.path()).await;
+    assert_eq!(counts(&tables, before).await, rows);
+    assert_eq!(counts(&tables, ["scans", "tokens"]).await, [rows[0], rows[1]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_pair_of_commands_at_once_loses_and_doubles_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), 4).await;
+    let place = || folder.path().to_owned();
+    let run = |number: usize| {
+        let place = place();
+        tokio::spawn(async move {
+            let run_id = format!("r{number}");
+            let mut tables = open(&place).await;
+            commit(&mut tables, &run_id, vec![finished(&run_id, &format!("sub-{number}"), DAY_ONE, 0.5)]).await;
+        })
+    };
+    let optimize = |table| {
+        let place = place();
+        tokio::spawn(async move { open(&place).await.optimize(table, MIB_128, 1 << 28).await.map(|_| ()).unwrap() })
+    };
+    let vacuum = |table| {
+        let place = place();
+        tokio::spawn(async move {
+            drop(open(&place).await.vacuum(table, Duration::from_secs(24 * 3600), false).await.unwrap());
+        })
+    };
+    let read = || {
+        let place = place();
+        tokio::spawn(async move {
+            // What an export reads: each result with its mask.
+            let tables = Tables::open(place.to_str().unwrap()).await.unwrap();
+            let [scans, masks] = counts(&tables, ["scans", "masks"]).await;
+            assert_eq!(scans, masks);
+        })
+    };
+    for round in 0..3 {
+        let number = 10 + 3 * round;
+        // All of them work at the same time.
+        let commands = [
+            run(number),
+            run(number + 1),
+            run(number + 2),
+            optimize(Table::Scans),
+            optimize(Table::Scans),
+            optimize(Table::Tokens),
+            vacuum(Table::Scans),
+            vacuum(Table::Tokens),
+            read(),
+            read(),
+        ];
+        for command in commands {
+            command.await.unwrap();
+        }
+    }
+    let tables = open(folder.path()).await;
+    let rows = 4 * 2 + 3 * 3;
+    assert_eq!(counts(&tables, ["raw.scans", "scans", "raw.masks"]).await, [rows, rows, rows]);
+    assert_eq!(counts(&tables, ["raw.tokens", "tokens"]).await, [4 * rows, 4 * rows]);
 }

@@ -1,0 +1,141 @@
+//! Rewriting committed data files: operations of the Delta library that replace files, committed by our own rules.
+//!
+//! Left to itself, the library commits a rewrite on top of whatever others have committed meanwhile. Of two rewrites of the
+//! same files at the same time, both would be committed, and every row would be there twice. So an operation runs on a copy
+//! of the table whose log holds the commit back; it is then committed only on top of a version in which every file that it
+//! replaces is still part of the table. Otherwise it is planned anew by its caller.
+//!
+//! Takes a table and an operation; gives the operation's actions, and commits them. Refuses a rewrite that loses or doubles
+//! rows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use deltalake_core::kernel::transaction::TransactionError;
+use deltalake_core::kernel::{Action, Version};
+use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreConfig, LogStoreRef};
+use deltalake_core::{DeltaResult, DeltaTable, DeltaTableError};
+use object_store::ObjectStore;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+/// A log that is read as always, and to which nothing is written: it keeps the entry and says that another has its version.
+struct HeldBack {
+    log: LogStoreRef,
+    entry: Mutex<Option<Bytes>>,
+}
+
+#[async_trait]
+impl LogStore for HeldBack {
+    fn name(&self) -> String {
+        self.log.name()
+    }
+
+    async fn read_commit_entry(&self, version: Version) -> DeltaResult<Option<Bytes>> {
+        self.log.read_commit_entry(version).await
+    }
+
+    async fn write_commit_entry(
+        &self,
+        version: Version,
+        entry: CommitOrBytes,
+        _operation: Uuid,
+    ) -> Result<(), TransactionError> {
+        if let CommitOrBytes::LogBytes(bytes) = entry {
+            *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+        }
+        Err(TransactionError::VersionAlreadyExists(version))
+    }
+
+    async fn abort_commit_entry(
+        &self,
+        version: Version,
+        entry: CommitOrBytes,
+        operation: Uuid,
+    ) -> Result<(), TransactionError> {
+        self.log.abort_commit_entry(version, entry, operation).await
+    }
+
+    async fn get_latest_version(&self, start: Version) -> DeltaResult<Version> {
+        self.log.get_latest_version(start).await
+    }
+
+    fn object_store(&self, operation: Option<Uuid>) -> Arc<dyn ObjectStore> {
+        self.log.object_store(operation)
+    }
+
+    fn root_object_store(&self, operation: Option<Uuid>) -> Arc<dyn ObjectStore> {
+        self.log.root_object_store(operation)
+    }
+
+    fn config(&self) -> &LogStoreConfig {
+        self.log.config()
+    }
+}
+
+/// Runs an operation on a copy of the table and holds its commit back; gives its actions, or nothing where it has nothing to
+/// do. The operation must commit once, and without retries. The data files that it wrote are in the store.
+///
+/// # Errors
+/// The operation's own.
+pub(super) async fn plan<T, F>(
+    table: &DeltaTable,
+    operation: impl FnOnce(DeltaTable) -> F,
+) -> DeltaResult<Option<Vec<Action>>>
+where
+    F: Future<Output = DeltaResult<T>>,
+{
+    let log = Arc::new(HeldBack { log: table.log_store(), entry: Mutex::new(None) });
+    let mut copy = DeltaTable::new(Arc::clone(&log) as LogStoreRef);
+    copy.state.clone_from(&table.state);
+    let outcome = operation(copy).await;
+    let Some(entry) = log.entry.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return outcome.map(|_| None);
+    };
+    let actions = serde_json::Deserializer::from_slice(&entry).into_iter::<Action>();
+    let actions = actions.filter(|action| !matches!(action, Ok(Action::CommitInfo(_))));
+    actions
+        .collect::<Result<_, _>>()
+        .map(Some)
+        .map_err(|e| DeltaTableError::generic(format!("a held back commit: {e}")))
+}
+
+/// Whether a rewrite can be committed on top of the version that is loaded: every file that it replaces must be part of it.
+///
+/// # Errors
+/// [`Error::Bug`] for a rewrite that keeps another number of rows than it should: `removed_rows` fewer than there were.
+/// [`Error::Table`] where the table cannot be read.
+pub(super) fn fits(table: &DeltaTable, actions: &[Action], removed_rows: usize) -> Result<bool> {
+    let unreadable = |e| Error::table("cannot read the files of a table", e);
+    let snapshot = table.snapshot().map_err(unreadable)?;
+    let active: HashMap<String, Option<usize>> =
+        snapshot.log_data().iter().map(|file| (file.path().into_owned(), file.num_records())).collect();
+    let (mut before, mut after) = (Some(0), Some(0));
+    for action in actions {
+        match action {
+            Action::Remove(file) => {
+                let Some(rows) = active.get(&file.path) else { return Ok(false) };
+                before = before.zip(*rows).map(|(sum, rows)| sum + rows);
+            }
+            Action::Add(file) => {
+                let rows = file.get_stats().ok().flatten().and_then(|stats| usize::try_from(stats.num_records).ok());
+                after = after.zip(rows).map(|(sum, rows)| sum + rows);
+            }
+            _ => {}
+        }
+    }
+    match (before, after) {
+        (Some(before), Some(after)) if before != after + removed_rows => Err(Error::Bug(format!(
+            "a rewrite would make {after} rows of {before}, where {removed_rows} should go; nothing was committed"
+        ))),
+        // Every writer of these tables counts its rows; a file without a count is of another program.
+        (None, _) | (_, None) => Err(Error::Config(
+            "a data file has no row count in the log, so a rewrite could not be checked: it was written by another program"
+                .into(),
+        )),
+        _ => Ok(true),
+    }
+}
