@@ -15,7 +15,7 @@ use crate::terminal::outln;
 /// BIDS data set is derivatives/neurosieve. Research use only.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:
-  neurosieve export --tables s3://bucket/results --to ./derivatives --scan study/sub-01_T1w")]
+  neurosieve export --tables s3://bucket/results --to ./derivatives/neurosieve --scan study/sub-01_T1w")]
 pub struct ExportArgs {
     /// Where the tables are: a folder or a URL such as s3://bucket/results
     #[arg(long, value_name = "URL")]

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use url::Url;
 
 use crate::error::{Domain, Error, Result};
 use crate::model::device;
@@ -149,10 +150,12 @@ fn outside_tables(path: &Path, tables: &str) -> Result<()> {
         store::resolved(path).map_err(|e| Error::io(format!("{}: cannot open the folders above it", path.display()), e))
     };
     // Tables at another URL than file:// hold no local file.
-    let local = tables.strip_prefix("file://").or_else(|| (!tables.contains("://")).then_some(tables));
-    let local = local.filter(|folder| !folder.is_empty());
-    match local {
-        Some(tables) if found(path)?.starts_with(found(Path::new(tables))?) => Err(Error::Config(format!(
+    let folder = match tables.contains("://") {
+        true => Url::parse(tables).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok()),
+        false => Some(PathBuf::from(tables)).filter(|_| !tables.is_empty()),
+    };
+    match folder {
+        Some(tables) if found(path)?.starts_with(found(&tables)?) => Err(Error::Config(format!(
             "{} is inside the folder of the tables, whose files only the tables may write: give a place outside it",
             path.display()
         ))),
