@@ -97,7 +97,7 @@ impl Run {
             }
         }
         let (cohort, tables) = (pipeline.cohort.url.clone(), pipeline.tables.url.clone());
-        Self::prepare_with(pipeline, || store::open(&cohort), || store::open_or_create(&tables)).await
+        Self::prepare_with(pipeline, || store::open(&cohort), || store::open_new(&tables)).await
     }
 
     /// As [`Run::prepare`], with stores that are already built.
