@@ -19,13 +19,18 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
-use crate::store::Location;
+use crate::store::{Access, Location};
 
 const NAME: &str = "_schedule.lock";
 
 /// How long a lease in a store lasts unless it is renewed: longer than the clocks of two machines differ.
 const TERM: TimeDelta = TimeDelta::minutes(5);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
+
+fn unwritable(error: std::io::Error) -> Error {
+    let advice = "give yourself write permission on the folder of the tables, or choose another (--tables)";
+    Error::io(format!("cannot open {NAME} of the tables; {advice}"), error)
+}
 
 /// The right, until this is dropped or [`Lease::lost`] resolves.
 #[derive(Debug)]
@@ -77,7 +82,7 @@ impl Lease {
             && let Ok(folder) = location.url.to_file_path()
         {
             let open = File::options().create(true).write(true).truncate(false).open(folder.join(NAME));
-            let file = open.map_err(|e| Error::io(format!("cannot open {NAME} of the tables"), e))?;
+            let file = open.map_err(|e| unwritable(e))?;
             return match file.try_lock() {
                 Ok(()) => Ok(Some(Self { held: Held::Folder { _file: file }, lost })),
                 Err(TryLockError::WouldBlock) => Ok(None),
@@ -88,10 +93,13 @@ impl Lease {
         let lock = LockObject { location: location.clone(), path: location.path_of(NAME)?, holder, term };
         let mode = match location.store.get(&lock.path).await {
             Err(Store::NotFound { .. }) => PutMode::Create,
-            Err(error) => return Err(location.explain("read the lock of the tables at", error)),
+            Err(error) => return Err(location.explain(Access::Read, "read the lock of the tables at", error)),
             Ok(found) => {
                 let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-                let bytes = found.bytes().await.map_err(|e| location.explain("read the lock of the tables at", e))?;
+                let bytes = found
+                    .bytes()
+                    .await
+                    .map_err(|e| location.explain(Access::Read, "read the lock of the tables at", e))?;
                 // A claim that cannot be parsed has no holder.
                 let until = serde_json::from_slice(&bytes).map_or(DateTime::UNIX_EPOCH, |claim: Claim| claim.until);
                 if until > Utc::now() {
@@ -142,7 +150,7 @@ impl LockObject {
         let claim = Claim { holder: self.holder.clone(), until: Utc::now() + self.term };
         let bytes = serde_json::to_vec(&claim).map_err(|e| Error::Bug(format!("a lease is not JSON: {e}")))?;
         let put = self.location.store.put_opts(&self.path, bytes.into(), mode.into()).await;
-        put.map(Into::into).map_err(|e| self.location.explain("write the lock of the tables at", e))
+        put.map(Into::into).map_err(|e| self.location.explain(Access::Write, "write the lock of the tables at", e))
     }
 }
 
