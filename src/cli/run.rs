@@ -94,6 +94,8 @@ impl RunArgs {
             errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
         }
 
+        let no_scan_in_shard = listing.selected.is_empty();
+
         let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
         let display = tokio::spawn(show(run.progress(), pending));
         let report = run.execute(stop).await;
@@ -102,7 +104,11 @@ impl RunArgs {
         if self.explain {
             outln!("{}\n{}", report.plan, stages(&report.stages));
         }
-        summary(&report, &tables);
+        if no_scan_in_shard {
+            println!("Nothing to do: none of the selected scans belongs to this shard.");
+        } else {
+            summary(&report, &tables);
+        }
         write_json(self.pipeline.report, &report)?;
         Ok(match report.outcome {
             RunOutcome::NothingToDo | RunOutcome::Done => ExitCode::SUCCESS,

@@ -159,7 +159,7 @@ impl Reason {
 
     /// True where something is wrong with the entry: nobody chose to leave it out.
     pub fn is_fault(self) -> bool {
-        !self.is_about_image() || matches!(self, Self::Absent | Self::Empty | Self::Duplicate)
+        !self.is_about_image() || matches!(self, Self::Absent | Self::Empty)
     }
 
     /// False where the entry may be something else than an image: it is not known, or its name does not count.
