@@ -82,7 +82,7 @@ impl Lease {
             && let Ok(folder) = location.url.to_file_path()
         {
             let open = File::options().create(true).write(true).truncate(false).open(folder.join(NAME));
-            let file = open.map_err(|e| unwritable(e))?;
+            let file = open.map_err(unwritable)?;
             return match file.try_lock() {
                 Ok(()) => Ok(Some(Self { held: Held::Folder { _file: file }, lost })),
                 Err(TryLockError::WouldBlock) => Ok(None),

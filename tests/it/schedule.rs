@@ -98,6 +98,8 @@ fn a_night_without_scans_is_reported_and_the_schedule_goes_on() {
     schedule.prints("Nothing is here");
     synth(path(&cohort), &["--subjects", "1", "--lesions", "0", "--spacing", "4"]);
     schedule.prints("1 scans done, 0 failed");
+    std::os::unix::fs::symlink("nowhere", cohort.join("sub-02_T1w.nii")).unwrap();
+    schedule.prints("left out: 1 (absent");
     assert!([Some(0), Some(4)].contains(&schedule.stop()));
 }
 
