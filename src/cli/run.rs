@@ -105,7 +105,7 @@ impl RunArgs {
             outln!("{}\n{}", report.plan, stages(&report.stages));
         }
         if no_scan_in_shard {
-            println!("Nothing to do: none of the selected scans belongs to this shard.");
+            outln!("Nothing to do: none of the selected scans belongs to this shard.");
         } else {
             summary(&report, &tables);
         }

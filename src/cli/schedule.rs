@@ -74,7 +74,7 @@ impl ScheduleArgs {
                     }
                 }
                 Ok(JobOutcome::Ran { report, left_out }) => {
-                    left_out.iter().for_each(|line| eprintln!("{line}"));
+                    left_out.iter().for_each(|line| errln!("{line}"));
                     summary(&report, &tables);
                     write_json(self.pipeline.report.clone(), &report)?;
                     if stop.clone().now_or_never().is_some() {

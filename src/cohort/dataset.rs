@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ignore::Ignore;
 use crate::error::Result;
-use crate::store::{Access, Location};
+use crate::store::Location;
 
 /// The file that describes a dataset.
 pub(super) const DESCRIPTION: &str = "dataset_description.json";
@@ -71,7 +71,7 @@ impl Dataset {
 
 /// The bytes of a small file; `None` where it is absent, too large, or not for this user.
 async fn read_small(location: &Location, uri: &str) -> Result<Option<Vec<u8>>> {
-    let failed = |e| location.explain(Access::Read, &format!("read {uri} in"), e);
+    let failed = |e| location.explain(&format!("read {uri} in"), e);
     let read = async {
         let found = location.store.get(&location.path_of(uri)?).await.map_err(failed)?;
         if found.meta.size > MAX_BYTES {

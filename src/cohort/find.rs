@@ -7,7 +7,7 @@ use super::image::Image;
 use super::listing::entry;
 use super::manifest::ScanEntry;
 use crate::error::{Error, Result};
-use crate::store::{Access, Location, printable};
+use crate::store::{Location, printable};
 
 /// The scan at `uri`, which is relative to the location's root: a `.nii`, a `.nii.gz`, or either half of a `.hdr`/`.img`
 /// pair, whose other half is looked for beside it. Asks the store for these names alone. The scan's id is its path.
@@ -57,7 +57,7 @@ async fn head(location: &Location, uri: &str) -> Result<Option<ObjectMeta>> {
     match location.store.head(&location.path_of(uri)?).await {
         Ok(meta) => Ok(Some(meta)),
         Err(object_store::Error::NotFound { .. }) => Ok(None),
-        Err(e) => Err(location.explain(Access::Read, &format!("read {} in", printable(uri.as_bytes())), e)),
+        Err(e) => Err(location.explain(&format!("read {} in", printable(uri.as_bytes())), e)),
     }
 }
 

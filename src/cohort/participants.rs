@@ -11,7 +11,7 @@ use object_store::ObjectStoreExt;
 
 use super::tsv;
 use crate::error::{Error, Result};
-use crate::store::{Access, Location, printable};
+use crate::store::{Location, printable};
 use crate::volume::nifti;
 
 /// A table of half a million subjects and fifty columns has about 100 MB; a larger file is no participants table.
@@ -38,7 +38,7 @@ impl Participants {
     pub async fn load(location: &Location) -> Result<Option<Self>> {
         const NAME: &str = "participants.tsv";
         let attempted = "read participants.tsv in";
-        let failed = |e| location.explain(Access::Read, attempted, e);
+        let failed = |e| location.explain(attempted, e);
         let found = match location.store.get(&location.path_of(NAME)?).await {
             Err(object_store::Error::NotFound { .. }) if location.is_broken_link(NAME) => {
                 return Err(Error::Config(

@@ -4,7 +4,7 @@ use futures::stream::{BoxStream, StreamExt as _};
 
 use super::entry::{Entry, Fault, Unusable, refused_name};
 use super::folder;
-use super::location::{Access, Location};
+use super::location::Location;
 use super::pages::{self, Key};
 use crate::error::Result;
 
@@ -51,7 +51,7 @@ impl Location {
                 let name = below.unwrap_or(key).as_bytes().to_vec();
                 Some(Ok(Entry::Unusable(Unusable { name, fault: Fault::Name })))
             }
-            Err(e) => Some(Err(self.explain(Access::Read, "list", e))),
+            Err(e) => Some(Err(self.explain("list", e))),
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Location {
 
 /// What was attempted at a location, which decides the next step after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub(super) enum Access {
     /// Listing and reading.
     Read,
     /// Writing and deleting.
@@ -95,8 +95,17 @@ impl Location {
         path.is_symlink() && std::fs::metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Wraps a store's error with what was attempted (`list`, `write to`) and, for a usual cause, the next step.
-    pub fn explain(&self, access: Access, attempted: &str, source: object_store::Error) -> Error {
+    /// Wraps the error of a store that was read with what was attempted (`list`) and, for a usual cause, the next step.
+    pub fn explain(&self, attempted: &str, source: object_store::Error) -> Error {
+        self.explain_access(Access::Read, attempted, source)
+    }
+
+    /// [`explain`](Location::explain) for a store that was written to.
+    pub fn explain_write(&self, attempted: &str, source: object_store::Error) -> Error {
+        self.explain_access(Access::Write, attempted, source)
+    }
+
+    fn explain_access(&self, access: Access, attempted: &str, source: object_store::Error) -> Error {
         use object_store::Error as S;
         // A failed listing arrives as `Generic` from every cloud store; only its message holds the HTTP status.
         let message = source.to_string();
@@ -268,14 +277,12 @@ mod tests {
     fn a_missing_bucket_and_a_refused_listing_are_not_worth_a_retry() {
         let location = at("s3://bucket/ukb");
         let failed = |said: &str| object_store::Error::Generic { store: "S3", source: said.to_owned().into() };
-        let missing =
-            location.explain(Access::Read, "list", failed("Server returned non-2xx status code: 404 Not Found: "));
+        let missing = location.explain("list", failed("Server returned non-2xx status code: 404 Not Found: "));
         assert_eq!(missing.kind(), "not_found");
-        let refused =
-            location.explain(Access::Read, "list", failed("Server returned non-2xx status code: 403 Forbidden: "));
+        let refused = location.explain("list", failed("Server returned non-2xx status code: 403 Forbidden: "));
         assert_eq!(refused.kind(), "permission");
         assert!(refused.to_string().contains("AWS_SKIP_SIGNATURE"));
-        assert_eq!(location.explain(Access::Read, "list", failed("status code: 503 Slow Down")).kind(), "storage");
+        assert_eq!(location.explain("list", failed("status code: 503 Slow Down")).kind(), "storage");
     }
 
     /// The message that an analyst sees whose tables belong to somebody else.
@@ -287,15 +294,15 @@ mod tests {
             source: Box::new(io::Error::from(kind)),
         };
         for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
-            let error = location.explain(Access::Write, "write to", refused(kind));
+            let error = location.explain_write("write to", refused(kind));
             let said = error.to_string();
             assert!(said.contains("write permission") && said.contains("--tables"), "{said}");
             assert!(!said.contains("readable"), "{said}");
             assert_eq!((error.kind(), error.retry()), ("permission", crate::error::Retry::Never));
-            let error = location.explain(Access::Read, "list", refused(kind)).to_string();
+            let error = location.explain("list", refused(kind)).to_string();
             assert!(error.contains("readable") && !error.contains("write"), "{error}");
         }
         let refused = object_store::Error::PermissionDenied { path: "x".into(), source: "403".into() };
-        assert!(at("s3://bucket/x").explain(Access::Write, "write to", refused).to_string().contains("read, write"));
+        assert!(at("s3://bucket/x").explain_write("write to", refused).to_string().contains("read, write"));
     }
 }

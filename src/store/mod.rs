@@ -29,7 +29,7 @@ mod read;
 mod retry;
 
 pub use self::entry::{Entry, Fault, Unusable, printable};
-pub use self::location::{Access, Location};
+pub use self::location::Location;
 pub use self::open::{open, open_new, open_or_create};
 pub use self::place::resolved;
 pub use self::read::read;

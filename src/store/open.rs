@@ -125,7 +125,7 @@ fn folder_at(path: &FilePath, absolute: &FilePath) -> Result<Location> {
     let url = Url::from_directory_path(absolute).map_err(|()| no_url())?;
     let root = Path::from_url_path(url.path()).map_err(|_| no_url())?;
     let mut location = Location::new(Arc::new(object_store::local::LocalFileSystem::new()), root, url);
-    location.folder = Some(absolute);
+    location.folder = Some(absolute.to_owned());
     // A link such as `current` keeps its own name, so that scan ids stay the same when its target changes.
     if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
         location.name = name.to_owned();

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use super::column::Kind;
 use super::schema::Table;
 use crate::error::{Error, Result};
-use crate::store::{Access, Location, with_retries};
+use crate::store::{Location, with_retries};
 
 /// Zstandard level. Level 3 makes tokens 1 % and masks 12 % smaller, but takes 1.5 times as long.
 const ZSTD_LEVEL: i32 = 1;
@@ -78,7 +78,7 @@ impl DataFile {
 
     async fn put_once(&self, location: &Location, path: &Path) -> Result<()> {
         let put = location.store.put(path, self.bytes.clone().into()).await;
-        put.map(drop).map_err(|e| location.explain(Access::Write, "write a data file under", e))
+        put.map(drop).map_err(|e| location.explain_write("write a data file under", e))
     }
 }
 

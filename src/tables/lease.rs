@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
-use crate::store::{Access, Location};
+use crate::store::Location;
 
 const NAME: &str = "_schedule.lock";
 
@@ -93,13 +93,10 @@ impl Lease {
         let lock = LockObject { location: location.clone(), path: location.path_of(NAME)?, holder, term };
         let mode = match location.store.get(&lock.path).await {
             Err(Store::NotFound { .. }) => PutMode::Create,
-            Err(error) => return Err(location.explain(Access::Read, "read the lock of the tables at", error)),
+            Err(error) => return Err(location.explain("read the lock of the tables at", error)),
             Ok(found) => {
                 let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-                let bytes = found
-                    .bytes()
-                    .await
-                    .map_err(|e| location.explain(Access::Read, "read the lock of the tables at", e))?;
+                let bytes = found.bytes().await.map_err(|e| location.explain("read the lock of the tables at", e))?;
                 // A claim that cannot be parsed has no holder.
                 let until = serde_json::from_slice(&bytes).map_or(DateTime::UNIX_EPOCH, |claim: Claim| claim.until);
                 if until > Utc::now() {
@@ -150,7 +147,7 @@ impl LockObject {
         let claim = Claim { holder: self.holder.clone(), until: Utc::now() + self.term };
         let bytes = serde_json::to_vec(&claim).map_err(|e| Error::Bug(format!("a lease is not JSON: {e}")))?;
         let put = self.location.store.put_opts(&self.path, bytes.into(), mode.into()).await;
-        put.map(Into::into).map_err(|e| self.location.explain(Access::Write, "write the lock of the tables at", e))
+        put.map(Into::into).map_err(|e| self.location.explain_write("write the lock of the tables at", e))
     }
 }
 
