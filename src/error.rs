@@ -64,6 +64,9 @@ pub enum Error {
     /// The user's configuration or command line is wrong.
     #[error("{0}")]
     Config(String),
+    /// The settings are valid and select no scan of the cohort, which may have one later.
+    #[error("{0}")]
+    NothingSelected(String),
     /// A local file could not be read or written.
     #[error("{context}: {source}")]
     Io {
@@ -142,7 +145,7 @@ impl Error {
             Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
             Self::Device { .. } => Domain::Device,
             Self::Model(_) => Domain::Model,
-            Self::Config(_) => Domain::Config,
+            Self::Config(_) | Self::NothingSelected(_) => Domain::Config,
             Self::Bug(_) => Domain::Bug,
         }
     }
@@ -192,6 +195,7 @@ impl Error {
             Self::TimedOut { .. } => "timed_out",
             Self::Model(_) => "model",
             Self::Config(_) => "config",
+            Self::NothingSelected(_) => "nothing_selected",
             Self::Io { .. } => "io",
             Self::Bug(_) => "bug",
         }

@@ -62,9 +62,17 @@ pub struct CohortArgs {
     #[arg(long = "where", value_name = "COLUMN=VALUE", value_parser = column_value)]
     pub participants: Vec<(String, String)>,
 
-    /// Also select images below derivatives/, the results of pipelines
+    /// Also select the results of pipelines: below derivatives/, in a derivative dataset, or named space-, desc-, label-
     #[arg(long)]
     pub derivatives: bool,
+
+    /// Also select phase, real and imaginary parts, and echoes after the first
+    #[arg(long)]
+    pub all_parts: bool,
+
+    /// Also select images that .bidsignore names
+    #[arg(long)]
+    pub ignored: bool,
 
     /// Select at most N scans, the first by path [default: all]
     #[arg(long, value_name = "N")]
@@ -98,6 +106,8 @@ impl CohortArgs {
             exclude: self.exclude,
             participants,
             derivatives: self.derivatives,
+            all_parts: self.all_parts,
+            ignored: self.ignored,
             limit: self.limit,
         };
         let name = self.name.as_deref().unwrap_or(location.name());

@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 use crate::error::{Error, Result};
 use crate::machine::{self, Memory};
 use crate::model::device::{self, Cuda, DeviceChoice, LIBTORCH_VERSION};
-use crate::store;
+use crate::store::{self, Entry, printable};
 use crate::terminal::outln;
 
 /// Time limit for a store's first answer. The store's own retries take longer than a user at a terminal wants to wait.
@@ -185,14 +185,15 @@ async fn storage(number: usize, address: &str) -> Finding {
         Ok(location) => location,
         Err(e) => return found(Verdict::Missing, format!("address {number}: {e}")),
     };
-    let mut objects = location.store.list(Some(&location.root));
-    match tokio::time::timeout(STORE_TIMEOUT, objects.try_next()).await {
-        Ok(Ok(Some(object))) => {
-            let name = location.relative(&object.location).unwrap_or_default();
-            found(Verdict::Fine, format!("{location} answers; the first object listed is {name}"))
-        }
+    // An entry that cannot be read says that the store answers, too.
+    let mut entries = location.list().map_ok(|entry| match entry {
+        Entry::Object { uri, .. } => printable(uri.as_bytes()),
+        Entry::Unusable(entry) => printable(&entry.name),
+    });
+    match tokio::time::timeout(STORE_TIMEOUT, entries.try_next()).await {
+        Ok(Ok(Some(name))) => found(Verdict::Fine, format!("{location} answers; the first object listed is {name}")),
         Ok(Ok(None)) => found(Verdict::Limited, format!("{location} answers; there is no object below this address")),
-        Ok(Err(e)) => found(Verdict::Missing, location.explain("list", e).to_string()),
+        Ok(Err(e)) => found(Verdict::Missing, e.to_string()),
         Err(_) => found(
             Verdict::Missing,
             format!(

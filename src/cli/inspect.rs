@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::cohort::{self, MAX_SCAN_BYTES, Selection};
+use crate::cohort::{self, MAX_SCAN_BYTES, ScanEntry};
 use crate::error::{Error, Result};
 use crate::eval::preprocess::{ScanTime, measure};
 use crate::preprocess::{PreprocessConfig, Steps};
 use crate::report::{Panel, picture};
-use crate::store;
+use crate::store::{self, Location};
 use crate::terminal::{out, outln};
 use crate::volume::{Affine, Volume, nifti};
 
@@ -47,22 +47,11 @@ impl InspectArgs {
     pub async fn run(self) -> Result<()> {
         let (folder, name) = self.scan.rsplit_once('/').unwrap_or((".", &self.scan));
         let location = store::open(if folder.is_empty() { "/" } else { folder })?;
-        let selection = Selection {
-            suffixes: Vec::new(),
-            include: vec![globset::escape(name)],
-            derivatives: true,
-            ..Selection::default()
-        };
-        let listing = cohort::list(&location, "scan", &selection).await?;
-        let Some(entry) = listing.selected.iter().find(|entry| entry.uri == name) else {
-            return Err(Error::Config(format!(
-                "no image {name} in that folder; expected a .nii, a .nii.gz, or the .hdr of a .hdr/.img pair"
-            )));
-        };
+        let entry = find(&location, folder, name).await?;
         let stem = cohort::bids::stem(name);
         let png = self.png.or_else(|| (!self.json).then(|| PathBuf::from(format!("{stem}_inspect.png"))));
         refuse_over_the_scan(&self.scan, png.as_deref(), self.nifti.as_deref())?;
-        let bytes = cohort::read(&location, entry, MAX_SCAN_BYTES).await?;
+        let bytes = cohort::read(&location, &entry, MAX_SCAN_BYTES).await?;
         let decoded = bytes.decode(MAX_SCAN_BYTES)?;
         let cfg = PreprocessConfig::default();
         let (time, steps) = measure(&bytes, &cfg, self.repeat as usize)?;
@@ -97,6 +86,18 @@ fn refuse_over_the_scan(scan: &str, png: Option<&Path>, nifti: Option<&Path>) ->
             folder.display()
         ))),
         _ => Ok(()),
+    }
+}
+
+/// The scan of this name, alone: what lies beside it is not listed. In a URL the name may be percent-encoded.
+async fn find(location: &Location, folder: &str, name: &str) -> Result<ScanEntry> {
+    let as_written = cohort::find(location, "scan", name).await;
+    let decoded = object_store::path::Path::from_url_path(name).ok();
+    match (as_written, decoded) {
+        (Err(Error::Config(_)), Some(decoded)) if folder.contains("://") && decoded.as_ref() != name => {
+            cohort::find(location, "scan", decoded.as_ref()).await
+        }
+        (as_written, _) => as_written,
     }
 }
 

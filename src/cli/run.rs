@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
 use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, outside_tables, write_json};
+use crate::cohort;
 use crate::error::Result;
 use crate::flow::{Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
 use crate::terminal::{errln, outln};
@@ -25,7 +26,7 @@ use crate::terminal::{errln, outln};
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
 
-Exit codes: 0 all scans done or nothing to do, 1 error, 2 wrong settings, 3 done with failures, 4 stopped early,
+Exit codes: 0 all scans done or nothing to do, 1 error, 2 wrong settings or nothing selected, 3 done with failures, 4 stopped early,
 5 given up because more scans failed than --max-failures allows.
 NEUROSIEVE_LOG=info prints the log (debug: every scan).")]
 pub struct RunArgs {
@@ -86,9 +87,14 @@ impl RunArgs {
             run.already_done(),
             run.quarantined(),
         );
+        for line in cohort::report::faults(listing) {
+            errln!("{line}");
+        }
         if run.in_other_shards() > 0 {
             errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
         }
+
+        let no_scan_in_shard = listing.selected.is_empty();
 
         let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
         let display = tokio::spawn(show(run.progress(), pending));
@@ -98,7 +104,11 @@ impl RunArgs {
         if self.explain {
             outln!("{}\n{}", report.plan, stages(&report.stages));
         }
-        summary(&report, &tables);
+        if no_scan_in_shard {
+            outln!("Nothing to do: none of the selected scans belongs to this shard.");
+        } else {
+            summary(&report, &tables);
+        }
         write_json(self.pipeline.report, &report)?;
         Ok(match report.outcome {
             RunOutcome::NothingToDo | RunOutcome::Done => ExitCode::SUCCESS,
@@ -193,7 +203,16 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
         );
     }
     let Some(run) = report.run.as_ref().filter(|_| report.outcome != RunOutcome::NothingToDo) else {
-        outln!("Nothing to do: every selected scan has a result for its content and these settings.");
+        match report.quarantined {
+            0 => outln!("Nothing to do: every selected scan has a result for its content and these settings."),
+            n => {
+                outln!(
+                    "Nothing to do: {n} scans are quarantined, because their content was found unusable; every other \
+                     selected scan has a result. See the reasons with the command below. --retry screens them again."
+                );
+                outln!("Next:   neurosieve failures --tables {tables}");
+            }
+        }
         return;
     };
     let ended = report.done + report.failed + report.superseded;

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
 use super::run::summary;
 use super::{STOPPED, outside_tables, write_json};
-use crate::error::{Domain, Result};
+use crate::error::{Domain, Error, Result};
 use crate::flow::{Job, JobOutcome, Schedule, TableUpkeep};
 use crate::terminal::errln;
 
@@ -17,7 +17,7 @@ use crate::terminal::errln;
 ///
 /// The section [schedule] has two cron expressions: `run` for screening, and `upkeep` for merging small files and deleting
 /// unreferenced ones. Several schedules may share the same tables: one works at a time, and if it crashes, another one can
-/// take over within five minutes. If a run fails, the schedule prints the error and waits for the next time. Ctrl-C finishes
+/// take over within five minutes. If a run fails or finds no scan, the schedule prints the error and waits for the next time. Ctrl-C finishes
 /// and commits the scans in flight.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
@@ -73,13 +73,16 @@ impl ScheduleArgs {
                         }
                     }
                 }
-                Ok(JobOutcome::Ran(report)) => {
+                Ok(JobOutcome::Ran { report, left_out }) => {
+                    left_out.iter().for_each(|line| errln!("{line}"));
                     summary(&report, &tables);
                     write_json(self.pipeline.report.clone(), &report)?;
                     if stop.clone().now_or_never().is_some() {
                         return Ok(ExitCode::from(STOPPED));
                     }
                 }
+                // Scans may have arrived by the next time.
+                Err(error @ Error::NothingSelected(_)) => errln!("{error}"),
                 // The same settings would fail again.
                 Err(error) if error.domain() == Domain::Config => return Err(error),
                 Err(error) => errln!("error: {}", error.text()),

@@ -19,18 +19,31 @@ pub struct Entities {
     pub reconstruction: Option<String>,
     /// `run-`: the repetition.
     pub run: Option<String>,
+    /// `part-`: the part of a complex image: `mag`, `phase`, `real`, `imag`.
+    pub part: Option<String>,
+    /// `echo-`: the number of the echo.
+    pub echo: Option<String>,
     /// The kind of image: `T1w`, `FLAIR`. Only a name that starts with `sub-` has one.
     pub suffix: Option<String>,
     /// The folder that holds the file: `anat`, `dwi`.
     pub datatype: Option<String>,
     /// True below a folder `derivatives`: made by a pipeline, not by a scanner.
     pub derivative: bool,
+    /// True where the name has an entity that only pipelines give (`space-`, `desc-`, `label-`, `res-`, …), or is that of a
+    /// mask or a segmentation.
+    pub derived: bool,
     /// True below a folder `sourcedata`: raw data beside the dataset, not part of it.
     pub source_data: bool,
 }
 
 /// The folders that the specification calls data types.
 const DATATYPES: [&str; 11] = ["anat", "beh", "dwi", "eeg", "fmap", "func", "ieeg", "meg", "micr", "perf", "pet"];
+
+/// Entities that the specification allows in derivatives alone.
+const DERIVED: [&str; 7] = ["space", "desc", "label", "res", "den", "from", "to"];
+
+/// Suffixes of masks and segmentations.
+const SEGMENTATIONS: [&str; 4] = ["mask", "defacemask", "dseg", "probseg"];
 
 /// Reads the entities of a path that is relative to the dataset's root.
 pub fn entities(uri: &str) -> Entities {
@@ -46,9 +59,14 @@ pub fn entities(uri: &str) -> Entities {
         contrast: label("ce"),
         reconstruction: label("rec"),
         run: label("run"),
+        part: label("part"),
+        echo: label("echo"),
         suffix: name.label("sub").and(name.suffix).map(str::to_owned),
         datatype: folders.last().filter(|f| DATATYPES.contains(f)).map(|f| (*f).to_owned()),
         derivative: folders.contains(&"derivatives"),
+        derived: name.label("sub").is_some()
+            && (DERIVED.iter().any(|key| name.label(key).is_some())
+                || name.suffix.is_some_and(|suffix| SEGMENTATIONS.contains(&suffix))),
         source_data: folders.contains(&"sourcedata"),
     }
 }
@@ -146,17 +164,27 @@ mod tests {
                 contrast: some("gad"),
                 reconstruction: some("norm"),
                 run: some("2"),
+                part: None,
+                echo: None,
                 suffix: some("T1w"),
                 datatype: some("anat"),
                 derivative: false,
+                derived: false,
                 source_data: false,
             }
         );
         let e = entities("sub-01/func/sub-01_task-rest_run-01_bold.nii.gz");
         assert_eq!((e.run, e.suffix, e.datatype), (some("01"), some("bold"), some("func")));
         let e = entities("derivatives/fmriprep/sub-001/anat/sub-001_space-MNI305_T1w.nii.gz");
-        assert!(e.derivative);
+        assert!(e.derivative && e.derived);
         assert_eq!((e.subject, e.suffix), (some("001"), some("T1w")));
+        let e = entities("sub-01/anat/sub-01_echo-2_part-phase_MEGRE.nii.gz");
+        assert_eq!((e.part, e.echo, e.derived), (some("phase"), some("2"), false));
+        for derived in ["sub-01_desc-preproc_T1w.nii", "sub-01_space-MNI_T1w.nii", "sub-01_mask.nii", "sub-01_dseg.nii"]
+        {
+            assert!(entities(derived).derived, "{derived}");
+        }
+        assert!(!entities("scan_desc-x.nii").derived && !entities("mask.nii").derived);
         assert!(entities("sourcedata/sub-01/anat/sub-01_T1w.nii.gz").source_data);
     }
 

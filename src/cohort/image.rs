@@ -19,6 +19,17 @@ impl Image {
         Self { entities: bids::entities(&uri), uri, meta, voxels }
     }
 
+    /// A link to an absent file, of which only the path is known.
+    pub(super) fn absent_meta(uri: &str) -> ObjectMeta {
+        let last_modified = chrono::DateTime::UNIX_EPOCH;
+        ObjectMeta { location: uri.into(), last_modified, size: 0, e_tag: None, version: None }
+    }
+
+    /// The paths of its files.
+    pub(super) fn uris(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.uri.as_str()).chain(self.voxels.iter().map(|(uri, _)| uri.as_str()))
+    }
+
     /// A `.hdr` without its `.img`, or the reverse.
     pub(super) fn is_half(&self) -> bool {
         self.voxels.is_none() && bids::image_part(&self.uri) != Some(Part::Whole)

@@ -29,7 +29,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanEntry {
     /// The scan's name in every table, unique in the cohort: `{cohort}/{file stem}` where the file is named by
-    /// the BIDS rules, else `{cohort}/{path without extension}`.
+    /// the BIDS rules, with entities of its folders where another image has that name, else
+    /// `{cohort}/{path without extension}`.
     pub scan_id: String,
     /// Path below the cohort's root, `/` separated.
     pub uri: String,

@@ -10,15 +10,16 @@
 //! subject, session and the kind of image. In any other tree every image is a scan.
 //!
 //! [`list`] takes a [`Location`](crate::store::Location), the cohort's name and a [`Selection`], and opens no image. It
-//! gives a [`Listing`]: the scans to screen, and every other image with the [`Reason`] why it is skipped. It refuses a
-//! name that cannot be part of a scan id, and a tree that the store cannot list completely.
+//! gives a [`Listing`]: the scans to screen, and every other image with the [`Reason`] why it is skipped. An entry that
+//! cannot be read, such as a link to an absent file, is left out with its reason and stops nothing. It refuses a name that
+//! cannot be part of a scan id, and a tree that the store cannot list completely. [`find`] gives one scan by its path.
 //!
 //! Words used here and in the tables:
 //!
 //! | word | meaning |
 //! |---|---|
 //! | scan | one image of a cohort, which becomes one row of `scans` or of `failures` |
-//! | `scan_id` | the scan's name in every table: the cohort's name and the file name or path, without extension |
+//! | `scan_id` | the scan's name in every table: the cohort's name and the file name or path, without extension (`identity.rs`) |
 //! | `content_id` | a digest of the object's version and size; changes when the object does ([`manifest::content_id`]) |
 //! | manifest | the selected scans as one Arrow record batch ([`manifest`]) |
 //! | sidecar | the JSON file that describes an image, beside it or further up the tree |
@@ -26,7 +27,11 @@
 
 pub mod bids;
 mod config;
+mod dataset;
 mod fetch;
+mod find;
+mod identity;
+mod ignore;
 mod image;
 mod listing;
 pub mod manifest;
@@ -35,9 +40,11 @@ mod participants;
 pub mod report;
 mod select;
 mod sidecar;
+mod tsv;
 
 pub use self::config::CohortConfig;
 pub use self::fetch::{MAX_SCAN_BYTES, ScanBytes, read};
+pub use self::find::find;
 pub use self::listing::{Listing, Skipped, list};
 pub use self::manifest::ScanEntry;
 pub use self::participants::Participants;

@@ -1,4 +1,4 @@
-//! A listing as text for people ([`describe`]) or as JSON for programs ([`to_json`]).
+//! A listing as text for people ([`describe`], [`faults`], [`nothing_selected`]) or as JSON for programs ([`to_json`]).
 //!
 //! Takes a [`Listing`]; gives its totals, its scans, and the skipped images by reason. Opens nothing and refuses nothing.
 
@@ -9,13 +9,22 @@ use serde_json::{Value, json};
 use super::listing::{Listing, Skipped};
 use super::manifest::ScanEntry;
 use super::select::Reason;
+use crate::error::Error;
+use crate::store::printable;
 
 /// Shown as the suffix of names that follow no BIDS rule.
 const NO_SUFFIX: &str = "(none)";
 
-/// The listing as text: totals, kinds of image, the first `rows` scans, and each reason with an example.
+/// Names of entries with a fault that a run prints for each fault.
+const NAMED: usize = 5;
+
+/// Extensions that a message names.
+const EXTENSIONS: usize = 5;
+
+/// The listing as text: totals, kinds of image, the first `rows` scans, each reason with an example, and the first `rows`
+/// entries that something is wrong with.
 pub fn describe(listing: &Listing, rows: usize) -> String {
-    let Listing { address, cohort, bids, selected, skipped, n_other, n_hidden } = listing;
+    let Listing { address, cohort, bids, selected, skipped, n_other, n_hidden, .. } = listing;
     let tree = if *bids { "BIDS" } else { "not BIDS: every image is a scan" };
     let mut totals = vec![format!("{} selected", counted(selected.len(), "scan"))];
     for (n, what) in [(n_subjects(selected), "subject"), (n_sessions(selected), "session")] {
@@ -24,6 +33,10 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
         }
     }
     totals.push(bytes(total_bytes(selected)));
+    let n_faults = skipped.iter().filter(|image| image.reason.is_fault()).count();
+    if n_faults > 0 {
+        totals.push(format!("{n_faults} cannot be used"));
+    }
     let mut text = format!("cohort {cohort} at {address} ({tree})\n{}\n", totals.join(", "));
 
     let kinds = by_suffix(listing);
@@ -34,7 +47,7 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
         text += &table(&["suffix", "selected", "images"], kinds.into_iter().map(row));
     }
     if !selected.is_empty() {
-        let row = |s: &ScanEntry| vec![s.scan_id.clone(), bytes(s.size_bytes), s.uri.clone()];
+        let row = |s: &ScanEntry| vec![shown(&s.scan_id), bytes(s.size_bytes), shown(&s.uri)];
         text += &table(&["scan_id", "size", "uri"], selected.iter().take(rows).map(row));
         if selected.len() > rows {
             text += &format!("and {} more (--rows shows more, --json all)\n", selected.len() - rows);
@@ -42,7 +55,7 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
     }
     let mut left: Vec<Vec<String>> = by_reason(skipped)
         .into_iter()
-        .map(|(reason, (n, example))| vec![reason.to_string(), n.to_string(), example.to_owned()])
+        .map(|(reason, (n, example))| vec![reason.to_string(), n.to_string(), shown(example)])
         .collect();
     for (n, what) in [(n_other, "not a NIfTI image"), (n_hidden, "hidden (name starts with a dot)")] {
         if *n > 0 {
@@ -52,23 +65,91 @@ pub fn describe(listing: &Listing, rows: usize) -> String {
     if !left.is_empty() {
         text += &table(&["not selected", "files", "for example"], left.into_iter());
     }
+    // One of them is already the example of its reason.
+    if n_faults > by_reason(skipped).keys().filter(|reason| reason.is_fault()).count() {
+        let faults = skipped.iter().filter(|image| image.reason.is_fault());
+        let row = |s: &Skipped| vec![shown(&s.uri), s.reason.text().to_owned()];
+        text += &table(&["cannot be used", "because"], faults.take(rows).map(row));
+        if n_faults > rows {
+            text += &format!("and {} more (--rows shows more, --json all)\n", n_faults - rows);
+        }
+    }
     if selected.is_empty() {
-        text += "\n";
-        text += match (skipped.is_empty(), n_other + n_hidden) {
-            (false, _) => "Nothing is selected: the reasons above say which option to change.\n",
-            (true, 0) => "Nothing is here: check the spelling of the path below the bucket or folder.\n",
-            (true, _) => {
-                "There is no NIfTI image here. Convert DICOM with dcm2niix first. Run `datalad get` in a DataLad \
-                 dataset, because links to absent files are not listed.\n"
-            }
-        };
+        text += &format!("\n{}\n", hint(listing));
     }
     text
 }
 
+/// A line for each fault of a listing: what cannot be used, how often, and the first names.
+pub fn faults(listing: &Listing) -> Vec<String> {
+    let reasons = by_reason(&listing.skipped);
+    let line = |(reason, (n, _)): (&Reason, &(usize, &str))| {
+        let of_reason = listing.skipped.iter().filter(|image| image.reason == *reason);
+        let names: Vec<String> = of_reason.take(NAMED).map(|image| shown(&image.uri)).collect();
+        let more = match n.saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more (`neurosieve cohort --json` names all)"),
+        };
+        format!("left out: {n} ({}): {}{more}", reason.text(), names.join(", "))
+    };
+    reasons.iter().filter(|(reason, _)| reason.is_fault()).map(line).collect()
+}
+
+/// The error of a run for a listing without a selected scan: what was found, and what to do.
+pub fn nothing_selected(listing: &Listing) -> Error {
+    let Listing { address, skipped, n_other, others, .. } = listing;
+    let mut said = format!("nothing is selected in {address}");
+    let kinds: Vec<String> = by_suffix(listing)
+        .into_iter()
+        .map(|(kind, (_, images))| format!("{images} {}", if kind == NO_SUFFIX { "without suffix" } else { kind }))
+        .collect();
+    if !kinds.is_empty() {
+        said += &format!("\n  images by suffix: {}", kinds.join(", "));
+    }
+    for (reason, (n, example)) in by_reason(skipped) {
+        let setting = reason.setting().map_or(String::new(), |(_, key)| format!(" (cohort.select.{key})"));
+        said += &format!("\n  {n} left out: {}{setting}, for example {}", reason.text(), shown(example));
+    }
+    if *n_other > 0 {
+        let mut kinds: Vec<(&String, &usize)> = others.iter().collect();
+        kinds.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        let name = |extension: &str| match extension {
+            "" => "without extension".to_owned(),
+            extension => format!(".{extension}"),
+        };
+        let kinds: Vec<String> = kinds.iter().take(EXTENSIONS).map(|(kind, n)| format!("{n} {}", name(kind))).collect();
+        said += &format!("\n  {n_other} not NIfTI images: {}", kinds.join(", "));
+    }
+    Error::NothingSelected(format!("{said}\n{}", hint(listing)))
+}
+
+/// What to do where nothing is selected.
+fn hint(listing: &Listing) -> String {
+    let Listing { skipped, n_other, n_hidden, others, .. } = listing;
+    let is_dicom = ["dcm", "ima", "dicom"].iter().any(|extension| others.contains_key(*extension));
+    match (skipped.is_empty(), n_other + n_hidden) {
+        (false, _) if skipped.iter().all(|image| image.reason == Reason::Absent) => {
+            "Every image is a link to a file that is not here. Fetch them with `datalad get`.".into()
+        }
+        (false, _) => "Nothing is selected: the reasons above say which option to change.".into(),
+        (true, 0) => "Nothing is here: check the spelling of the path below the bucket or folder.".into(),
+        (true, _) if is_dicom => {
+            "There are DICOM files and no NIfTI image here. Convert them with dcm2niix first.".into()
+        }
+        (true, _) => "There is no NIfTI image here. Convert DICOM with dcm2niix first. In a DataLad dataset run \
+                      `datalad get`, which also installs datasets inside it."
+            .into(),
+    }
+}
+
+/// A name that is safe to print.
+fn shown(name: &str) -> String {
+    printable(name.as_bytes())
+}
+
 /// The listing as JSON: the totals of [`describe`], every scan and every image that is not selected.
 pub fn to_json(listing: &Listing) -> Value {
-    let Listing { address, cohort, bids, selected, skipped, n_other, n_hidden } = listing;
+    let Listing { address, cohort, bids, selected, skipped, n_other, n_hidden, .. } = listing;
     let scan = |s: &ScanEntry| {
         json!({
             "scan_id": s.scan_id, "uri": s.uri, "content_id": s.content_id, "size_bytes": s.size_bytes,
@@ -107,7 +188,7 @@ fn by_suffix(listing: &Listing) -> BTreeMap<&str, (usize, usize)> {
         let kind = kinds.entry(scan.suffix.as_deref().unwrap_or(NO_SUFFIX)).or_default();
         *kind = (kind.0 + 1, kind.1 + 1);
     }
-    for image in &listing.skipped {
+    for image in listing.skipped.iter().filter(|image| image.reason.is_about_image()) {
         kinds.entry(image.suffix.as_deref().unwrap_or(NO_SUFFIX)).or_default().1 += 1;
     }
     kinds

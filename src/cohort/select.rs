@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path as FilePath;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::bids::Entities;
+use super::dataset::Dataset;
 use super::participants::Participants;
 use crate::error::{Error, Result};
+use crate::store::Fault;
 
 /// Which scans of a cohort to screen. A scan must meet every condition; an empty list sets no condition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,8 +34,13 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Columns of `participants.tsv`, each with the values to take; `n/a` stands for an unknown value.
     pub participants: BTreeMap<String, Vec<String>>,
-    /// Also take images below `derivatives/`, the output of pipelines.
+    /// Also take the output of pipelines: images below `derivatives/`, in a dataset whose `dataset_description.json` says
+    /// so, and with a name that only pipelines give (`space-`, `desc-`, `label-`, `_mask`).
     pub derivatives: bool,
+    /// Also take what is not an image of its own: phase, real and imaginary parts, and echoes after the first.
+    pub all_parts: bool,
+    /// Also take images that `.bidsignore` names.
+    pub ignored: bool,
     /// Limit on the number of scans; the first by path are taken.
     pub limit: Option<usize>,
 }
@@ -47,21 +55,33 @@ impl Default for Selection {
             exclude: Vec::new(),
             participants: BTreeMap::new(),
             derivatives: false,
+            all_parts: false,
+            ignored: false,
             limit: None,
         }
     }
 }
 
-/// Why an image is skipped.
+/// Why an image, or another entry, is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// It lies below `derivatives/`.
     Derivative,
+    /// A pipeline made the dataset, by its `dataset_description.json`.
+    DerivativeDataset,
+    /// Its name has what only a pipeline gives: `space-`, `desc-`, `label-`, `_mask`.
+    DerivedName,
     /// It lies below `sourcedata/`.
     SourceData,
+    /// `.bidsignore` names it.
+    BidsIgnore,
     /// Its suffix is not among the selected ones.
     Suffix,
+    /// It is the phase, the real or the imaginary part of an image.
+    Part,
+    /// It is an echo after the first.
+    Echo,
     /// Its subject is not among the selected ones.
     Subject,
     /// Its session is not among the selected ones.
@@ -78,14 +98,30 @@ pub enum Reason {
     Duplicate,
     /// The limit was reached.
     OverLimit,
+    /// It is a link to a file that does not exist, as in a DataLad dataset before `datalad get`.
+    Absent,
+    /// It is a link that leads back to itself or to a folder above it.
+    LinkLoop,
+    /// Its name cannot be used: no UTF-8, control characters, or an empty, `.` or `..` part.
+    Name,
+    /// This user may not read the folder.
+    Denied,
+    /// It is neither a file nor a folder.
+    NotAFile,
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Derivative => "below derivatives/ (--derivatives selects it)",
+impl Reason {
+    /// What is said of the image.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Derivative => "below derivatives/",
+            Self::DerivativeDataset => "dataset_description.json says that a pipeline made it",
+            Self::DerivedName => "space-, desc-, label- or a mask: made by a pipeline",
             Self::SourceData => "below sourcedata/",
-            Self::Suffix => "suffix not selected (--suffix)",
+            Self::BidsIgnore => "named in .bidsignore",
+            Self::Suffix => "suffix not selected",
+            Self::Part => "phase, real or imaginary part of an image",
+            Self::Echo => "an echo after the first",
             Self::Subject => "subject not selected",
             Self::Session => "session not selected",
             Self::NotIncluded => "no include glob matches",
@@ -94,7 +130,61 @@ impl fmt::Display for Reason {
             Self::Empty => "empty file",
             Self::Duplicate => "same scan id as an earlier file",
             Self::OverLimit => "over the limit",
+            Self::Absent => "absent: a link to a file that is not here; fetch it with `datalad get`",
+            Self::LinkLoop => "a link that leads back to itself or to a folder above it",
+            Self::Name => {
+                "the name cannot be used (not UTF-8, control characters, or an empty, `.` or `..` part): rename it"
+            }
+            Self::Denied => "no permission to read this folder",
+            Self::NotAFile => "neither a file nor a folder",
+        }
+    }
+
+    /// The option of `neurosieve cohort` and the key below `cohort.select` that change it.
+    pub(super) fn setting(self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Self::Derivative | Self::DerivativeDataset | Self::DerivedName => ("--derivatives", "derivatives"),
+            Self::BidsIgnore => ("--ignored", "ignored"),
+            Self::Suffix => ("--suffix", "suffixes"),
+            Self::Part | Self::Echo => ("--all-parts", "all_parts"),
+            Self::Subject => ("--subject", "subjects"),
+            Self::Session => ("--session", "sessions"),
+            Self::NotIncluded => ("--include", "include"),
+            Self::Excluded => ("--exclude", "exclude"),
+            Self::Participants => ("--where", "participants"),
+            Self::OverLimit => ("--limit", "limit"),
+            _ => return None,
         })
+    }
+
+    /// True where something is wrong with the entry: nobody chose to leave it out.
+    pub fn is_fault(self) -> bool {
+        !self.is_about_image() || matches!(self, Self::Absent | Self::Empty)
+    }
+
+    /// False where the entry may be something else than an image: it is not known, or its name does not count.
+    pub(super) fn is_about_image(self) -> bool {
+        !matches!(self, Self::LinkLoop | Self::Name | Self::Denied | Self::NotAFile)
+    }
+}
+
+impl From<Fault> for Reason {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Absent => Self::Absent,
+            Fault::Loop => Self::LinkLoop,
+            Fault::Name => Self::Name,
+            Fault::Denied => Self::Denied,
+            Fault::NotAFile => Self::NotAFile,
+        }
+    }
+}
+
+/// The text with the option of `neurosieve cohort` that changes it.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())?;
+        self.setting().map_or(Ok(()), |(option, _)| write!(f, " ({option})"))
     }
 }
 
@@ -104,6 +194,7 @@ pub(super) struct Selector<'a> {
     include: GlobSet,
     exclude: GlobSet,
     participants: Option<Participants>,
+    dataset: Dataset,
     bids: bool,
 }
 
@@ -111,8 +202,14 @@ impl<'a> Selector<'a> {
     /// `participants` is needed where the selection filters by it; `bids` is whether the tree follows BIDS.
     ///
     /// # Errors
-    /// [`Error::Config`] for a glob that does not parse, and for a filter by a table or column that does not exist.
-    pub(super) fn new(selection: &'a Selection, participants: Option<Participants>, bids: bool) -> Result<Self> {
+    /// [`Error::Config`] for a glob that does not parse, and for a filter by a table or column that does not exist;
+    /// [`Error::NothingSelected`] for a filter by values that the table does not have.
+    pub(super) fn new(
+        selection: &'a Selection,
+        participants: Option<Participants>,
+        dataset: Dataset,
+        bids: bool,
+    ) -> Result<Self> {
         match &participants {
             None if !selection.participants.is_empty() => {
                 return Err(Error::Config(
@@ -128,22 +225,31 @@ impl<'a> Selector<'a> {
                         "participants.tsv has no column `{unknown}` to select by; it has {known}"
                     )));
                 }
+                if let Some(message) = table.without_value(&selection.participants) {
+                    return Err(Error::NothingSelected(message));
+                }
             }
             None => {}
         }
         let include = glob_set(&selection.include)?;
         let exclude = glob_set(&selection.exclude)?;
-        Ok(Self { selection, include, exclude, participants, bids })
+        Ok(Self { selection, include, exclude, participants, dataset, bids })
     }
 
     /// Why the image is not selected, judged by its path, or `None` where it is.
     pub(super) fn refuses(&self, uri: &str, entities: &Entities) -> Option<Reason> {
-        let Selection { suffixes, subjects, sessions, include, participants, derivatives, .. } = self.selection;
+        let Selection { suffixes, subjects, sessions, participants, derivatives, ignored, .. } = self.selection;
         if entities.derivative && !derivatives {
             return Some(Reason::Derivative);
         }
         if entities.source_data {
             return Some(Reason::SourceData);
+        }
+        if !derivatives && self.dataset.is_derivative(uri) {
+            return Some(Reason::DerivativeDataset);
+        }
+        if !ignored && self.dataset.ignores(uri) {
+            return Some(Reason::BidsIgnore);
         }
         let suffix_fits = match &entities.suffix {
             Some(suffix) => suffixes.contains(suffix),
@@ -152,22 +258,46 @@ impl<'a> Selector<'a> {
         if !suffixes.is_empty() && !suffix_fits {
             return Some(Reason::Suffix);
         }
+        if let Some(reason) = self.is_no_image_of_its_own(entities) {
+            return Some(reason);
+        }
         if !label_fits(subjects, "sub-", entities.subject.as_deref()) {
             return Some(Reason::Subject);
         }
         if !label_fits(sessions, "ses-", entities.session.as_deref()) {
             return Some(Reason::Session);
         }
-        if !include.is_empty() && !self.include.is_match(uri) {
-            return Some(Reason::NotIncluded);
-        }
-        if self.exclude.is_match(uri) {
-            return Some(Reason::Excluded);
+        if let Some(reason) = self.refuses_path(FilePath::new(uri)) {
+            return Some(reason);
         }
         let accepted = self.participants.as_ref().is_none_or(|table| {
             entities.subject.as_deref().is_some_and(|subject| table.accepts(subject, participants))
         });
         (!accepted).then_some(Reason::Participants)
+    }
+
+    /// Why a path is not selected by the globs. It need not be UTF-8.
+    pub(super) fn refuses_path(&self, path: &FilePath) -> Option<Reason> {
+        if !self.selection.include.is_empty() && !self.include.is_match(path) {
+            return Some(Reason::NotIncluded);
+        }
+        self.exclude.is_match(path).then_some(Reason::Excluded)
+    }
+
+    /// Names of images that belong to another one: results of pipelines, parts of a complex image, later echoes.
+    fn is_no_image_of_its_own(&self, entities: &Entities) -> Option<Reason> {
+        let Entities { part, echo, derived, .. } = entities;
+        if *derived && !self.selection.derivatives {
+            return Some(Reason::DerivedName);
+        }
+        if self.selection.all_parts || entities.suffix.is_none() {
+            return None;
+        }
+        if part.as_deref().is_some_and(|part| !part.eq_ignore_ascii_case("mag")) {
+            return Some(Reason::Part);
+        }
+        let number = echo.as_deref().and_then(|echo| echo.parse::<u64>().ok());
+        number.is_some_and(|number| number > 1).then_some(Reason::Echo)
     }
 }
 
@@ -193,7 +323,7 @@ mod tests {
     use super::*;
 
     fn refused(selection: &Selection, bids: bool, uri: &str) -> Option<Reason> {
-        Selector::new(selection, None, bids).unwrap().refuses(uri, &entities(uri))
+        Selector::new(selection, None, Dataset::default(), bids).unwrap().refuses(uri, &entities(uri))
     }
 
     #[test]
@@ -234,6 +364,30 @@ mod tests {
         assert_eq!((selection.limit, selection.participants["split"].len()), (Some(3), 1));
         assert!(toml::from_str::<Selection>("sufixes = ['T1w']").is_err());
         let bad = Selection { exclude: vec!["a[".to_owned()], ..Selection::default() };
-        assert!(Selector::new(&bad, None, true).err().unwrap().to_string().contains("a["));
+        assert!(Selector::new(&bad, None, Dataset::default(), true).err().unwrap().to_string().contains("a["));
+    }
+
+    #[test]
+    fn what_is_not_an_image_of_its_own_is_left_out_unless_asked_for() {
+        let any = Selection { suffixes: Vec::new(), ..Selection::default() };
+        for (name, reason) in [
+            ("sub-01_part-phase_T1w.nii", Some(Reason::Part)),
+            ("sub-01_part-imag_T1w.nii", Some(Reason::Part)),
+            ("sub-01_part-real_T1w.nii", Some(Reason::Part)),
+            ("sub-01_part-mag_T1w.nii", None),
+            ("sub-01_echo-1_T1w.nii", None),
+            ("sub-01_echo-01_T1w.nii", None),
+            ("sub-01_echo-2_T1w.nii", Some(Reason::Echo)),
+            ("sub-01_echo-10_T1w.nii", Some(Reason::Echo)),
+            ("sub-01_space-MNI152_T1w.nii", Some(Reason::DerivedName)),
+            ("sub-01_desc-preproc_T1w.nii", Some(Reason::DerivedName)),
+            ("sub-01_label-lesion_mask.nii", Some(Reason::DerivedName)),
+            ("sub-01_mask.nii", Some(Reason::DerivedName)),
+            ("sub-01_acq-mprage_T1w.nii", None),
+        ] {
+            assert_eq!(refused(&any, true, name), reason, "{name}");
+            let all = Selection { derivatives: true, all_parts: true, ..any.clone() };
+            assert_eq!(refused(&all, true, name), None, "{name}");
+        }
     }
 }

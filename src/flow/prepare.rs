@@ -13,7 +13,7 @@ use super::config::RunConfig;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::station::device_threads;
-use crate::cohort::{self, Listing, ScanEntry};
+use crate::cohort::{self, Listing, ScanEntry, report};
 use crate::error::{Error, Result};
 use crate::machine::cores;
 use crate::model::{Bundle, device};
@@ -84,8 +84,9 @@ impl Run {
     /// Lists the cohort, opens the tables and skips scans that are done with this recipe.
     ///
     /// # Errors
-    /// [`Error::Config`] where the pipeline names no cohort or no tables, or a setting is wrong; [`Error::Device`] where the
-    /// device is not there; storage, table and model errors.
+    /// [`Error::Config`] where the pipeline names no cohort or no tables, or a setting is wrong;
+    /// [`Error::NothingSelected`] where no scan of the cohort is selected; [`Error::Device`] where the device is not there;
+    /// storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
         for (url, what, option) in
             [(&pipeline.cohort.url, "cohort", "--cohort"), (&pipeline.tables.url, "place for the tables", "--tables")]
@@ -122,6 +123,9 @@ impl Run {
 
         let cohort = open_cohort()?;
         let mut listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select).await?;
+        if listing.selected.is_empty() {
+            return Err(report::nothing_selected(&listing));
+        }
         let selected = listing.selected.len();
         if let Some(shard) = pipeline.run.shard {
             listing.selected.retain(|entry| shard.holds(&entry.scan_id));

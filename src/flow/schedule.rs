@@ -19,6 +19,7 @@ use super::monitor::Monitor;
 use super::pipeline::Pipeline;
 use super::prepare::Run;
 use super::report::RunReport;
+use crate::cohort;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::store;
@@ -37,7 +38,12 @@ pub enum Job {
 #[derive(Debug)]
 pub enum JobOutcome {
     /// A run ended.
-    Ran(Box<RunReport>),
+    Ran {
+        /// What it did.
+        report: Box<RunReport>,
+        /// Entries of the cohort that cannot be used, a line for each reason.
+        left_out: Vec<String>,
+    },
     /// The tables were maintained.
     Maintained(Vec<TableUpkeep>),
     /// Nothing: another schedule is working on these tables.
@@ -122,27 +128,33 @@ impl Schedule {
         let location = store::open_or_create(&self.pipeline.tables.url)?;
         let Some(lease) = Lease::take(&location).await? else { return Ok(JobOutcome::Busy) };
         let outcome = match job {
-            Job::Run => self.run(&lease, stop, monitor).await.map(|report| JobOutcome::Ran(Box::new(report))),
+            Job::Run => self.run(&lease, stop, monitor).await,
             Job::Upkeep => self.maintain().await.map(JobOutcome::Maintained),
         };
         lease.give_back().await;
         outcome
     }
 
-    async fn run(&self, lease: &Lease, stop: impl Future<Output = ()>, monitor: Option<&Monitor>) -> Result<RunReport> {
+    async fn run(
+        &self,
+        lease: &Lease,
+        stop: impl Future<Output = ()>,
+        monitor: Option<&Monitor>,
+    ) -> Result<JobOutcome> {
         let run = Run::prepare(self.pipeline.clone()).await?;
+        let left_out = cohort::report::faults(run.listing());
         if let Some(monitor) = monitor {
             monitor.watch(run.progress(), run.pending() as u64);
         }
-        run.execute(async {
+        let executed = run.execute(async {
             tokio::select! {
                 () = stop => {}
                 () = lease.lost() => {
                     tracing::warn!("another schedule took over these tables: this run ends after the scans in flight");
                 }
             }
-        })
-        .await
+        });
+        executed.await.map(|report| JobOutcome::Ran { report: Box::new(report), left_out })
     }
 
     async fn maintain(&self) -> Result<Vec<TableUpkeep>> {

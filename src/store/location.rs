@@ -1,9 +1,12 @@
 //! A root inside an object store: its paths, its address for people, and what its errors mean.
 
-use std::fmt;
+use std::error::Error as StdError;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use object_store::ObjectStore;
+use object_store::list::PaginatedListStore;
 use object_store::path::Path;
 use sha2::{Digest as _, Sha256};
 use url::Url;
@@ -20,6 +23,19 @@ pub struct Location {
     /// The address, without a password. For a local folder a `file://` URL.
     pub url: Url,
     pub(super) name: String,
+    /// The same store, listed page by page, where it can be.
+    pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
+    /// The root as a local folder.
+    pub(super) folder: Option<PathBuf>,
+}
+
+/// What was attempted at a location, which decides the next step after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Listing and reading.
+    Read,
+    /// Writing and deleting.
+    Write,
 }
 
 impl Location {
@@ -29,7 +45,7 @@ impl Location {
         let container = Some(url.username()).filter(|user| !user.is_empty());
         let bucket = container.or(url.host_str()).unwrap_or("cohort");
         let name = root.filename().unwrap_or(bucket).to_owned();
-        Self { store, root, url: without_secrets(url), name }
+        Self { store, root, url: without_secrets(url), name, pages: None, folder: None }
     }
 
     /// The last component of the path, or the bucket. A cohort without a name of its own takes this one.
@@ -73,25 +89,46 @@ impl Location {
         (!rest.is_empty()).then_some(rest)
     }
 
-    /// Wraps a store's error with what was attempted (`list`, `write to`) and, for a usual cause, the next step.
+    /// True where `uri` is a link in a local folder to a file that does not exist.
+    pub fn is_broken_link(&self, uri: &str) -> bool {
+        let Some(path) = self.folder.as_ref().map(|folder| folder.join(uri)) else { return false };
+        path.is_symlink() && std::fs::metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Wraps the error of a store that was read with what was attempted (`list`) and, for a usual cause, the next step.
     pub fn explain(&self, attempted: &str, source: object_store::Error) -> Error {
+        self.explain_access(Access::Read, attempted, source)
+    }
+
+    /// [`explain`](Location::explain) for a store that was written to.
+    pub fn explain_write(&self, attempted: &str, source: object_store::Error) -> Error {
+        self.explain_access(Access::Write, attempted, source)
+    }
+
+    fn explain_access(&self, access: Access, attempted: &str, source: object_store::Error) -> Error {
         use object_store::Error as S;
         // A failed listing arrives as `Generic` from every cloud store; only its message holds the HTTP status.
         let message = source.to_string();
         let status = |code: &str| {
             message.contains(&format!("status code: {code}")) || message.contains(&format!("status {code}"))
         };
+        let is_generic = matches!(source, S::Generic { .. });
+        let refused_here = self.url.scheme() == "file" && is_refused(&source);
         let (hint, source) = match source {
             S::NotFound { .. } => (self.missing_hint(), source),
-            S::PermissionDenied { .. } | S::Unauthenticated { .. } => (credentials_hint(self.url.scheme()), source),
+            S::PermissionDenied { .. } | S::Unauthenticated { .. } => {
+                (credentials_hint(self.url.scheme(), access), source)
+            }
             S::Generic { .. } if status("404") => {
                 let path = self.root.to_string();
                 (self.missing_hint(), S::NotFound { path, source: source.into() })
             }
             // The address of a cloud machine's own credentials: nothing else gave any, and this is no such machine.
-            S::Generic { .. } if status("401") || status("403") || message.contains("169.254.169.254") => {
+            S::Generic { .. }
+                if refused_here || status("401") || status("403") || message.contains("169.254.169.254") =>
+            {
                 let path = self.root.to_string();
-                (credentials_hint(self.url.scheme()), S::PermissionDenied { path, source: source.into() })
+                (credentials_hint(self.url.scheme(), access), S::PermissionDenied { path, source: source.into() })
             }
             S::Generic { .. } if message.contains("redirect without LOCATION") || status("301") => {
                 ("the bucket is in another region: set AWS_REGION to it", source)
@@ -99,9 +136,13 @@ impl Location {
             S::Generic { .. } if self.url.scheme() == "http" && status("405") => {
                 ("the server is no WebDAV server; for an S3-compatible service use s3:// and AWS_ENDPOINT_URL", source)
             }
-            S::Generic { .. } if self.url.scheme() == "file" => {
-                ("make every folder and file below it readable, or choose a folder that is", source)
-            }
+            other if is_generic && self.url.scheme() == "file" => (
+                match access {
+                    Access::Read => "check that the disk is mounted and works, then try again",
+                    Access::Write => "check that the disk is mounted and has space left, then try again",
+                },
+                other,
+            ),
             other => ("", other),
         };
         let separator = if hint.is_empty() { "" } else { "; " };
@@ -131,8 +172,32 @@ impl fmt::Debug for Location {
     }
 }
 
+/// Whether the file system refused, because of permissions or because it is mounted read-only.
+fn is_refused(error: &object_store::Error) -> bool {
+    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// How to give credentials to a store of this scheme.
-pub(super) fn credentials_hint(scheme: &str) -> &'static str {
+pub(super) fn credentials_hint(scheme: &str, access: Access) -> &'static str {
+    match (scheme, access) {
+        ("file", Access::Write) => {
+            "give yourself write permission on this folder and everything below it, or choose another folder (--tables)"
+        }
+        ("s3" | "s3a", Access::Write) => "give these AWS credentials the right to list, read, write and delete there",
+        ("gs", Access::Write) => "give this service account the right to list, read, write and delete there",
+        (_, Access::Write) => "give these credentials the right to list, read, write and delete there",
+        (scheme, Access::Read) => read_hint(scheme),
+    }
+}
+
+fn read_hint(scheme: &str) -> &'static str {
     match scheme {
         "s3" | "s3a" => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, with the right to list and read; \
@@ -218,5 +283,26 @@ mod tests {
         assert_eq!(refused.kind(), "permission");
         assert!(refused.to_string().contains("AWS_SKIP_SIGNATURE"));
         assert_eq!(location.explain("list", failed("status code: 503 Slow Down")).kind(), "storage");
+    }
+
+    /// The message that an analyst sees whose tables belong to somebody else.
+    #[test]
+    fn tables_that_cannot_be_written_are_not_called_unreadable() {
+        let location = at("file:///data/results");
+        let refused = |kind: io::ErrorKind| object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: Box::new(io::Error::from(kind)),
+        };
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+            let error = location.explain_write("write to", refused(kind));
+            let said = error.to_string();
+            assert!(said.contains("write permission") && said.contains("--tables"), "{said}");
+            assert!(!said.contains("readable"), "{said}");
+            assert_eq!((error.kind(), error.retry()), ("permission", crate::error::Retry::Never));
+            let error = location.explain("list", refused(kind)).to_string();
+            assert!(error.contains("readable") && !error.contains("write"), "{error}");
+        }
+        let refused = object_store::Error::PermissionDenied { path: "x".into(), source: "403".into() };
+        assert!(at("s3://bucket/x").explain_write("write to", refused).to_string().contains("read, write"));
     }
 }

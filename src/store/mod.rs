@@ -1,8 +1,9 @@
 //! Object stores: from the address that a user types to objects that are read and written.
 //!
 //! ```text
-//! address ── open (open.rs) ──► Location (location.rs) ─┬─ read (read.rs)    one object, whole, of the given version
-//!   environment, AWS profile ───┘                       ├─ store, path_of    everything else, by object_store's own calls
+//! address ── open (open.rs) ──► Location (location.rs) ─┬─ list (list.rs)    every entry, also those that cannot be read
+//!   environment, AWS profile ───┘                       ├─ read (read.rs)    one object, whole, of the given version
+//!                                                       ├─ store, path_of    everything else, by object_store's own calls
 //!                                                       └─ explain           a store's error with the next step
 //! ```
 //! Takes `s3://`, `gs://`, `az://`, `abfss://`, `https://` (WebDAV), `file://` or a local folder; gives a [`Location`]: a
@@ -16,13 +17,18 @@
 //! Retries have two layers: the store's client repeats single requests, and `with_retries` repeats whole calls
 //! (`retry.rs`).
 
+mod entry;
+mod folder;
+mod list;
 mod location;
 mod open;
+mod pages;
 mod place;
 mod profile;
 mod read;
 mod retry;
 
+pub use self::entry::{Entry, Fault, Unusable, printable};
 pub use self::location::Location;
 pub use self::open::{open, open_new, open_or_create};
 pub use self::place::resolved;

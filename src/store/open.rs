@@ -3,11 +3,12 @@
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use object_store::list::PaginatedListStore;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme};
 use url::Url;
 
-use super::location::{Location, credentials_hint, without_secrets};
+use super::location::{Access, Location, credentials_hint, without_secrets};
 use super::{profile, retry};
 use crate::error::{Error, Result};
 
@@ -29,7 +30,15 @@ pub fn open(url_or_path: &str) -> Result<Location> {
 /// Those of [`open`], and [`Error::Io`] where the folder cannot be created.
 pub fn open_or_create(url_or_path: &str) -> Result<Location> {
     if let Address::Folder(path) = classify(url_or_path)? {
-        std::fs::create_dir_all(&path).map_err(|e| Error::io(format!("cannot create the folder {path}"), e))?;
+        std::fs::create_dir_all(&path).map_err(|e| {
+            let hint = match e.kind() {
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    "; give yourself write permission on the folder above it, or choose another folder"
+                }
+                _ => "",
+            };
+            Error::io(format!("cannot create the folder {path}{hint}"), e)
+        })?;
     }
     open(url_or_path)
 }
@@ -116,6 +125,7 @@ fn folder_at(path: &FilePath, absolute: &FilePath) -> Result<Location> {
     let url = Url::from_directory_path(absolute).map_err(|()| no_url())?;
     let root = Path::from_url_path(url.path()).map_err(|_| no_url())?;
     let mut location = Location::new(Arc::new(object_store::local::LocalFileSystem::new()), root, url);
+    location.folder = Some(absolute.to_owned());
     // A link such as `current` keeps its own name, so that scan ids stay the same when its target changes.
     if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
         location.name = name.to_owned();
@@ -147,27 +157,37 @@ fn open_remote(url: Url) -> Result<Location> {
                 })
                 .with_retry(retry::of_client())
                 .build()
-                .map(|store| Arc::new(store) as Arc<dyn ObjectStore>)
+                .map(Arc::new)
         };
     }
-    let store = match scheme {
-        ObjectStoreScheme::AmazonS3 => build!(object_store::aws::AmazonS3Builder::new().with_url(url.as_str())),
+    let built = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            build!(object_store::aws::AmazonS3Builder::new().with_url(url.as_str())).map(with_pages)
+        }
         ObjectStoreScheme::GoogleCloudStorage => {
-            build!(object_store::gcp::GoogleCloudStorageBuilder::new().with_url(url.as_str()))
+            build!(object_store::gcp::GoogleCloudStorageBuilder::new().with_url(url.as_str())).map(with_pages)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            build!(object_store::azure::MicrosoftAzureBuilder::new().with_url(url.as_str()))
+            build!(object_store::azure::MicrosoftAzureBuilder::new().with_url(url.as_str())).map(with_pages)
         }
         ObjectStoreScheme::Http => {
             build!(object_store::http::HttpBuilder::new().with_url(&url[..url::Position::BeforePath]))
+                .map(|store| (store as Arc<dyn ObjectStore>, None))
         }
         _ => return Err(unsupported()),
     };
-    let store = store.map_err(|e| {
-        let (clean, hint) = (without_secrets(url.clone()), credentials_hint(url.scheme()));
+    let (store, pages) = built.map_err(|e| {
+        let (clean, hint) = (without_secrets(url.clone()), credentials_hint(url.scheme(), Access::Read));
         Error::Config(format!("cannot open {clean}; {hint}: {e}"))
     })?;
-    Ok(Location::new(store, root, url))
+    Ok(Location { pages, ..Location::new(store, root, url) })
+}
+
+/// A store, and the same store listed page by page.
+fn with_pages<S: ObjectStore + PaginatedListStore>(
+    store: Arc<S>,
+) -> (Arc<dyn ObjectStore>, Option<Arc<dyn PaginatedListStore>>) {
+    (Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store))
 }
 
 /// Settings for a store's builder. This program's defaults come first, so that the environment can change them

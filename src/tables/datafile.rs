@@ -78,7 +78,7 @@ impl DataFile {
 
     async fn put_once(&self, location: &Location, path: &Path) -> Result<()> {
         let put = location.store.put(path, self.bytes.clone().into()).await;
-        put.map(drop).map_err(|e| location.explain("write a data file under", e))
+        put.map(drop).map_err(|e| location.explain_write("write a data file under", e))
     }
 }
 

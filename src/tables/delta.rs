@@ -163,14 +163,14 @@ pub(super) async fn refuse_without_conditional_writes(location: &Location) -> Re
         Err(error @ (Store::NotImplemented { .. } | Store::NotSupported { .. })) => return Err(unsupported(error)),
         // The name is unique: the answer to the client's first request was lost, and its second one was refused.
         Err(refused @ (Store::AlreadyExists { .. } | Store::Precondition { .. })) => Err(refused),
-        Err(error) => return Err(location.explain("write to", error)),
+        Err(error) => return Err(location.explain_write("write to", error)),
         Ok(_) => create().await,
     };
     // An object that cannot be deleted is harmless.
     let _ = location.store.delete(&path).await;
     match outcome {
         Err(Store::AlreadyExists { .. } | Store::Precondition { .. }) => Ok(()),
-        Err(error) => Err(location.explain("write to", error)),
+        Err(error) => Err(location.explain_write("write to", error)),
         Ok(_) => Err(unsupported(Store::NotSupported { source: "the second write was accepted".into() })),
     }
 }

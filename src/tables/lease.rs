@@ -27,6 +27,11 @@ const NAME: &str = "_schedule.lock";
 const TERM: TimeDelta = TimeDelta::minutes(5);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 
+fn unwritable(error: std::io::Error) -> Error {
+    let advice = "give yourself write permission on the folder of the tables, or choose another (--tables)";
+    Error::io(format!("cannot open {NAME} of the tables; {advice}"), error)
+}
+
 /// The right, until this is dropped or [`Lease::lost`] resolves.
 #[derive(Debug)]
 pub struct Lease {
@@ -77,7 +82,7 @@ impl Lease {
             && let Ok(folder) = location.url.to_file_path()
         {
             let open = File::options().create(true).write(true).truncate(false).open(folder.join(NAME));
-            let file = open.map_err(|e| Error::io(format!("cannot open {NAME} of the tables"), e))?;
+            let file = open.map_err(unwritable)?;
             return match file.try_lock() {
                 Ok(()) => Ok(Some(Self { held: Held::Folder { _file: file }, lost })),
                 Err(TryLockError::WouldBlock) => Ok(None),
@@ -142,7 +147,7 @@ impl LockObject {
         let claim = Claim { holder: self.holder.clone(), until: Utc::now() + self.term };
         let bytes = serde_json::to_vec(&claim).map_err(|e| Error::Bug(format!("a lease is not JSON: {e}")))?;
         let put = self.location.store.put_opts(&self.path, bytes.into(), mode.into()).await;
-        put.map(Into::into).map_err(|e| self.location.explain("write the lock of the tables at", e))
+        put.map(Into::into).map_err(|e| self.location.explain_write("write the lock of the tables at", e))
     }
 }
 

@@ -145,7 +145,7 @@ impl Tables {
                 let path = self.location().path_of(&format!("{}/{path}", table.name()))?;
                 match self.location().store.delete(&path).await {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(self.location().explain("delete an old data file at", error)),
+                    Err(error) => return Err(self.location().explain_write("delete an old data file at", error)),
                 }
             }
         }

@@ -119,7 +119,7 @@ pub(super) async fn outlines(url: &str) -> Result<Vec<Outline>> {
         return Ok(outlines);
     }
     let location = store::open(url)?;
-    let everything = Selection { suffixes: Vec::new(), ..Selection::default() };
+    let everything = Selection { suffixes: Vec::new(), derivatives: true, ..Selection::default() };
     for entry in cohort::list(&location, "shapes", &everything).await?.selected {
         let bytes = cohort::read(&location, &entry, MAX_SCAN_BYTES).await?;
         let mask = bytes.decode(MAX_SCAN_BYTES)?.volume;

@@ -11,7 +11,8 @@
 //!
 //! | kind | the file |
 //! |---|---|
-//! | `not_nifti` | is empty or has no NIfTI header |
+//! | `not_nifti` | is empty or has no NIfTI header; the message names what it is instead, if known |
+//! | `pointer` | stands for content that git-annex (DataLad) or Git LFS has not fetched |
 //! | `analyze` | is ANALYZE 7.5, which does not say which side is left |
 //! | `header_pair` | is one half of a `.hdr`/`.img` pair, or a whole file given as a half |
 //! | `truncated` | ends before the voxels its header promises |
@@ -27,12 +28,14 @@
 //! [`encode()`] gives the bytes of a `.nii.gz` for a volume.
 
 mod encode;
+mod foreign;
 mod geometry;
 mod header;
 mod inflate;
 mod voxels;
 
 pub use encode::{NiftiVoxel, encode};
+pub use foreign::pointer;
 pub use geometry::AffineSource;
 use header::{Header, NIFTI2_BYTES, Storage};
 
@@ -87,6 +90,9 @@ pub fn decode_pair(header_bytes: &[u8], image_bytes: &[u8], limit_bytes: u64) ->
             "header_pair",
             "the header says that its voxels are in the same file, not in an .img beside it; rename it to .nii",
         ));
+    }
+    if let Some(message) = pointer(image_bytes) {
+        return Err(Error::new("pointer", message));
     }
     if inflate::is_gzip(header_bytes) {
         // The header was read from the first bytes alone. Inflating to the end verifies the checksum.

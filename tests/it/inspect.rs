@@ -1,5 +1,7 @@
 //! `neurosieve inspect` and `neurosieve eval`: the real program on a synthetic head.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Output;
 
@@ -7,6 +9,7 @@ use serde_json::Value;
 
 use super::support::cohorts::scan;
 use super::support::program::{command_in, text};
+use super::support::root;
 use super::support::shared::{head, path};
 
 fn program(arguments: &[&str], folder: &Path) -> Output {
@@ -79,4 +82,34 @@ fn eval_preprocess_reports_every_target_that_it_has_data_for() {
     assert!(!printed.contains("Dice with the reference") && !printed.contains("two sites"), "{printed}");
     let none = program(&["eval", "preprocess", "--cohort", cohort, "--split", "val"], folder.path());
     assert_eq!(none.status.code(), Some(2), "{none:?}");
+}
+
+#[test]
+fn inspect_reads_one_file_whatever_lies_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(head().join(scan(1)), folder.path().join("one 100%.nii.gz")).unwrap();
+    std::fs::create_dir(folder.path().join("deep")).unwrap();
+    std::fs::write(folder.path().join("deep").join(OsStr::from_bytes(b"M\xfcller.txt")), "x").unwrap();
+    std::os::unix::fs::symlink("..", folder.path().join("deep/up")).unwrap();
+    std::os::unix::fs::symlink("nowhere.nii", folder.path().join("absent.nii")).unwrap();
+    let shown = program(&["inspect", "one 100%.nii.gz", "--json"], folder.path());
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let json: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert!(json["brain_volume_ml"].as_f64().unwrap() > 1000.);
+    let address = url::Url::from_file_path(folder.path().join("one 100%.nii.gz")).unwrap();
+    assert!(program(&["inspect", address.as_str(), "--json"], folder.path()).status.success());
+
+    // Either half of a pair leads to the other.
+    for half in ["pair.hdr", "pair.img"] {
+        std::fs::copy(root().join("tests/golden/volume").join(half), folder.path().join(half)).unwrap();
+    }
+    for half in ["pair.hdr", "pair.img"] {
+        let small = program(&["inspect", half], folder.path());
+        assert!(text(&small.stderr).contains("field of view of 10 x 6 x 9 mm"), "{half}: {small:?}");
+    }
+    for (name, said) in [("two.nii.gz", "no image two.nii.gz"), ("absent.nii", "datalad get absent.nii")] {
+        let refused = program(&["inspect", name], folder.path());
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains(said), "{}", text(&refused.stderr));
+    }
 }

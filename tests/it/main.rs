@@ -5,6 +5,7 @@ mod support;
 
 mod azure;
 mod cohort;
+mod cohort_entries;
 mod commit;
 mod current;
 mod damaged_tables;

@@ -11,6 +11,7 @@ use neurosieve::volume::{Grid, Volume, nifti};
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path as Key};
 
+use super::cohort_entries::put_key;
 use super::support::cohorts::{scan, scan_id};
 use super::support::program::{printed, python, quick_run, text, with_peak_memory};
 use super::support::server::{Server, script};
@@ -215,4 +216,33 @@ async fn large_scans_before_a_slow_store_stay_within_the_memory_budget() {
     assert!(status.success());
     assert!(peak_mib > 100 && peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
     assert_eq!(server.rows(TABLES, "SELECT 1 FROM raw.scans").len(), SCANS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_with_empty_parts_or_dots_are_named_and_stop_no_listing_of_a_bucket() {
+    let Some(server) = moto() else { return };
+    let store = store(&server);
+    for n in 1..=3 {
+        store.put(&Key::from(format!("cohort/sub-0{n}/anat/sub-0{n}_T1w.nii.gz")), "x".into()).await.unwrap();
+    }
+    for key in ["sub-02//anat/sub-02_T1w.nii.gz", "old/../x.txt", "logs/./y.txt"] {
+        put_key(&server.address, &format!("study/cohort/{key}"));
+    }
+    let listed = |options: &[&str]| {
+        let output = server.program(&[&["cohort", "s3://study/cohort", "--json"], options].concat());
+        assert!(output.status.success(), "{}", printed(&output));
+        let listing: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let names = |of: &str, key: &str| {
+            listing[of].as_array().unwrap().iter().map(|e| e[key].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        (names("selected", "scan_id"), names("skipped", "uri"), names("skipped", "reason"))
+    };
+    let (selected, skipped, reasons) = listed(&[]);
+    assert_eq!(selected, ["cohort/sub-01_T1w", "cohort/sub-02_T1w", "cohort/sub-03_T1w"]);
+    assert_eq!(skipped, ["logs/./y.txt", "old/../x.txt", "sub-02//anat/sub-02_T1w.nii.gz"]);
+    assert_eq!(reasons, ["name", "name", "name"]);
+    let (selected, _, reasons) = listed(&["--exclude", "sub-02/**", "--exclude", "*.txt"]);
+    assert_eq!((selected.len(), reasons), (2, vec!["excluded".to_owned(); 4]));
+    let one = server.program(&["inspect", "s3://study/cohort/sub-01/anat/sub-01_T1w.nii.gz"]);
+    assert!(text(&one.stderr).contains("a text, not an image"), "{}", printed(&one));
 }

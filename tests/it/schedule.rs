@@ -87,6 +87,22 @@ fn a_schedule_screens_what_is_there_and_later_what_arrives() {
     assert_eq!(number(tables, "SELECT count(*) AS n FROM raw.scans"), 3);
 }
 
+#[test]
+fn a_night_without_scans_is_reported_and_the_schedule_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cohort, tables) = (folder.path().join("study"), folder.path().join("tables"));
+    std::fs::create_dir(&cohort).unwrap();
+    let every_second = ["--set", "schedule.run=\"* * * * * *\""];
+    let mut schedule = Scheduled::start(path(&cohort), path(&tables), &every_second);
+    schedule.prints("nothing is selected");
+    schedule.prints("Nothing is here");
+    synth(path(&cohort), &["--subjects", "1", "--lesions", "0", "--spacing", "4"]);
+    schedule.prints("1 scans done, 0 failed");
+    std::os::unix::fs::symlink("nowhere", cohort.join("sub-02_T1w.nii")).unwrap();
+    schedule.prints("left out: 1 (absent");
+    assert!([Some(0), Some(4)].contains(&schedule.stop()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_leaves_tables_alone_that_another_one_works_on() {
     let folder = tempfile::tempdir().unwrap();

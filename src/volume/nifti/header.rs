@@ -4,6 +4,7 @@
 //! header, and an array that is not one volume of real numbers; [`geometry`](super::geometry) checks the placement.
 //! Layout: nifti1.h and nifti2.h, <https://nifti.nimh.nih.gov>.
 
+use super::foreign;
 use crate::volume::error::{Error, Result};
 
 /// Bytes of a NIfTI-1 header.
@@ -120,13 +121,13 @@ pub(super) struct Header {
 impl Header {
     /// Reads the header at the start of `bytes`, at most [`NIFTI2_BYTES`] of them.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
-        let size: [u8; 4] = *bytes.first_chunk().ok_or_else(not_nifti)?;
+        let size: [u8; 4] = *bytes.first_chunk().ok_or_else(|| foreign::refusal(bytes))?;
         let (version, little_endian) = match (i32::from_le_bytes(size), i32::from_be_bytes(size)) {
             (348, _) => (1, true),
             (_, 348) => (1, false),
             (540, _) => (2, true),
             (_, 540) => (2, false),
-            _ => return Err(not_nifti()),
+            _ => return Err(foreign::refusal(bytes)),
         };
         let n_bytes = if version == 1 { NIFTI1_BYTES } else { NIFTI2_BYTES };
         let fields = Fields { bytes: bytes.get(..n_bytes).ok_or_else(Error::truncated)?, little_endian };
@@ -202,7 +203,7 @@ impl Fields<'_> {
         let storage = match &self.bytes[4..12] {
             b"n+2\0\r\n\x1a\n" => Storage::Single,
             b"ni2\0\r\n\x1a\n" => Storage::Pair,
-            _ => return Err(not_nifti()),
+            _ => return Err(foreign::refusal(self.bytes)),
         };
         Ok(Header {
             version: 2,
@@ -296,10 +297,6 @@ fn millimetres(xyzt_units: u8) -> f64 {
         3 => 0.001,
         _ => 1.0,
     }
-}
-
-fn not_nifti() -> Error {
-    Error::new("not_nifti", "this is no NIfTI file (no such header); convert it, for example with dcm2niix")
 }
 
 fn dimensions(why: &str) -> Error {
