@@ -9,6 +9,7 @@
 //!           (conform)            (stripped)     (skull_strip)  (bias)        (register)  (border)  (conform)    (normalize)  (qc)
 //! ```
 //!
+//! Before the first step, tiny, huge and centred intensities are brought into the range of the others (`intensity.rs`).
 //! Every step is a pure function of its input and its part of [`PreprocessConfig`]; [`steps`] runs them in this order.
 //! The image is interpolated once: from the native grid, averaged in blocks of at most 2 mm, to the model's grid.
 //! Refused as [`Error::Input`](crate::error::Error::Input), by kind: `constant` (all voxels equal), `too_coarse` (voxels
@@ -23,6 +24,7 @@ mod config;
 mod conform;
 mod contrast;
 mod distance;
+mod intensity;
 pub(crate) mod linear;
 mod locate;
 mod mask;
@@ -58,4 +60,4 @@ pub(crate) use {
 };
 
 /// Incremented when the same scan and settings give another result.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

@@ -10,6 +10,7 @@ use super::check::{check, finite};
 use super::config::PreprocessConfig;
 use super::conform::{Conformed, conformed, mask_to, model_grid};
 use super::contrast::t1_like;
+use super::intensity::{of_ordinary_size, with_dark_air};
 use super::locate::locate;
 use super::mask::volume_ml;
 use super::normalize::{NormalizeConfig, normalize};
@@ -47,7 +48,8 @@ pub struct Prepared {
 /// The result of every step, to inspect one scan and to evaluate the steps.
 #[derive(Debug, Clone)]
 pub struct Steps {
-    /// The scan on the working grid (world-aligned, 2 mm, RAS), in the scanner's units above the level of air.
+    /// The scan on the working grid (world-aligned, 2 mm, RAS), in the scanner's units above the level of air. Tiny and huge
+    /// numbers are multiplied by a power of two.
     pub working: Volume,
     /// The brain before its border was refined with the template.
     pub first_mask: Volume<u8>,
@@ -81,7 +83,7 @@ pub fn prepare(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Prepared>
 pub fn steps(native: &Volume<f32>, cfg: &PreprocessConfig) -> Result<Steps> {
     let mut timer = Timer::start();
     check(native, cfg)?;
-    let scan = finite(native);
+    let scan = with_dark_air(of_ordinary_size(finite(native)));
     timer.lap("check");
     let Conformed { mut working, finer } = conformed(&scan);
     timer.lap("conform");
