@@ -28,9 +28,12 @@ pub struct InspectArgs {
     /// File of the picture [default: <scan>_inspect.png in the current folder; with --json no picture]
     #[arg(long, value_name = "FILE")]
     pub png: Option<PathBuf>,
-    /// Also write the result of each step as NIfTI into this folder, created if missing
+    /// Also write the result of each step as NIfTI into this folder, created if missing; 0 outside the brain
     #[arg(long, value_name = "DIR")]
     pub nifti: Option<PathBuf>,
+    /// With --nifti: write the whole head, whose face identifies the person
+    #[arg(long, requires = "nifti")]
+    pub with_head: bool,
     /// Print the numbers as JSON
     #[arg(long)]
     pub json: bool,
@@ -67,7 +70,7 @@ impl InspectArgs {
             }
         }
         if let Some(folder) = self.nifti {
-            write_steps(&folder, stem, &steps)?;
+            write_steps(&folder, stem, &steps, self.with_head)?;
         }
         Ok(())
     }
@@ -105,10 +108,11 @@ async fn find(location: &Location, folder: &str, name: &str) -> Result<ScanEntry
 fn draw(steps: &Steps, stem: &str) -> Result<Vec<u8>> {
     let field = steps.field.on(&steps.working.grid, &Affine::identity());
     let mask = &steps.brain.mask;
-    let panel = |title, volume, brain| Panel { title, volume, brain, overlay: None };
+    let panel = |title, volume, brain| Panel { title, volume, brain, outlined: None, overlay: None };
     let prepared = &steps.prepared;
     let panels = [
-        panel("1 skull strip, first mask", &steps.working, &steps.first_mask),
+        // The first mask may reach into the orbits or the neck: it is outlined, and the image ends at the brain.
+        Panel { outlined: Some(&steps.first_mask), ..panel("1 skull strip, first mask", &steps.working, mask) },
         panel("2 with the template as prior", &steps.working, mask),
         panel("3 bias field", &field, mask),
         panel("4 bias corrected", &steps.corrected, mask),
@@ -179,17 +183,24 @@ fn peak_memory_mb() -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Writes the result of each step as `<stem>_step-<name>.nii.gz`.
-fn write_steps(folder: &Path, stem: &str, steps: &Steps) -> Result<()> {
+/// Writes the result of each step as `<stem>_step-<name>.nii.gz`. Images are 0 outside the brain, unless `with_head`.
+fn write_steps(folder: &Path, stem: &str, steps: &Steps, with_head: bool) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("cannot create {}", folder.display()), e))?;
     let put = |name: &str, bytes: Vec<u8>| write(&folder.join(format!("{stem}_step-{name}.nii.gz")), &bytes);
     let image = |volume: &Volume| nifti::encode(volume, "neurosieve inspect");
     let mask = |volume: &Volume<u8>| nifti::encode(volume, "neurosieve inspect");
-    put("1working", image(&steps.working))?;
+    let shown = |volume: &Volume| {
+        let mut shown = volume.clone();
+        if !with_head {
+            shown.data.iter_mut().zip(&steps.brain.mask.data).for_each(|(v, &b)| *v *= f32::from(u8::from(b != 0)));
+        }
+        image(&shown)
+    };
+    put("1working", shown(&steps.working))?;
     put("2firstmask", mask(&steps.first_mask))?;
     put("3mask", mask(&steps.brain.mask))?;
     put("4field", image(&steps.field.on(&steps.working.grid, &Affine::identity())))?;
-    put("5corrected", image(&steps.corrected))?;
+    put("5corrected", shown(&steps.corrected))?;
     put("6mni", image(&steps.prepared.image))?;
     put("7mnimask", mask(&steps.prepared.brain))
 }

@@ -45,6 +45,18 @@ const DERIVED: [&str; 7] = ["space", "desc", "label", "res", "den", "from", "to"
 /// Suffixes of masks and segmentations.
 const SEGMENTATIONS: [&str; 4] = ["mask", "defacemask", "dseg", "probseg"];
 
+/// Suffixes that name the contrast of an MRI image, or another modality. Names outside this list say nothing of it.
+const CONTRASTS: [&str; 39] = [
+    "T1w", "T2w", "T1rho", "T1map", "T2map", "T2star", "T2starw", "T2starmap", "FLAIR", "FLASH", "PD", "PDw", "PDmap",
+    "PDT2", "PDT2map", "R1map", "R2map", "R2starmap", "MTRmap", "MTw", "MTR", "MTVmap", "inplaneT1", "inplaneT2", "angio",
+    "SWI", "SWImagandphase", "Chimap", "M0map", "bold", "cbv", "sbref", "dwi", "asl", "m0scan", "epi", "pet", "ct", "CT",
+];
+
+/// Whether a suffix says that an image is of another contrast than those of `trained`: suffixes separated by `+`.
+pub fn is_another_contrast(suffix: &str, trained: &str) -> bool {
+    CONTRASTS.contains(&suffix) && trained.split('+').all(|one| one != suffix)
+}
+
 /// Reads the entities of a path that is relative to the dataset's root.
 pub fn entities(uri: &str) -> Entities {
     let (folders, file) = uri.rsplit_once('/').unwrap_or(("", uri));
@@ -186,6 +198,20 @@ mod tests {
         }
         assert!(!entities("scan_desc-x.nii").derived && !entities("mask.nii").derived);
         assert!(entities("sourcedata/sub-01/anat/sub-01_T1w.nii.gz").source_data);
+    }
+
+    #[test]
+    fn a_contrast_is_another_one_only_where_the_name_says_so() {
+        for (suffix, trained, other) in [
+            ("FLAIR", "T1w", true),
+            ("bold", "T1w", true),
+            ("T1w", "T1w", false),
+            ("FLAIR", "T1w+FLAIR", false),
+            ("T1w", "FLAIR", true),
+            ("brain", "T1w", false),
+        ] {
+            assert_eq!(is_another_contrast(suffix, trained), other, "{suffix} {trained}");
+        }
     }
 
     #[test]

@@ -49,6 +49,21 @@ pub struct Skipped {
     pub reason: Reason,
 }
 
+impl Listing {
+    /// Leaves out the selected scans whose suffix names another contrast than those of `trained`: BIDS suffixes, separated
+    /// by `+`.
+    pub fn leave_out_other_contrasts(&mut self, trained: &str) {
+        let other = |entry: &mut ScanEntry| entry.suffix.as_deref().is_some_and(|s| bids::is_another_contrast(s, trained));
+        let left_out = self.selected.extract_if(.., other);
+        self.skipped.extend(left_out.map(|entry| Skipped {
+            uri: entry.uri,
+            suffix: entry.suffix,
+            reason: Reason::Contrast,
+        }));
+        self.skipped.sort_by(|a, b| a.uri.cmp(&b.uri));
+    }
+}
+
 /// Lists a cohort and selects its scans.
 ///
 /// `name` becomes the first part of every scan id; [`Location::name`] is a good one. Takes some hundred bytes of memory

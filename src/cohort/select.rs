@@ -96,6 +96,8 @@ pub enum Reason {
     Empty,
     /// Another image has the same scan id.
     Duplicate,
+    /// It is of a contrast that the model was not trained on, by its suffix.
+    Contrast,
     /// The limit was reached.
     OverLimit,
     /// It is a link to a file that does not exist, as in a DataLad dataset before `datalad get`.
@@ -129,6 +131,7 @@ impl Reason {
             Self::Participants => "participants.tsv: values not selected, or no row",
             Self::Empty => "empty file",
             Self::Duplicate => "same scan id as an earlier file",
+            Self::Contrast => "not the contrast that the model was trained on; model.any_contrast = true screens it",
             Self::OverLimit => "over the limit",
             Self::Absent => "absent: a link to a file that is not here; fetch it with `datalad get`",
             Self::LinkLoop => "a link that leads back to itself or to a folder above it",
@@ -157,9 +160,9 @@ impl Reason {
         })
     }
 
-    /// True where something is wrong with the entry: nobody chose to leave it out.
+    /// True where nobody chose to leave the entry out: something is wrong with it, or it does not fit the model.
     pub fn is_fault(self) -> bool {
-        !self.is_about_image() || matches!(self, Self::Absent | Self::Empty)
+        !self.is_about_image() || matches!(self, Self::Absent | Self::Empty | Self::Contrast)
     }
 
     /// False where the entry may be something else than an image: it is not known, or its name does not count.

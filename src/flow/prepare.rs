@@ -123,6 +123,9 @@ impl Run {
 
         let cohort = open_cohort()?;
         let mut listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select).await?;
+        if !pipeline.model.any_contrast {
+            listing.leave_out_other_contrasts(&bundle.info.modality);
+        }
         if listing.selected.is_empty() {
             return Err(report::nothing_selected(&listing));
         }

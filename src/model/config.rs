@@ -8,10 +8,14 @@ use serde::{Deserialize, Serialize};
 pub struct ModelConfig {
     /// Folder of a bundle, or `built-in` (default) for the one inside the program.
     pub bundle: String,
+    /// Screens scans whose name says that they are of another contrast than those that the bundle was trained on. Default:
+    /// they are left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub any_contrast: bool,
 }
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { bundle: "built-in".into() }
+        Self { bundle: "built-in".into(), any_contrast: false }
     }
 }

@@ -44,8 +44,11 @@ pub struct Panel<'a> {
     pub title: &'a str,
     /// The image, with any intensities.
     pub volume: &'a Volume<f32>,
-    /// The brain on the image's grid: not 0 inside.
+    /// The brain on the image's grid: not 0 inside. Nothing is drawn outside.
     pub brain: &'a Volume<u8>,
+    /// A mask on the image's grid that is outlined in place of the brain. Of what lies outside the brain, only the outline is
+    /// drawn.
+    pub outlined: Option<&'a Volume<u8>>,
     /// Strength of a red tint, 0..1, on any grid in the image's world.
     pub overlay: Option<&'a Volume<f32>>,
 }
@@ -87,7 +90,8 @@ pub fn picture(panels: &[Panel<'_>], footer: &str) -> Result<Vec<u8>> {
         for (i, line) in wrap(panel.title, TITLE_CHARACTERS).iter().enumerate() {
             canvas.write(line, GAP, top + LINE + i * LINE, TEXT);
         }
-        let mask = panel.brain.map(|v| f32::from(u8::from(v != 0)));
+        let share = |mask: &Volume<u8>| mask.map(|v| f32::from(u8::from(v != 0)));
+        let masks = Masks { brain: share(panel.brain), outlined: panel.outlined.map(share) };
         let window = window(panel);
         let mut left = title_width;
         for plane in &PLANES {
@@ -95,7 +99,7 @@ pub fn picture(panels: &[Panel<'_>], footer: &str) -> Result<Vec<u8>> {
             canvas.write(plane.ends[0], left, top, TEXT);
             canvas.write(plane.ends[1], left + tile_width - CHARACTER, top, TEXT);
             let grid = extent.slice(plane, [tile_width, tile_height]);
-            draw(&mut canvas, [left, top + LINE], panel, &mask, window, &grid);
+            draw(&mut canvas, [left, top + LINE], panel, &masks, window, &grid);
             left += tile_width + GAP;
         }
         top += row_height;
@@ -105,6 +109,12 @@ pub fn picture(panels: &[Panel<'_>], footer: &str) -> Result<Vec<u8>> {
         top += LINE;
     }
     canvas.encode()
+}
+
+/// The masks of a panel as shares of a voxel, which can be interpolated.
+struct Masks {
+    brain: Volume,
+    outlined: Option<Volume>,
 }
 
 /// Extent of a brain in its world, in mm.
@@ -117,7 +127,7 @@ struct Extent {
 
 impl Extent {
     fn of(panel: &Panel<'_>) -> Result<Self> {
-        if panel.brain.grid != panel.volume.grid {
+        if panel.brain.grid != panel.volume.grid || panel.outlined.is_some_and(|mask| mask.grid != panel.volume.grid) {
             return Err(Error::Bug(format!("the brain mask of '{}' is not on its image's grid", panel.title)));
         }
         let mut bounds = [[f64::INFINITY, f64::NEG_INFINITY]; 3];
@@ -161,15 +171,17 @@ fn window(panel: &Panel<'_>) -> [f32; 2] {
 }
 
 /// Draws one plane with its upper left pixel at `corner`.
-fn draw(canvas: &mut Canvas, corner: [usize; 2], panel: &Panel<'_>, mask: &Volume, window: [f32; 2], grid: &Grid) {
+fn draw(canvas: &mut Canvas, corner: [usize; 2], panel: &Panel<'_>, masks: &Masks, window: [f32; 2], grid: &Grid) {
     let world = Affine::identity();
     let image = trilinear(panel.volume, grid, &world);
     let overlay = panel.overlay.map(|overlay| trilinear(overlay, grid, &world));
-    let inside: Vec<bool> = trilinear(mask, grid, &world).data.iter().map(|&share| share >= 0.5).collect();
+    let cut = |mask: &Volume| trilinear(mask, grid, &world).data.iter().map(|&share| share >= 0.5).collect::<Vec<_>>();
+    let inside = cut(&masks.brain);
+    let outlined = masks.outlined.as_ref().map_or_else(|| inside.clone(), cut);
 
     let [nx, ny, _] = grid.shape;
-    let at = |x: isize, y: isize| {
-        (0..nx as isize).contains(&x) && (0..ny as isize).contains(&y) && inside[x as usize + nx * y as usize]
+    let is_in = |mask: &[bool], x: isize, y: isize| {
+        (0..nx as isize).contains(&x) && (0..ny as isize).contains(&y) && mask[x as usize + nx * y as usize]
     };
     // The distance within the plane is never smaller than the distance in space, so that no more than the margin is drawn.
     let reach = SHOWN_OUTSIDE_MM * PIXELS_PER_MM;
@@ -180,8 +192,9 @@ fn draw(canvas: &mut Canvas, corner: [usize; 2], panel: &Panel<'_>, mask: &Volum
 
     for (i, &is_inside) in inside.iter().enumerate() {
         let [x, y] = [(i % nx) as isize, (i / nx) as isize];
-        let edge = is_inside && [[-1, 0], [1, 0], [0, -1], [0, 1]].iter().any(|[dx, dy]| !at(x + dx, y + dy));
-        let shown = is_inside || disc.iter().any(|[dx, dy]| at(x + dx, y + dy));
+        let sides = [[-1, 0], [1, 0], [0, -1], [0, 1]];
+        let edge = outlined[i] && sides.iter().any(|[dx, dy]| !is_in(&outlined, x + dx, y + dy));
+        let shown = is_inside || disc.iter().any(|[dx, dy]| is_in(&inside, x + dx, y + dy));
         let colour = if edge {
             OUTLINE
         } else if shown {
@@ -267,7 +280,7 @@ mod tests {
     #[test]
     fn the_outline_follows_the_brain_in_every_plane_whatever_the_voxels() {
         let (image, brain) = head();
-        let panel = Panel { title: "anisotropic", volume: &image, brain: &brain, overlay: None };
+        let panel = Panel { title: "anisotropic", volume: &image, brain: &brain, outlined: None, overlay: None };
         let picture = layout(&[panel, panel]);
         for (plane, axes) in [[0, 1], [0, 2], [1, 2]].into_iter().enumerate() {
             for (direction, axis) in
@@ -282,7 +295,7 @@ mod tests {
     #[test]
     fn the_subjects_right_is_on_the_left_and_the_front_is_up() {
         let (mut image, brain) = head();
-        let panel = Panel { title: "", volume: &image, brain: &brain, overlay: None };
+        let panel = Panel { title: "", volume: &image, brain: &brain, outlined: None, overlay: None };
         let picture = layout(&[panel]);
         for plane in [0, 1] {
             assert_eq!(picture.pixel(plane, [-30.0, 0.0]), [255; 3], "right");
@@ -292,7 +305,7 @@ mod tests {
         for i in 0..image.data.len() {
             image.data[i] = if (i / 200 % 110) < 55 { 100.0 } else { 300.0 };
         }
-        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, overlay: None }]);
+        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, outlined: None, overlay: None }]);
         assert_eq!([picture.pixel(0, [0.0, -30.0]), picture.pixel(0, [0.0, 30.0])], [[0; 3], [255; 3]]);
         assert_eq!([picture.pixel(2, [-30.0, 0.0]), picture.pixel(2, [30.0, 0.0])], [[0; 3], [255; 3]]);
     }
@@ -300,7 +313,7 @@ mod tests {
     #[test]
     fn nothing_of_the_head_outside_the_brain_is_drawn() {
         let (image, brain) = head();
-        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, overlay: None }]);
+        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, outlined: None, overlay: None }]);
         for (plane, [a, b]) in [[0, 1], [0, 2], [1, 2]].into_iter().enumerate() {
             let half = [picture.field[a] as f64 / 4.0 - 1.0, picture.field[1] as f64 / 4.0 - 1.0];
             for k in 0..10_000 {
@@ -313,10 +326,26 @@ mod tests {
     }
 
     #[test]
+    fn of_a_mask_that_is_too_large_only_the_outline_is_drawn() {
+        let (image, brain) = head();
+        let grown = |p: [f64; 3]| (0..3).map(|a| ((p[a] - CENTRE[a]) / (RADII[a] + 8.0)).powi(2)).sum::<f64>() <= 1.0;
+        let too_large = (0..image.grid.len()).map(|i| u8::from(grown(image.grid.world_mm(i)))).collect();
+        let too_large = Volume::new(image.grid, too_large);
+        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, outlined: Some(&too_large), overlay: None }]);
+        // The front of the axial plane has no margin that cuts the outline off.
+        let edge = picture.edge_mm(0, [0.0, -1.0]);
+        assert!(edge.is_none_or(|edge| edge > RADII[1] + 4.0), "{edge:?}: the brain is not outlined");
+        let drawn = (0..10_000).map(|k| [f64::from(k % 100) - 50.0, f64::from(k / 100) - 50.0].map(|v| 1.3 * v));
+        let outside = drawn.filter(|mm| (mm[0] / (RADII[0] + 4.0)).powi(2) + (mm[1] / (RADII[1] + 4.0)).powi(2) > 1.0);
+        let within = outside.filter(|mm| mm[0].abs() < RADII[0] + 5.0 && mm[1].abs() < RADII[1] + 5.0);
+        assert!(within.map(|mm| picture.pixel(0, mm)).all(|pixel| pixel == [0; 3] || pixel == OUTLINE));
+    }
+
+    #[test]
     fn an_overlay_tints_and_an_empty_mask_is_refused() {
         let (image, brain) = head();
         let everywhere = Volume::new(image.grid, vec![1.0; image.data.len()]);
-        let panel = Panel { title: "", volume: &image, brain: &brain, overlay: Some(&everywhere) };
+        let panel = Panel { title: "", volume: &image, brain: &brain, outlined: None, overlay: Some(&everywhere) };
         assert_eq!(layout(&[panel]).pixel(0, [30.0, 0.0]), OVERLAY);
         let empty = Volume::zeros(image.grid);
         let refused = picture(&[Panel { brain: &empty, ..panel }], "").expect_err("no brain");

@@ -22,7 +22,7 @@
 //! | `datatype` | holds colours, complex numbers, bits or 128-bit floats |
 //! | `scaling` | has a scaling that leaves no voxel finite |
 //! | `voxel_offset` | has an impossible offset of its voxels |
-//! | `spacing`, `affine` | has no usable map from voxels to space |
+//! | `spacing`, `affine` | has no usable map from voxels to space, or names a unit in which voxels have impossible sizes |
 //! | `constant` | holds no image: all voxels are equal, or none is finite |
 //!
 //! [`encode()`] gives the bytes of a `.nii.gz` for a volume.
@@ -105,7 +105,9 @@ pub fn decode_pair(header_bytes: &[u8], image_bytes: &[u8], limit_bytes: u64) ->
 /// `.nii`, a `.nii.gz` or a `.hdr`. `None` where that header cannot be read; [`decode`] says why.
 pub fn decoded_bytes(bytes: &[u8]) -> Option<u64> {
     let header = read_header(bytes).ok()?;
-    header.n_voxels()?.checked_mul(size_of::<f32>().max(header.datatype.size()) as u64)
+    let voxels = header.n_voxels()?.checked_mul(size_of::<f32>().max(header.datatype.size()) as u64)?;
+    // What lies before the voxels is held beside them until they are converted.
+    voxels.checked_add(header.offset().ok()?)
 }
 
 /// The header at the start of a file.

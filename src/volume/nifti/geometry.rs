@@ -6,7 +6,7 @@
 //! nibabel, a transform that has no inverse gives way to the next one. Refuses a file whose codes promise a transform of
 //! which none is usable: voxel sizes alone would be a guess at left and right.
 
-use super::header::Header;
+use super::header::{Header, Unit};
 use crate::volume::Affine;
 use crate::volume::error::{Error, Result};
 
@@ -37,8 +37,8 @@ const AGREE_DEGREES: f64 = 1.0;
 
 /// The placement of the header's voxels.
 pub(super) fn place(header: &Header) -> Result<Placement> {
-    let sform = (header.sform_code > 0).then(|| usable(header.srow, header.mm));
-    let qform = (header.qform_code > 0).then(|| qform(header).and_then(|rows| usable(rows, header.mm)));
+    let sform = (header.sform_code > 0).then(|| usable(header.srow, header.unit.mm()));
+    let qform = (header.qform_code > 0).then(|| qform(header).and_then(|rows| usable(rows, header.unit.mm())));
     let (affine, source, qform_disagrees) = match (sform, qform) {
         (Some(Ok(sform)), Some(Ok(qform))) => (sform, AffineSource::Sform, !agree(&sform, &qform, header.shape)),
         (Some(Ok(sform)), _) => (sform, AffineSource::Sform, false),
@@ -46,10 +46,36 @@ pub(super) fn place(header: &Header) -> Result<Placement> {
         (Some(Err(e)), _) | (None, Some(Err(e))) => return Err(e),
         (None, None) => {
             let rows = centred(spacing(header)?, header.shape);
-            (usable(rows, header.mm)?, AffineSource::VoxelSizes, false)
+            (usable(rows, header.unit.mm())?, AffineSource::VoxelSizes, false)
         }
     };
+    refuse_wrong_unit(&affine, header.unit)?;
     Ok(Placement { affine, source, qform_disagrees })
+}
+
+/// Voxel sizes in mm that an image of a head may have; far more than any scanner makes.
+const PLAUSIBLE_MM: std::ops::RangeInclusive<f64> = 0.02..=50.0;
+
+/// Refuses voxels of an implausible size where the same numbers in mm would be plausible: the unit is wrong, not the scan.
+fn refuse_wrong_unit(affine: &Affine, unit: Unit) -> Result<()> {
+    let spacing = affine.spacing();
+    let as_mm = spacing.map(|s| s / unit.mm());
+    let plausible = |sizes: &[f64; 3]| sizes.iter().all(|s| PLAUSIBLE_MM.contains(s));
+    if unit == Unit::Millimetre || plausible(&spacing) || !plausible(&as_mm) {
+        return Ok(());
+    }
+    let [x, y, z] = as_mm;
+    Err(Error::new(
+        "spacing",
+        format!(
+            "the header gives lengths in {}, so that voxels of {x} x {y} x {z} are {} x {} x {} mm; if they are millimetres, \
+             correct the unit: in nibabel, image.header.set_xyzt_units('mm')",
+            unit.name(),
+            spacing[0],
+            spacing[1],
+            spacing[2]
+        ),
+    ))
 }
 
 /// Least volume of a voxel as a share of the product of its sides. Scanners shear voxels far less, and axes that nearly

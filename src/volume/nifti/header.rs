@@ -114,8 +114,44 @@ pub(super) struct Header {
     pub quaternion: [f64; 3],
     pub qoffset: [f64; 3],
     pub srow: [[f64; 4]; 3],
-    /// Millimetres per unit of length.
-    pub mm: f64,
+    /// The unit of length.
+    pub unit: Unit,
+}
+
+/// A unit of length of `xyzt_units`; a file that names none is taken to be in mm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Metre,
+    Millimetre,
+    Micrometre,
+}
+
+impl Unit {
+    fn from_code(xyzt_units: u8) -> Self {
+        match xyzt_units & 7 {
+            1 => Self::Metre,
+            3 => Self::Micrometre,
+            _ => Self::Millimetre,
+        }
+    }
+
+    /// Its length in mm.
+    pub(super) fn mm(self) -> f64 {
+        match self {
+            Self::Metre => 1000.0,
+            Self::Millimetre => 1.0,
+            Self::Micrometre => 0.001,
+        }
+    }
+
+    /// Its name in messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Metre => "metres",
+            Self::Millimetre => "millimetres",
+            Self::Micrometre => "micrometres",
+        }
+    }
 }
 
 impl Header {
@@ -150,9 +186,9 @@ impl Header {
             Storage::Single => (self.n_bytes() + EXTENDER_BYTES) as f64,
             Storage::Pair => 0.0,
         };
-        // NaN fails the comparison. Above 2^24 the f32 of NIfTI-1 cannot hold every byte offset, and no extension is
-        // that long.
-        if !(first..=16_777_216.0).contains(&self.offset) || self.offset.fract() != 0.0 {
+        // NaN fails the comparison. Extensions before the voxels may have any length; whether the file is that long is
+        // checked where it is read. An f64 holds every byte offset below 2^53.
+        if !(first..=9_007_199_254_740_992.0).contains(&self.offset) || self.offset.fract() != 0.0 {
             return Err(Error::new(
                 "voxel_offset",
                 format!(
@@ -194,7 +230,7 @@ impl Fields<'_> {
             quaternion: self.f32s(256),
             qoffset: self.f32s(268),
             srow: [280, 296, 312].map(|at| self.f32s(at)),
-            mm: millimetres(self.bytes[123]),
+            unit: Unit::from_code(self.bytes[123]),
         })
     }
 
@@ -220,7 +256,7 @@ impl Fields<'_> {
             quaternion: self.f64s(352),
             qoffset: self.f64s(376),
             srow: [400, 432, 464].map(|at| self.f64s(at)),
-            mm: millimetres(self.i32(500) as u8),
+            unit: Unit::from_code(self.i32(500) as u8),
         })
     }
 
@@ -287,15 +323,6 @@ fn shape(dim: [i64; 8]) -> Result<[usize; 3]> {
     match (nx, ny, nz) {
         (Ok(nx), Ok(ny), Ok(nz)) => Ok([nx, ny, nz]),
         _ => Err(dimensions(&format!("its shape is {axes:?}"))),
-    }
-}
-
-/// Millimetres per unit of length of `xyzt_units`; a file that names none is taken to be in mm.
-fn millimetres(xyzt_units: u8) -> f64 {
-    match xyzt_units & 7 {
-        1 => 1000.0,
-        3 => 0.001,
-        _ => 1.0,
     }
 }
 
