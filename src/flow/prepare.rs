@@ -122,6 +122,8 @@ impl Run {
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
 
         let cohort = open_cohort()?;
+        let tables = open_tables()?;
+        refuse_nested(&cohort, &tables)?;
         let mut listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select).await?;
         if !pipeline.model.any_contrast {
             listing.leave_out_other_contrasts(&bundle.info.modality);
@@ -135,8 +137,6 @@ impl Run {
         }
         let in_other_shards = selected - listing.selected.len();
 
-        let tables = open_tables()?;
-        refuse_nested(&cohort, &tables)?;
         let tables = Tables::open_or_create_at(tables).await?;
         refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
         let pending = Pending::new(&listing.selected, &tables.done(&recipe_id).await?, &pipeline.run);
