@@ -53,7 +53,8 @@ impl Listing {
     /// Leaves out the selected scans whose suffix names another contrast than those of `trained`: BIDS suffixes, separated
     /// by `+`.
     pub fn leave_out_other_contrasts(&mut self, trained: &str) {
-        let other = |entry: &mut ScanEntry| entry.suffix.as_deref().is_some_and(|s| bids::is_another_contrast(s, trained));
+        let other =
+            |entry: &mut ScanEntry| entry.suffix.as_deref().is_some_and(|s| bids::is_another_contrast(s, trained));
         let left_out = self.selected.extract_if(.., other);
         self.skipped.extend(left_out.map(|entry| Skipped {
             uri: entry.uri,

@@ -331,7 +331,8 @@ mod tests {
         let grown = |p: [f64; 3]| (0..3).map(|a| ((p[a] - CENTRE[a]) / (RADII[a] + 8.0)).powi(2)).sum::<f64>() <= 1.0;
         let too_large = (0..image.grid.len()).map(|i| u8::from(grown(image.grid.world_mm(i)))).collect();
         let too_large = Volume::new(image.grid, too_large);
-        let picture = layout(&[Panel { title: "", volume: &image, brain: &brain, outlined: Some(&too_large), overlay: None }]);
+        let picture =
+            layout(&[Panel { title: "", volume: &image, brain: &brain, outlined: Some(&too_large), overlay: None }]);
         // The front of the axial plane has no margin that cuts the outline off.
         let edge = picture.edge_mm(0, [0.0, -1.0]);
         assert!(edge.is_none_or(|edge| edge > RADII[1] + 4.0), "{edge:?}: the brain is not outlined");

@@ -117,7 +117,12 @@ impl Tables {
         removed_rows: usize,
     ) -> Result<bool> {
         let entry = Entry::new(table, &uuid::Uuid::now_v7().to_string(), 0, &self.epochs);
-        append(self.delta_mut(table), &entry, &mut Files::Rewrite { actions, operation, removed_rows }).await
+        append(
+            self.delta_mut(table),
+            &entry,
+            &mut Files::Rewrite { actions, operation: Box::new(operation), removed_rows },
+        )
+        .await
     }
 
     /// Writes and commits the first row of a run, and sets its number in `row`: the version of `runs` that the row makes.
@@ -163,7 +168,7 @@ enum Files<'a> {
     /// Of `runs`: the first row of a run, with the version after this one as its number.
     FirstOfRun { row: &'a mut RunRow, location: &'a Location },
     /// A rewrite of files that are part of the table; none where the version lacks one of them.
-    Rewrite { actions: Vec<Action>, operation: DeltaOperation, removed_rows: usize },
+    Rewrite { actions: Vec<Action>, operation: Box<DeltaOperation>, removed_rows: usize },
 }
 
 impl Files<'_> {
@@ -191,7 +196,7 @@ impl Files<'_> {
     /// How the log names the commit.
     fn operation(&self) -> DeltaOperation {
         match self {
-            Self::Rewrite { operation, .. } => operation.clone(),
+            Self::Rewrite { operation, .. } => (**operation).clone(),
             _ => DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None },
         }
     }

@@ -17,6 +17,7 @@ mod folders_of_others;
 mod geometry;
 mod gpu;
 mod inspect;
+mod intensities;
 mod kills;
 mod log;
 mod maintenance;
