@@ -62,6 +62,15 @@ enum TablesCommand {
         #[arg(long)]
         overwrite: bool,
     },
+    /// Look for results that are there twice or incomplete, and for rows that killed runs left without a result
+    Check {
+        /// Where the tables are: a folder or a URL such as s3://bucket/results
+        #[arg(long, value_name = "URL")]
+        tables: String,
+        /// Delete the rows without a result, except those of runs that began within the last day
+        #[arg(long)]
+        repair: bool,
+    },
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
@@ -137,6 +146,7 @@ impl TablesArgs {
             TablesCommand::Export { selected, to, format, overwrite } => {
                 export(&selected, &to, format, overwrite).await?;
             }
+            TablesCommand::Check { tables, repair } => check(&tables, repair).await?,
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {
@@ -182,6 +192,45 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
         let sql = format!("SELECT * FROM {schema}.{name}");
         query::execute(&context, Access::Tables, &sql, format, Some(&file)).await?;
         outln!("{}", file.display());
+    }
+    Ok(())
+}
+
+/// Prints what a check of the tables finds, after a repair where one is asked for.
+///
+/// # Errors
+/// [`Error::Input`] where results are there twice or incomplete; errors of reading and repairing.
+async fn check(url: &str, repair: bool) -> Result<()> {
+    let mut tables = Tables::open(url).await?;
+    if repair {
+        for (table, rows) in tables.remove_orphans().await? {
+            outln!("{table}: {rows} rows without a result deleted");
+        }
+    }
+    let found = tables.check().await?;
+    for (table, rows) in &found.orphans {
+        outln!(
+            "{table}: {rows} rows without a result; no view shows them, and --repair deletes those older than a day"
+        );
+    }
+    for (what, scans) in
+        [("has more than one result of one key", &found.duplicates), ("is incomplete", &found.incomplete)]
+    {
+        scans.iter().for_each(|scan| outln!("{scan} {what}"));
+    }
+    if found.is_damaged() {
+        return Err(Error::input(
+            "damaged_tables",
+            format!(
+                "{} results are there twice and {} are incomplete: `neurosieve tables history` shows what was committed; screen \
+             into new tables, or restore these from a copy",
+                found.duplicates.len(),
+                found.incomplete.len()
+            ),
+        ));
+    }
+    if found.orphans.is_empty() {
+        outln!("no row is doubled, missing or without a result");
     }
     Ok(())
 }

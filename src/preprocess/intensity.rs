@@ -151,10 +151,12 @@ mod tests {
         ] {
             let found = with_dark_air(Cow::Borrowed(&scan));
             let air = found.data[0];
-            let tissue = scan.data.iter().zip(&found.data).zip(&raw.data).filter(|&(_, &raw)| raw != 0.0);
-            let (darkest, kept) =
-                tissue.fold((f32::MAX, true), |(low, kept), ((was, is), _)| (low.min(*is), kept && was == is));
-            assert!(kept && air <= darkest, "{name}: air {air}, tissue from {darkest}");
+            let tissue = || scan.data.iter().zip(&found.data).zip(&raw.data).filter(|&(_, &raw)| raw != 0.0);
+            let darkest = tissue().fold(f32::MAX, |low, ((&was, _), _)| low.min(was));
+            assert!(air < darkest, "{name}: air {air}, tissue from {darkest}");
+            // At the very border, tissue with exactly the value of the background cannot be told from it.
+            let changed = tissue().filter(|((was, is), _)| was != is).count() as f64 / tissue().count() as f64;
+            assert!(changed < 0.01, "{name}: {changed} of the tissue changed");
             assert!(raw.data.iter().zip(&found.data).all(|(raw, &v)| *raw != 0.0 || v == air), "{name}");
         }
     }

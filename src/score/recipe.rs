@@ -189,7 +189,7 @@ mod tests {
     fn the_default_recipe_has_the_id_that_tables_hold() {
         let bundle = Bundle::built_in().unwrap();
         let id = recipe_id(&bundle.info.preprocess, &ScoreConfig::default(), &bundle);
-        assert_eq!(id, "16365255190b44b6");
+        assert_eq!(id, "1e6f33d08253ce4e");
     }
 
     #[test]

@@ -26,9 +26,6 @@ use super::rewrite;
 use super::schema::Table;
 use crate::error::{Error, Result};
 
-/// Plans of a rewrite, each of which another process may make useless by merging the same files first.
-const MAX_PLANS: u32 = 5;
-
 /// What [`Tables::optimize`] did to a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Optimized {
@@ -91,7 +88,7 @@ impl Tables {
             Table::Tokens => OptimizeType::ZOrder(["scan_id", "region"].map(str::to_owned).into()),
             _ => OptimizeType::Compact,
         };
-        for _ in 0..MAX_PLANS {
+        for _ in 0..rewrite::MAX_PLANS {
             let delta = self.delta_mut(table);
             delta.update_state().await.map_err(failed)?;
             refuse_unwritable(table, delta)?;
@@ -116,10 +113,7 @@ impl Tables {
             }
             tracing::info!(table = table.name(), "another process merged the same files; planning again");
         }
-        Err(Error::Config(format!(
-            "other processes merged files of table {} {MAX_PLANS} times before this one could: optimize it when they have ended",
-            table.name()
-        )))
+        Err(rewrite::too_busy(table))
     }
 
     /// Deletes data files that no version of the last `keep` refers to. `keep` must be longer than any run and any query. With

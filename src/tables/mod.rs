@@ -29,6 +29,7 @@
 //! | superseded | a scan that was not committed because another run had committed its key first |
 //! | lease | the right of one schedule to work on the tables alone |
 
+mod check;
 mod column;
 mod columns;
 mod commit;
@@ -51,6 +52,7 @@ mod schema;
 mod screened;
 mod session;
 
+pub use self::check::Findings;
 pub use self::column::{Column, Kind};
 pub use self::commit::Committed;
 pub use self::config::TablesConfig;

@@ -20,7 +20,19 @@ use deltalake_core::{DeltaResult, DeltaTable, DeltaTableError};
 use object_store::ObjectStore;
 use uuid::Uuid;
 
+use super::schema::Table;
 use crate::error::{Error, Result};
+
+/// Plans of a rewrite, each of which another process may make useless by rewriting the same files first.
+pub(super) const MAX_PLANS: u32 = 5;
+
+/// The error after [`MAX_PLANS`] plans that could not be committed.
+pub(super) fn too_busy(table: Table) -> Error {
+    Error::Config(format!(
+        "other processes rewrote files of table {} {MAX_PLANS} times before this one could: try again when they have ended",
+        table.name()
+    ))
+}
 
 /// A log that is read as always, and to which nothing is written: it keeps the entry and says that another has its version.
 struct HeldBack {

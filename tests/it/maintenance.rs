@@ -1,16 +1,17 @@
 //! `neurosieve tables`: files are merged, exported and deleted, and queries give the same rows.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use neurosieve::tables::{Table, Tables};
+use neurosieve::tables::{Findings, RunRow, Table, Tables};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 use super::support::program::{number, ok, program, quick_run, rows, text};
-use super::support::results::{DAY_ONE, commit, counts, finished, open};
+use super::support::results::{DAY_ONE, begin, commit, counts, finished, open, run_row, write};
 use super::support::shared::{copy, path, sharded};
 
 /// Data files of a table, those that no version refers to included.
@@ -207,4 +208,68 @@ async fn every_pair_of_commands_at_once_loses_and_doubles_nothing() {
     let rows = 4 * 2 + 3 * 3;
     assert_eq!(counts(&tables, ["raw.scans", "scans", "raw.masks"]).await, [rows, rows, rows]);
     assert_eq!(counts(&tables, ["raw.tokens", "tokens"]).await, [4 * rows, 4 * rows]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_killed_run_left_are_found_and_removed_and_results_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), 2).await;
+    let mut tables = open(folder.path()).await;
+    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    // A run that is killed before it commits `scans`, of which one file also holds a result.
+    begin(&mut tables, "r3").await;
+    let receipts = write(tables.location(), vec![vec![finished("r3", "sub-lost", DAY_ONE, 0.5)]], 64).await;
+    let others: Vec<_> = receipts.into_iter().filter(|receipt| receipt.table != Table::Scans).collect();
+    tables.commit("r3", 0, &others).await.unwrap();
+    commit(&mut tables, "r4", vec![finished("r4", "sub-kept", DAY_ONE, 0.5)]).await;
+    tables.optimize(Table::Tokens, MIB_128, 1 << 28).await.unwrap();
+
+    let found = tables.check().await.unwrap();
+    assert!(!found.is_damaged(), "{found:?}");
+    let expected: BTreeMap<&str, usize> = [("tokens", 4), ("masks", 1), ("findings", 1)].into();
+    assert_eq!(found.orphans, expected);
+    assert_eq!(tables.remove_orphans().await.unwrap(), expected);
+    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    let seen = counts(&tables, ["scans", "raw.scans", "tokens", "raw.tokens", "raw.masks"]).await;
+    assert_eq!(seen, [5, 5, 20, 20, 5]);
+    // By hand there is nothing left to do.
+    let printed = ok(&["tables", "check", "--tables", path(folder.path()), "--repair"]);
+    assert!(printed.contains("no row is doubled, missing or without a result"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rows_of_a_run_that_may_be_active_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tables = open(folder.path()).await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as i64;
+    tables.begin_run(&mut RunRow { started_at: now, ..run_row("r1", None, 0) }).await.unwrap();
+    let receipts = write(tables.location(), vec![vec![finished("r1", "sub-1", DAY_ONE, 0.5)]], 64).await;
+    let others: Vec<_> = receipts.iter().filter(|receipt| receipt.table != Table::Scans).cloned().collect();
+    tables.commit("r1", 0, &others).await.unwrap();
+    assert!(tables.remove_orphans().await.unwrap().is_empty());
+    tables.commit("r1", 0, &receipts).await.unwrap();
+    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    assert_eq!(counts(&tables, ["tokens"]).await, [4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_finds_doubled_and_incomplete_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tables = open(folder.path()).await;
+    begin(&mut tables, "r1").await;
+    let receipts = write(tables.location(), vec![vec![finished("r1", "sub-1", DAY_ONE, 0.5)]], 64).await;
+    let scans: Vec<_> = receipts.into_iter().filter(|receipt| receipt.table == Table::Scans).collect();
+    tables.commit("r1", 0, &scans).await.unwrap();
+    assert_eq!(tables.check().await.unwrap().incomplete, ["sub-1"]);
+    // The same file once more, as two rewrites at once left it.
+    let log = folder.path().join("scans/_delta_log");
+    let entry = std::fs::read_to_string(log.join("00000000000000000001.json")).unwrap();
+    std::fs::copy(folder.path().join("scans").join(&scans[0].path), folder.path().join("scans/part-again.parquet"))
+        .unwrap();
+    let again: String = entry.lines().filter(|line| line.contains("\"add\"")).collect();
+    std::fs::write(log.join("00000000000000000002.json"), again.replace(&scans[0].path, "part-again.parquet")).unwrap();
+    let found = open(folder.path()).await.check().await.unwrap();
+    assert_eq!(found.duplicates, ["sub-1"]);
+    let refused = program(&["tables", "check", "--tables", path(folder.path())]);
+    assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains("1 results are there twice"));
 }
