@@ -10,7 +10,7 @@ use super::outside_tables;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
-use crate::tables::{Commit, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables, Vacuumed};
+use crate::tables::{Commit, Lease, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables, Vacuumed};
 use crate::terminal::outln;
 
 /// Describe, maintain and export the result tables
@@ -118,6 +118,7 @@ impl TablesArgs {
             TablesCommand::Describe => Table::ALL.iter().for_each(|table| outln!("{}", table.describe())),
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
+                let lease = Lease::of_maintenance(tables.location()).await?;
                 let memory_bytes =
                     if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
                 for table in wanted {
@@ -125,9 +126,11 @@ impl TablesArgs {
                     let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
                     outln!("{}: {removed} files became {added}", table.name());
                 }
+                lease.give_back().await;
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
                 let (mut tables, wanted) = selected.open().await?;
+                let lease = if dry_run { None } else { Some(Lease::of_maintenance(tables.location()).await?) };
                 let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
                 for table in wanted {
                     let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
@@ -141,6 +144,9 @@ impl TablesArgs {
                         outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
                         foreign.iter().for_each(|file| outln!("  {file}"));
                     }
+                }
+                if let Some(lease) = lease {
+                    lease.give_back().await;
                 }
             }
             TablesCommand::Export { selected, to, format, overwrite } => {
@@ -203,9 +209,11 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
 async fn check(url: &str, repair: bool) -> Result<()> {
     let mut tables = Tables::open(url).await?;
     if repair {
+        let lease = Lease::of_maintenance(tables.location()).await?;
         for (table, rows) in tables.remove_orphans().await? {
             outln!("{table}: {rows} rows without a result deleted");
         }
+        lease.give_back().await;
     }
     let found = tables.check().await?;
     for (table, rows) in &found.orphans {

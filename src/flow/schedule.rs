@@ -163,6 +163,7 @@ impl Schedule {
             Error::Config("schedule.target_mib is 0: give the size of merged files, 1 MiB or more".into())
         })?;
         let mut tables = Tables::open(&self.pipeline.tables.url).await?;
+        let lease = Lease::of_maintenance(tables.location()).await?;
         let mut maintained = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
@@ -170,6 +171,7 @@ impl Schedule {
             let (deleted, foreign) = (vacuumed.deleted.len(), vacuumed.foreign.len());
             maintained.push(TableUpkeep { table, optimized, deleted, foreign });
         }
+        lease.give_back().await;
         Ok(maintained)
     }
 }

@@ -1,8 +1,9 @@
-//! The lease: the right of one schedule to work on the tables alone. A crash gives it back.
+//! Leases: the right of one schedule, and that of one maintenance command, to work on the tables alone. A crash gives a
+//! lease back.
 //!
 //! | tables | what is held | after a crash |
 //! |---|---|---|
-//! | in a folder | a lock of the operating system on `_schedule.lock` | it ends with the process |
+//! | in a folder | a lock of the operating system on `_schedule.lock` or `_maintenance.lock` | it ends with the process |
 //! | in a store | an object of that name, written conditionally and renewed every minute | it expires after five minutes |
 //!
 //! Takes the tables' location; gives the lease, or nothing where another process has it. Correctness does not depend on
@@ -21,15 +22,19 @@ use tokio::task::JoinSet;
 use crate::error::{Error, Result};
 use crate::store::Location;
 
-const NAME: &str = "_schedule.lock";
+/// The lock of schedules.
+const SCHEDULE: &str = "_schedule.lock";
+
+/// The lock of commands that rewrite or delete data files.
+const MAINTENANCE: &str = "_maintenance.lock";
 
 /// How long a lease in a store lasts unless it is renewed: longer than the clocks of two machines differ.
 const TERM: TimeDelta = TimeDelta::minutes(5);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 
-fn unwritable(error: std::io::Error) -> Error {
+fn unwritable(name: &str, error: std::io::Error) -> Error {
     let advice = "give yourself write permission on the folder of the tables, or choose another (--tables)";
-    Error::io(format!("cannot open {NAME} of the tables; {advice}"), error)
+    Error::io(format!("cannot open {name} of the tables; {advice}"), error)
 }
 
 /// The right, until this is dropped or [`Lease::lost`] resolves.
@@ -68,29 +73,48 @@ struct Claim {
 }
 
 impl Lease {
-    /// Takes the lease of the tables at `location`; `None` where another process has it.
+    /// Takes the schedules' lease of the tables at `location`; `None` where another process has it.
     ///
     /// # Errors
     /// [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or written.
     pub async fn take(location: &Location) -> Result<Option<Self>> {
-        Self::take_for(location, TERM, RENEWED_EVERY).await
+        Self::take_for(location, SCHEDULE, TERM, RENEWED_EVERY).await
     }
 
-    async fn take_for(location: &Location, term: TimeDelta, renewed_every: Duration) -> Result<Option<Self>> {
+    /// Takes the lease of maintenance. Rewrites are safe without it; it spares two of them the same work.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where another process has it; [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or
+    /// written.
+    pub async fn of_maintenance(location: &Location) -> Result<Self> {
+        Self::take_for(location, MAINTENANCE, TERM, RENEWED_EVERY).await?.ok_or_else(|| {
+            Error::Config(format!(
+                "another process is optimizing, cleaning or repairing the tables at {location}: try again when it has ended \
+                 (after a crash, within five minutes)"
+            ))
+        })
+    }
+
+    async fn take_for(
+        location: &Location,
+        name: &str,
+        term: TimeDelta,
+        renewed_every: Duration,
+    ) -> Result<Option<Self>> {
         let (losing, lost) = watch::channel(false);
         if location.url.scheme() == "file"
             && let Ok(folder) = location.url.to_file_path()
         {
-            let open = File::options().create(true).write(true).truncate(false).open(folder.join(NAME));
-            let file = open.map_err(unwritable)?;
+            let open = File::options().create(true).write(true).truncate(false).open(folder.join(name));
+            let file = open.map_err(|e| unwritable(name, e))?;
             return match file.try_lock() {
                 Ok(()) => Ok(Some(Self { held: Held::Folder { _file: file }, lost })),
                 Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(e)) => Err(Error::io(format!("cannot lock {NAME} of the tables"), e)),
+                Err(TryLockError::Error(e)) => Err(Error::io(format!("cannot lock {name} of the tables"), e)),
             };
         }
         let holder = uuid::Uuid::now_v7().to_string();
-        let lock = LockObject { location: location.clone(), path: location.path_of(NAME)?, holder, term };
+        let lock = LockObject { location: location.clone(), path: location.path_of(name)?, holder, term };
         let mode = match location.store.get(&lock.path).await {
             Err(Store::NotFound { .. }) => PutMode::Create,
             Err(error) => return Err(location.explain("read the lock of the tables at", error)),
@@ -182,13 +206,21 @@ mod tests {
         assert!(Lease::take(&location).await.unwrap().is_none());
         first.give_back().await;
         assert!(Lease::take(&location).await.unwrap().is_some());
+        // Maintenance has a lease of its own.
+        let maintenance = Lease::of_maintenance(&location).await.unwrap();
+        let busy = Lease::of_maintenance(&location).await.unwrap_err().to_string();
+        assert!(busy.contains("try again when it has ended"), "{busy}");
+        maintenance.give_back().await;
+        Lease::of_maintenance(&location).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_lease_in_a_store_is_renewed_given_back_and_runs_out() {
         let url = url::Url::parse("memory:///results").unwrap();
         let location = Location::new(Arc::new(InMemory::new()), "results".into(), url);
-        let take = async || Lease::take_for(&location, TimeDelta::milliseconds(200), Duration::from_millis(20)).await;
+        let take = async || {
+            Lease::take_for(&location, SCHEDULE, TimeDelta::milliseconds(200), Duration::from_millis(20)).await
+        };
         let first = take().await.unwrap().unwrap();
         tokio::time::sleep(Duration::from_millis(400)).await;
         assert!(take().await.unwrap().is_none(), "it was renewed beyond its term");
@@ -200,7 +232,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let third = take().await.unwrap().unwrap();
         // A process whose clock is ahead takes it: the holder notices, and does not delete the object.
-        let path = location.path_of(NAME).unwrap();
+        let path = location.path_of(SCHEDULE).unwrap();
         let other = LockObject { location: location.clone(), path, holder: "other".into(), term: TERM };
         other.write(PutMode::Overwrite).await.unwrap();
         tokio::time::timeout(Duration::from_secs(5), third.lost()).await.unwrap();
