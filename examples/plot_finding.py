@@ -27,13 +27,29 @@ PLANES = {
 }
 
 
-def newest(folder, table, scan):
-    """The rows of a scan's newest result."""
-    rows = DeltaTable(f"{folder}/{table}").to_pyarrow_table(filters=[("scan_id", "=", scan)]).to_pylist()
-    if not rows:
-        raise SystemExit(f"{folder} has no row for {scan} in {table}")
-    run = max(row["run_id"] for row in rows)
-    return [row for row in rows if row["run_id"] == run]
+def rows(folder, table, column, value):
+    """The rows of a table with this value in a column."""
+    return DeltaTable(f"{folder}/{table}").to_pyarrow_table(filters=[(column, "=", value)]).to_pylist()
+
+
+def current_run(folder, scan):
+    """The run that gave a scan's current result: "Which result is current" in docs/operations.md."""
+    results = rows(folder, "scans", "scan_id", scan)
+    if not results:
+        raise SystemExit(f"{folder} has no result for {scan}")
+    runs = rows(folder, "runs", "cohort", results[0]["cohort"])
+    reverts = rows(folder, "reverts", "scan_id", scan)
+    asked = max(runs, key=lambda run: (run["run_number"] or 0, run["started_at"], run["run_id"]))
+
+    def order(result):
+        key = (result["content_id"], result["recipe_id"])
+        again = [revert["run_number"] for revert in reverts if (revert["content_id"], revert["recipe_id"]) == key]
+        return max([result["run_number"] or 0, *again]), result["finished_at"], result["run_id"]
+
+    results = [result for result in results if result["recipe_id"] == asked["recipe_id"]]
+    if not results:
+        raise SystemExit(f"{scan} was not screened with the settings that were asked for last")
+    return max(results, key=order)["run_id"]
 
 
 def bits(packed, shape):
@@ -50,8 +66,14 @@ def main():
     parser.add_argument("picture")
     args = parser.parse_args()
 
-    stored = newest(args.tables, "masks", args.scan)[0]
-    finding = min(newest(args.tables, "findings", args.scan), key=lambda row: row["finding"])
+    run = current_run(args.tables, args.scan)
+    stored, findings = (
+        [row for row in rows(args.tables, table, "scan_id", args.scan) if row["run_id"] == run]
+        for table in ("masks", "findings")
+    )
+    if not findings:
+        raise SystemExit(f"{args.scan} has no finding")
+    stored, finding = stored[0], min(findings, key=lambda row: row["finding"])
     shape, affine = stored["shape"], np.vstack([np.reshape(stored["affine"], (3, 4)), [0, 0, 0, 1]])
     image = nibabel.load(args.brain)
     if list(image.shape) != list(shape) or not np.allclose(image.affine, affine):

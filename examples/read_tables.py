@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 from deltalake import DeltaTable, QueryBuilder
 
-TABLES = ["scans", "tokens", "masks", "findings", "failures", "runs"]
+TABLES = ["scans", "tokens", "masks", "findings", "failures", "runs", "reverts"]
 
 
 def read(folder: Path) -> dict:

@@ -66,7 +66,7 @@ fn read_tables_counts_in_python_the_rows_that_sql_counts() {
     let output = Command::new(python).arg(example("read_tables.py")).arg(tables).output().unwrap();
     assert!(output.status.success(), "{}", printed(&output));
     let theirs: BTreeMap<String, Value> = serde_json::from_slice(&output.stdout).unwrap();
-    for table in ["scans", "tokens", "masks", "findings", "failures", "runs"] {
+    for table in ["scans", "tokens", "masks", "findings", "failures", "runs", "reverts"] {
         let ours = number(tables, &format!("SELECT count(*) AS n FROM raw.{table}"));
         assert_eq!((&theirs[table]["rows"], &theirs[table]["rows_duckdb"]), (&ours.into(), &ours.into()), "{table}");
     }
