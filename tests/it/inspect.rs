@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Output;
 
+use neurosieve::volume::nifti;
 use serde_json::Value;
 
 use super::support::cohorts::scan;
@@ -34,6 +35,27 @@ fn inspect_prints_the_numbers_of_a_scan_and_writes_a_picture_and_every_step() {
     files.sort();
     let names = ["1working", "2firstmask", "3mask", "4field", "5corrected", "6mni", "7mnimask"];
     assert_eq!(files, names.map(|name| format!("sub-synth001_T1w_step-{name}.nii.gz")));
+}
+
+#[test]
+fn what_inspect_writes_is_empty_outside_the_brain_unless_the_head_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = |into: &str, more: &[&str]| {
+        let scan = head().join(scan(1));
+        let shown = program(&[&["inspect", path(&scan), "--json", "--nifti", into], more].concat(), folder.path());
+        assert!(shown.status.success(), "{}", text(&shown.stderr));
+        let read = |step: &str| {
+            let file = folder.path().join(into).join(format!("sub-synth001_T1w_step-{step}.nii.gz"));
+            nifti::decode(&std::fs::read(file).unwrap(), 1 << 30).unwrap().volume
+        };
+        let mask = read("3mask");
+        ["1working", "5corrected"].map(|step| {
+            let voxels = read(step).data.into_iter().zip(&mask.data);
+            voxels.filter(|&(v, &inside)| inside == 0.0 && v != 0.0).count()
+        })
+    };
+    assert_eq!(outside("brain", &[]), [0, 0]);
+    assert!(outside("head", &["--with-head"]).iter().all(|&voxels| voxels > 10_000));
 }
 
 #[test]
