@@ -129,6 +129,7 @@ impl Scan {
             let PreparedScan { prepared, datatype } = prepared_scan;
             let settings = &scan.station.settings;
             let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings);
+            assessment.refuse_not_finite(&inference)?;
             let finished = Finished {
                 prepared: &prepared,
                 datatype: &datatype,

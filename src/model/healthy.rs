@@ -302,7 +302,12 @@ impl HealthyMap {
                 )));
             }
             let half = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
-            Ok((view.shape().to_vec(), half.collect()))
+            let values: Vec<f32> = half.collect();
+            // An infinite deviation stands for a place of which nothing is known.
+            if values.iter().any(|value| value.is_nan()) {
+                return Err(misfit(&format!("`{name}` has a value that is no number")));
+            }
+            Ok((view.shape().to_vec(), values))
         };
         let (shape, mean) = read("score.mean", 3)?;
         let plane = |name: &str| match read(name, 3)? {

@@ -85,10 +85,21 @@ pub(super) fn load(store: &mut VarStore, network: Network, bytes: &[u8]) -> Resu
                 variable.size()
             )));
         }
+        if !is_finite(view.data()) {
+            return Err(Error::Model(format!(
+                "{network}.safetensors has a weight in `{name}` that is not finite, so that no scan could be scored: copy the \
+                 bundle again, or train it again"
+            )));
+        }
         let weights = Tensor::f_from_data_size(view.data(), &shape, Kind::Half)?;
         tch::no_grad(|| variable.f_copy_(&weights))?;
     }
     Ok(())
+}
+
+/// Whether none of these f16 values, little-endian, is NaN or infinite: their exponents are all ones.
+fn is_finite(halves: &[u8]) -> bool {
+    halves.chunks_exact(2).all(|half| half[1] & 0x7c != 0x7c)
 }
 
 #[cfg(test)]
@@ -96,6 +107,23 @@ mod tests {
     use super::super::codebook::Codebook;
     use super::super::tokenizer::{Tokenizer, TokenizerConfig};
     use super::*;
+
+    #[test]
+    fn a_weight_that_is_no_number_is_refused_with_its_name() {
+        let config = TokenizerConfig { codebook: Codebook::Fsq(vec![8, 5, 5]), channels: vec![16, 32], blocks: 1 };
+        let mut store = VarStore::new(Device::Cpu);
+        Tokenizer::new(store.root(), &config);
+        let bytes = to_bytes(&store).unwrap();
+        load(&mut store, Network::Tokenizer, &bytes).unwrap();
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let (name, mut weight) = store.variables().into_iter().next().unwrap();
+            let _ = tch::no_grad(|| weight.view(-1).get(0).fill_(value));
+            let bytes = to_bytes(&store).unwrap();
+            let refused = load(&mut store, Network::Tokenizer, &bytes).unwrap_err().to_string();
+            assert!(refused.contains(&format!("`{name}` that is not finite")), "{refused}");
+            let _ = tch::no_grad(|| weight.fill_(0.));
+        }
+    }
 
     #[test]
     fn weights_in_bf16_give_the_same_codes_and_almost_the_same_pixels() {

@@ -7,6 +7,7 @@ use super::config::{Evidence, Method, Pooling};
 use super::findings::{Finding, components};
 use super::infer::Inference;
 use super::settings::Settings;
+use crate::error::{Error, Result};
 use crate::volume::Volume;
 
 /// Residual (of an intensity in 0..1) from which the probability counts in full.
@@ -49,6 +50,26 @@ pub struct Assessment {
     pub anomaly_score: f32,
     /// Volume of the mask in millilitres.
     pub anomaly_volume_ml: f64,
+}
+
+impl Assessment {
+    /// Refuses an assessment of which a score is not finite: NaN is never above a threshold, and would count as healthy.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn refuse_not_finite(&self, inference: &Inference) -> Result<()> {
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        let scores = [&self.score.data, &self.token_residual, &inference.p_anomalous];
+        if self.anomaly_score.is_finite() && scores.into_iter().all(|values| finite(values)) {
+            return Ok(());
+        }
+        Err(Error::Device {
+            message: "the networks gave a score that is not finite, so that the scan has no result: run `neurosieve doctor`, \
+                      and try score.precision = \"f32\""
+                .into(),
+            smaller: false,
+        })
+    }
 }
 
 /// Turns an inference into maps and findings. `image` and `brain` are the scan that was inferred from.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::config::{Evidence, Method, ScoreConfig};
 use super::slices::Batching;
 use crate::error::{Error, Result};
-use crate::model::{Bundle, HealthyMap};
+use crate::model::{Bundle, Calibration, HealthyMap};
 
 /// Slices per batch if the settings name none. On a processor, 4 are as fast as 16 or faster and take less memory; a
 /// scan has about 80.
@@ -42,6 +42,7 @@ impl Settings {
     pub fn new(config: &ScoreConfig, bundle: &Bundle) -> Result<Self> {
         check(config)?;
         let calibration = &bundle.info.calibration;
+        check_calibration(calibration, &bundle.info.name)?;
         let uses_map = match (config.method, config.evidence) {
             (Method::Mim, Evidence::Combined) => config.healthy_map,
             (Method::Mim, Evidence::Intensity) => true,
@@ -90,6 +91,18 @@ pub fn batch_slices(configured: usize, device: tch::Device) -> usize {
     }
 }
 
+/// Refuses thresholds with which no voxel could ever be anomalous: NaN compares as neither above nor below.
+fn check_calibration(calibration: &Calibration, bundle: &str) -> Result<()> {
+    let thresholds = [("token_threshold", calibration.token_threshold), ("mask_threshold", calibration.mask_threshold)];
+    match thresholds.into_iter().find(|(_, value)| !(0. ..=1.).contains(value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(Error::Model(format!(
+            "bundle.toml of bundle `{bundle}`: calibration.{key} is {value}; expected a number from 0 to 1; copy the bundle \
+             again, or train it again"
+        ))),
+    }
+}
+
 /// Refuses numbers that are out of range.
 fn check(config: &ScoreConfig) -> Result<()> {
     let wrong = |key: &str, value: f64, expected: &str| {
@@ -107,6 +120,14 @@ fn check(config: &ScoreConfig) -> Result<()> {
     }
     if !(config.temperature.is_finite() && config.temperature > 0.) {
         return wrong("temperature", config.temperature, "a number above 0");
+    }
+    for (key, value) in [("token_threshold", config.token_threshold), ("mask_threshold", config.mask_threshold)] {
+        if let Some(value) = value.filter(|value| !(0. ..=1.).contains(value)) {
+            return wrong(key, value, "a number from 0 to 1");
+        }
+    }
+    if let Some(limit) = config.ar_limit_nats.filter(|limit| !limit.is_finite()) {
+        return wrong("ar_limit_nats", limit, "a number");
     }
     if config.steps < 1 {
         return wrong("steps", config.steps as f64, "1 or more passes of the inpainter");
@@ -127,9 +148,20 @@ mod tests {
             (ScoreConfig { smooth_mm: f64::NAN, ..plain() }, "score.smooth_mm is NaN"),
             (ScoreConfig { min_finding_ml: f64::INFINITY, ..plain() }, "score.min_finding_ml is inf"),
             (ScoreConfig { temperature: 0., ..plain() }, "score.temperature is 0"),
+            (ScoreConfig { mask_threshold: Some(f64::NAN), ..plain() }, "score.mask_threshold is NaN"),
+            (ScoreConfig { token_threshold: Some(1.5), ..plain() }, "score.token_threshold is 1.5"),
             (ScoreConfig { steps: 0, ..plain() }, "score.steps is 0"),
         ] {
             assert!(check(&config).unwrap_err().to_string().contains(key), "{key}");
         }
+    }
+
+    #[test]
+    fn a_bundle_whose_threshold_is_no_number_is_refused() {
+        let mut bundle = Bundle::built_in().unwrap();
+        Settings::new(&ScoreConfig::default(), &bundle).unwrap();
+        bundle.info.calibration.mask_threshold = f64::NAN;
+        let refused = Settings::new(&ScoreConfig::default(), &bundle).unwrap_err().to_string();
+        assert!(refused.contains("calibration.mask_threshold is NaN"), "{refused}");
     }
 }
