@@ -168,9 +168,8 @@ mod tests {
     #[test]
     fn a_container_has_the_limit_at_the_mount_point() {
         let limit = ("sys/fs/cgroup/memory.max", "1073741824\n");
-        let own = |cgroup, mountinfo| {
-            limits(&[("proc/self/cgroup", cgroup), ("proc/self/mountinfo", mountinfo), limit])
-        };
+        let own =
+            |cgroup, mountinfo| limits(&[("proc/self/cgroup", cgroup), ("proc/self/mountinfo", mountinfo), limit]);
         assert_eq!(own("0::/\n", UNIFIED), [(GIB, 0)], "with a namespace of its own");
         let host = UNIFIED.replace("0:28 /", "0:28 /docker/ab12");
         assert_eq!(own("0::/docker/ab12\n", &host), [(GIB, 0)], "with the names of the host");
