@@ -138,8 +138,8 @@ fn upkeep_before_the_first_run_is_skipped_and_the_schedule_goes_on() {
 
 #[test]
 fn nothing_but_a_signal_ends_a_schedule_and_every_line_has_its_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let tables: &str = &copy(sharded(), folder.path());
+    let [folder, copied] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let tables: &str = &copy(sharded(), copied.path());
     // Another cohort of the same name: the tables refuse it every night, and the folder of the report goes away.
     let (other, reports) = (folder.path().join("other/study"), folder.path().join("reports"));
     synth(path(&other), &["--subjects", "1", "--lesions", "0", "--spacing", "4"]);
