@@ -8,6 +8,9 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrono::{SecondsFormat, Utc};
 
 use crate::error::{Error, Result};
 
@@ -30,6 +33,24 @@ pub(crate) use {errln, out, outln};
 
 /// The first reason, other than a closed pipe, why a result was not printed.
 static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Whether every line begins with the time.
+static STAMPED: AtomicBool = AtomicBool::new(false);
+
+/// Begins every line from now on with the time, UTC, as RFC 3339 has it: what a program prints that runs for weeks is read later.
+pub fn stamp_lines() {
+    STAMPED.store(true, Ordering::Relaxed);
+}
+
+/// The lines of a text, with the time where it is wanted.
+fn stamped(text: fmt::Arguments) -> String {
+    let text = text.to_string();
+    if !STAMPED.load(Ordering::Relaxed) {
+        return text;
+    }
+    let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+    text.split_inclusive('\n').map(|line| format!("{now} {line}")).collect()
+}
 
 /// The standard output, which remembers that its reader has closed the pipe. Its writer may then stop: no more is needed.
 #[derive(Debug, Default)]
@@ -64,7 +85,7 @@ impl Write for Output {
 /// Prints text on the standard output; `outln!` and `out!` call it.
 pub fn result(text: fmt::Arguments) {
     let mut output = Output::default();
-    let outcome = output.write_fmt(text).and_then(|()| output.flush());
+    let outcome = output.write_all(stamped(text).as_bytes()).and_then(|()| output.flush());
     if let (Err(error), false) = (outcome, output.is_closed()) {
         let mut failure = FAILURE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         failure.get_or_insert(error);
@@ -73,7 +94,7 @@ pub fn result(text: fmt::Arguments) {
 
 /// Prints a line on the standard error; `errln!` calls it. There is nowhere to report that it failed.
 pub fn remark(text: fmt::Arguments) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", stamped(text));
 }
 
 /// The first failure to print a result, if there was one.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::write_json;
+use super::json_file::JsonFile;
 use crate::cohort::CohortConfig;
 use crate::config;
 use crate::error::Result;
@@ -124,6 +124,7 @@ impl BenchArgs {
 
 impl DeviceArgs {
     fn run(self) -> Result<()> {
+        let json = JsonFile::open(self.subject.json.as_deref())?;
         let speed = measure(&DeviceSettings {
             device: self.subject.device,
             model: self.subject.model(),
@@ -135,12 +136,13 @@ impl DeviceArgs {
             open_share: self.open_share,
         })?;
         out!("{speed}");
-        write_json(self.subject.json, &speed)
+        json.map_or(Ok(()), |file| file.write(&speed))
     }
 }
 
 impl VolumeArgs {
     async fn run(self) -> Result<()> {
+        let json = JsonFile::open(self.subject.json.as_deref())?;
         let pipeline: Pipeline = config::load(None, &self.set)?;
         let speed = score_volumes(&VolumeSettings {
             device: self.subject.device,
@@ -153,6 +155,6 @@ impl VolumeArgs {
         })
         .await?;
         out!("{speed}");
-        write_json(self.subject.json, &speed)
+        json.map_or(Ok(()), |file| file.write(&speed))
     }
 }

@@ -142,9 +142,9 @@ fn processor() -> Finding {
 
 fn memory() -> Finding {
     let (here, machine) = (Memory::of_process(), Memory::of_machine());
-    // The container's limit ends the process, even if the machine has more memory.
+    // The limit of a control group ends the process, even if the machine has more memory.
     let text = if here.total < machine.total {
-        format!(" (the limit of this container; the machine has {})", gib(machine.total))
+        format!(" (the limit of the control group; the machine has {})", gib(machine.total))
     } else {
         String::new()
     };

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::json_file::JsonFile;
 use super::pipeline::quoted;
-use super::{FAILED, outside_tables, write_json};
+use super::{FAILED, outside_tables};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::eval::preprocess::{Settings, evaluate};
@@ -107,15 +108,17 @@ impl MethodsArgs {
         overrides.extend(self.tables.map(|url| quoted("tables.url", &url)));
         let pipeline: EvalPipeline = config::load(Some(&file), &overrides)?;
         self.json.as_deref().map_or(Ok(()), |path| outside_tables(path, &pipeline.tables.url))?;
+        let json = JsonFile::open(self.json.as_deref())?;
         let report = methods::evaluate(&pipeline).await?;
         out!("{report}");
-        write_json(self.json, &report)?;
+        json.map_or(Ok(()), |file| file.write(&report))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl PreprocessArgs {
     async fn run(self) -> Result<ExitCode> {
+        let json = JsonFile::open(self.json.as_deref())?;
         let report = evaluate(&Settings {
             cohort: self.cohort,
             split: self.split,
@@ -125,7 +128,7 @@ impl PreprocessArgs {
         })
         .await?;
         out!("{report}");
-        write_json(self.json, &report)?;
+        json.map_or(Ok(()), |file| file.write(&report))?;
         let missed = report.missed();
         if missed > 0 {
             errln!("{missed} of {} targets were missed; their lines begin with MISS", report.targets.len());

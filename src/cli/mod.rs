@@ -8,7 +8,9 @@ mod export;
 mod failures;
 mod fit_border;
 mod inspect;
+mod json_file;
 mod pipeline;
+mod report_file;
 mod run;
 mod schedule;
 mod sql;
@@ -132,13 +134,6 @@ fn report_error(error: &Error) -> ExitCode {
         errln!("The disk is full. Free some space and run the same command again: it continues with the rest.");
     }
     ExitCode::from(if error.domain() == Domain::Config { BAD_SETTINGS } else { FAILED })
-}
-
-/// Writes a report as JSON to `path`, if one is given.
-fn write_json(path: Option<PathBuf>, report: &impl serde::Serialize) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let text = serde_json::to_string_pretty(report).map_err(|e| Error::Bug(format!("the report: {e}")))?;
-    std::fs::write(&path, text + "\n").map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }
 
 /// Refuses a file or folder that a command would write inside the tables' own folder.

@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use futures::FutureExt as _;
 use futures::future::Shared;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::report_file::ReportFile;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::flow::{Monitor, Pipeline};
@@ -27,7 +29,7 @@ pub struct PipelineArgs {
     /// Serve Prometheus metrics at this address while the program runs; port 0: any free port [pipeline: run.metrics]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// Write the report of the latest run to this file, as JSON
+    /// Write the report of the latest run to this file, as JSON: when it begins, and when it ended or failed
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Override a key of the pipeline file; repeat for more
@@ -47,6 +49,26 @@ impl PipelineArgs {
         overrides.extend(self.metrics.map(|address| quoted("run.metrics", &address.to_string())));
         overrides.extend(more);
         config::load(Some(&self.pipeline), &overrides)
+    }
+
+    /// Does `work` with the pipeline and the file of `--report`, which also gets the error of a failure.
+    ///
+    /// # Errors
+    /// As [`PipelineArgs::load`] and [`ReportFile::open`]; those of `work`.
+    pub async fn reported(
+        &self,
+        more: impl IntoIterator<Item = String>,
+        work: impl AsyncFnOnce(Pipeline, &ReportFile) -> Result<ExitCode>,
+    ) -> Result<ExitCode> {
+        let pipeline = self.load(more);
+        let named = self.tables.as_deref().unwrap_or_default();
+        let tables = pipeline.as_ref().map_or(named, |pipeline| pipeline.tables.url.as_str());
+        let report = ReportFile::open(self.report.as_deref(), tables)?;
+        let outcome = match pipeline {
+            Ok(pipeline) => work(pipeline, &report).await,
+            Err(error) => Err(error),
+        };
+        outcome.inspect_err(|error| report.failed(error))
     }
 }
 

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
-use super::{DONE_WITH_FAILURES, GAVE_UP, STOPPED, outside_tables, write_json};
+use super::report_file::ReportFile;
+use super::{DONE_WITH_FAILURES, FAILED, GAVE_UP, STOPPED};
 use crate::cohort;
 use crate::error::Result;
-use crate::flow::{Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
+use crate::flow::{Pipeline, Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
 use crate::terminal::{errln, outln};
 
 /// Screen the scans of a cohort that have no result yet
@@ -26,8 +27,8 @@ use crate::terminal::{errln, outln};
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
 
-Exit codes: 0 all scans done or nothing to do, 1 error, 2 wrong settings or nothing selected, 3 done with failures, 4 stopped early,
-5 given up because more scans failed than --max-failures allows.
+Exit codes: 0 every selected scan has a result, 1 error, 2 wrong settings or nothing selected, 3 some scans failed, now or in an
+earlier run, 4 stopped early, 5 given up because more scans failed than --max-failures allows.
 NEUROSIEVE_LOG=info prints the log (debug: every scan).")]
 pub struct RunArgs {
     #[command(flatten)]
@@ -58,7 +59,7 @@ impl RunArgs {
     /// Runs the pipeline.
     ///
     /// # Errors
-    /// As [`Run::prepare`] and [`Run::execute`]; [`Error::Io`](crate::Error::Io) where the report cannot be written.
+    /// As [`Run::prepare`] and [`Run::execute`]; [`Error::Config`](crate::Error::Config) where the report cannot be written.
     pub async fn run(self) -> Result<ExitCode> {
         let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| quoted(key, value));
         let overrides = [
@@ -68,55 +69,64 @@ impl RunArgs {
             self.limit.map(|n| format!("run.limit={n}")),
             self.retry.then(|| "run.retry=true".to_owned()),
         ];
-        let pipeline = self.pipeline.load(overrides.into_iter().flatten())?;
-        let tables = pipeline.tables.url.clone();
-        self.pipeline.report.as_deref().map_or(Ok(()), |path| outside_tables(path, &tables))?;
-        let monitor = monitor(&pipeline)?;
-
-        let run = Run::prepare(pipeline).await?;
-        let pending = run.pending() as u64;
-        if let Some(monitor) = &monitor {
-            monitor.watch(run.progress(), pending);
-        }
-        let listing = run.listing();
-        errln!(
-            "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
-            listing.cohort,
-            listing.selected.len(),
-            listing.skipped.len(),
-            run.already_done(),
-            run.quarantined(),
-        );
-        for line in cohort::report::faults(listing) {
-            errln!("{line}");
-        }
-        if run.in_other_shards() > 0 {
-            errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
-        }
-
-        let no_scan_in_shard = listing.selected.is_empty();
-
-        let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
-        let display = tokio::spawn(show(run.progress(), pending));
-        let report = run.execute(stop).await;
-        display.abort();
-        let report = report?;
-        if self.explain {
-            outln!("{}\n{}", report.plan, stages(&report.stages));
-        }
-        if no_scan_in_shard {
-            outln!("Nothing to do: none of the selected scans belongs to this shard.");
-        } else {
-            summary(&report, &tables);
-        }
-        write_json(self.pipeline.report, &report)?;
-        Ok(match report.outcome {
-            RunOutcome::NothingToDo | RunOutcome::Done => ExitCode::SUCCESS,
-            RunOutcome::DoneWithFailures => ExitCode::from(DONE_WITH_FAILURES),
-            RunOutcome::Stopped => ExitCode::from(STOPPED),
-            RunOutcome::GaveUp => ExitCode::from(GAVE_UP),
-        })
+        let screening = async |pipeline: Pipeline, report: &ReportFile| {
+            report.began();
+            screen(pipeline, report, self.explain).await
+        };
+        self.pipeline.reported(overrides.into_iter().flatten(), screening).await
     }
+}
+
+/// Screens the pending scans of a pipeline and prints what was done.
+async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<ExitCode> {
+    let tables = pipeline.tables.url.clone();
+    let monitor = monitor(&pipeline)?;
+
+    let run = Run::prepare(pipeline).await?;
+    let pending = run.pending() as u64;
+    file.prepared(&run);
+    if let Some(monitor) = &monitor {
+        monitor.watch(run.progress(), pending);
+    }
+    let listing = run.listing();
+    errln!(
+        "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
+        listing.cohort,
+        listing.selected.len(),
+        listing.skipped.len(),
+        run.already_done(),
+        run.quarantined(),
+    );
+    for line in cohort::report::faults(listing) {
+        errln!("{line}");
+    }
+    if run.in_other_shards() > 0 {
+        errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
+    }
+
+    let no_scan_in_shard = listing.selected.is_empty();
+
+    let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
+    let display = tokio::spawn(show(run.progress(), pending));
+    let report = run.execute(stop).await;
+    display.abort();
+    let report = report?;
+    if explain {
+        outln!("{}\n{}", report.plan, stages(&report.stages));
+    }
+    if no_scan_in_shard {
+        outln!("Nothing to do: none of the selected scans belongs to this shard.");
+    } else {
+        summary(&report, &tables);
+    }
+    file.ended(&report)?;
+    Ok(match report.outcome {
+        RunOutcome::NothingToDo | RunOutcome::Done => ExitCode::SUCCESS,
+        RunOutcome::DoneWithFailures => ExitCode::from(DONE_WITH_FAILURES),
+        RunOutcome::Stopped => ExitCode::from(STOPPED),
+        RunOutcome::GaveUp => ExitCode::from(GAVE_UP),
+        RunOutcome::Running | RunOutcome::Failed => ExitCode::from(FAILED),
+    })
 }
 
 /// Shows a progress bar on a terminal, or prints a line every ten seconds elsewhere.
@@ -194,6 +204,10 @@ fn duration(seconds: f64) -> String {
     }
 }
 
+/// Why a scan is quarantined, and the next step.
+const QUARANTINED: &str = "They are quarantined, because their content was found unusable: see the reasons with the command below. \
+                           They are screened again when their content changes, or with --retry.";
+
 /// Prints the results of a run and the next steps.
 pub(super) fn summary(report: &RunReport, tables: &str) {
     if report.reverted > 0 {
@@ -202,14 +216,11 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
             report.reverted
         );
     }
-    let Some(run) = report.run.as_ref().filter(|_| report.outcome != RunOutcome::NothingToDo) else {
+    let Some(run) = report.run.as_ref().filter(|_| report.pending > 0) else {
         match report.quarantined {
             0 => outln!("Nothing to do: every selected scan has a result for its content and these settings."),
             n => {
-                outln!(
-                    "Nothing to do: {n} scans are quarantined, because their content was found unusable; every other \
-                     selected scan has a result. See the reasons with the command below. --retry screens them again."
-                );
+                outln!("Nothing to do. Selected scans without a result: {n}. {QUARANTINED}");
                 outln!("Next:   neurosieve failures --tables {tables}");
             }
         }
@@ -227,6 +238,9 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
     if report.superseded > 0 {
         outln!("{} more were already committed by another run, whose results are kept.", report.superseded);
     }
+    if report.quarantined > 0 {
+        outln!("Selected scans without a result from earlier runs: {}. {QUARANTINED}", report.quarantined);
+    }
     let left = report.pending.saturating_sub(ended);
     match report.outcome {
         RunOutcome::Stopped => outln!("Stopped with {left} scans left. The same command screens them."),
@@ -238,7 +252,7 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
     }
     outln!("Tables: {tables}");
     outln!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
-    if report.failed > 0 {
+    if report.failed + report.quarantined > 0 {
         outln!("        neurosieve failures --tables {tables}");
     }
     outln!("Research use only; not a medical device.");

@@ -55,18 +55,10 @@ impl Run {
         let started = Instant::now();
         let pending = self.pending() as u64;
         let mut report = RunReport {
-            outcome: RunOutcome::NothingToDo,
-            run: None,
+            outcome: if self.quarantined() == 0 { RunOutcome::NothingToDo } else { RunOutcome::DoneWithFailures },
             reverted: self.pending.reverted.len() as u64,
-            pending,
-            done: 0,
-            failed: 0,
-            superseded: 0,
-            quarantined: self.quarantined() as u64,
-            elapsed: Duration::ZERO,
             stages: self.progress.snapshot().stages.to_vec(),
-            bottleneck: None,
-            plan: String::new(),
+            ..RunReport::running(pending, self.quarantined() as u64)
         };
         let mut row = self.run_row()?;
         if pending == 0 {
@@ -85,7 +77,7 @@ impl Run {
 
         let counts = self.progress.snapshot();
         let (gave_up, superseded) = screened.as_ref().map_or((false, 0), |done| (done.gave_up, done.superseded));
-        report.outcome = outcome(pending, &counts, gave_up);
+        report.outcome = outcome(pending, report.quarantined, &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
         row.n_done = (counts.done - superseded) as i64;
@@ -248,8 +240,8 @@ impl Run {
 }
 
 /// How a run with `pending` scans ended, whether or not its plan succeeded.
-fn outcome(pending: u64, counts: &Snapshot, gave_up: bool) -> RunOutcome {
-    match (pending.saturating_sub(counts.ended()), counts.failed) {
+fn outcome(pending: u64, quarantined: u64, counts: &Snapshot, gave_up: bool) -> RunOutcome {
+    match (pending.saturating_sub(counts.ended()), counts.failed + quarantined) {
         (0, 0) => RunOutcome::Done,
         (0, _) => RunOutcome::DoneWithFailures,
         _ if gave_up => RunOutcome::GaveUp,

@@ -81,6 +81,17 @@ impl Pending {
 }
 
 impl Run {
+    /// Refuses what [`Run::prepare`] would refuse before it lists the cohort: missing or unusable addresses, a missing device, too
+    /// little memory, an unusable bundle. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Run::prepare`].
+    pub fn check(pipeline: &Pipeline) -> Result<()> {
+        refuse_without_addresses(pipeline)?;
+        Machine::for_run(pipeline)?;
+        refuse_nested(&store::open(&pipeline.cohort.url)?, &store::open_new(&pipeline.tables.url)?)
+    }
+
     /// Lists the cohort, opens the tables and skips scans that are done with this recipe.
     ///
     /// # Errors
@@ -88,15 +99,7 @@ impl Run {
     /// [`Error::NothingSelected`] where no scan of the cohort is selected; [`Error::Device`] where the device is not there;
     /// storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
-        for (url, what, option) in
-            [(&pipeline.cohort.url, "cohort", "--cohort"), (&pipeline.tables.url, "place for the tables", "--tables")]
-        {
-            if url.is_empty() {
-                return Err(Error::Config(format!(
-                    "the pipeline names no {what}: add `{option} s3://bucket/folder` or `{option} FOLDER`"
-                )));
-            }
-        }
+        refuse_without_addresses(&pipeline)?;
         let (cohort, tables) = (pipeline.cohort.url.clone(), pipeline.tables.url.clone());
         Self::prepare_with(pipeline, || store::open(&cohort), || store::open_new(&tables)).await
     }
@@ -114,10 +117,7 @@ impl Run {
         open_cohort: impl FnOnce() -> Result<Location>,
         open_tables: impl FnOnce() -> Result<Location>,
     ) -> Result<Self> {
-        // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
-        let device = device::resolve(pipeline.run.device)?;
-        let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
-        let bundle = Arc::new(Bundle::open(&pipeline.model.bundle)?);
+        let Machine { device, budget, bundle } = Machine::for_run(&pipeline)?;
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
 
@@ -198,6 +198,35 @@ impl Run {
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
+}
+
+/// What a run needs of this machine.
+struct Machine {
+    device: tch::Device,
+    budget: Arc<Budget>,
+    bundle: Arc<Bundle>,
+}
+
+impl Machine {
+    fn for_run(pipeline: &Pipeline) -> Result<Self> {
+        // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
+        let device = device::resolve(pipeline.run.device)?;
+        let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
+        Ok(Self { device, budget, bundle: Arc::new(Bundle::open(&pipeline.model.bundle)?) })
+    }
+}
+
+fn refuse_without_addresses(pipeline: &Pipeline) -> Result<()> {
+    for (url, what, option) in
+        [(&pipeline.cohort.url, "cohort", "--cohort"), (&pipeline.tables.url, "place for the tables", "--tables")]
+    {
+        if url.is_empty() {
+            return Err(Error::Config(format!(
+                "the pipeline names no {what}: add `{option} s3://bucket/folder` or `{option} FOLDER`"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a cohort among the tables, and tables among the scans: each would take files of the other for its own. Tables

@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::progress::StageSnapshot;
+use super::progress::{Snapshot, StageSnapshot, bottleneck};
 use super::stage::Stage;
+use crate::error::Error;
 use crate::tables::RunRow;
 
 /// What a run did. As JSON it is the file of `--report`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunReport {
-    /// How the run ended.
+    /// How the run ended, or that it has not.
     pub outcome: RunOutcome,
+    /// Why the run failed.
+    pub error: Option<RunError>,
     /// The run's row in the table `runs`.
     pub run: Option<RunRow>,
     /// Scans that were pending at the start.
@@ -40,15 +43,69 @@ pub struct RunReport {
     pub plan: String,
 }
 
+impl RunReport {
+    /// The report of a run that is under way.
+    pub fn running(pending: u64, quarantined: u64) -> Self {
+        Self {
+            outcome: RunOutcome::Running,
+            error: None,
+            run: None,
+            pending,
+            done: 0,
+            failed: 0,
+            superseded: 0,
+            quarantined,
+            reverted: 0,
+            elapsed: Duration::ZERO,
+            stages: Vec::new(),
+            bottleneck: None,
+            plan: String::new(),
+        }
+    }
+
+    /// The report of a run that failed with this error. `counts` are those of its scans, where it had begun to screen.
+    #[must_use]
+    pub fn with_error(self, error: &Error, counts: Option<&Snapshot>) -> Self {
+        let failed = Self {
+            outcome: RunOutcome::Failed,
+            error: Some(RunError { kind: error.kind(), message: error.text() }),
+            ..self
+        };
+        let Some(counts) = counts else { return failed };
+        Self {
+            done: counts.done,
+            failed: counts.failed,
+            elapsed: counts.elapsed,
+            stages: counts.stages.to_vec(),
+            bottleneck: bottleneck(&counts.stages).map(|slowest| slowest.stage),
+            ..failed
+        }
+    }
+}
+
+/// Why a run as a whole failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RunError {
+    /// [`Error::kind`].
+    pub kind: &'static str,
+    /// [`Error::text`].
+    pub message: String,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunOutcome {
-    /// No scan was pending.
+    /// It has not ended, or was killed.
+    Running,
+    /// It ended with an error.
+    Failed,
+    /// Every selected scan had a result.
     NothingToDo,
-    /// All pending scans finished.
+    /// All pending scans finished, and every other selected scan had a result.
     Done,
-    /// All pending scans ended, some as failures.
+    /// No selected scan is pending any more, and some have no result: they failed in this run, or an earlier one found their
+    /// content unusable.
     DoneWithFailures,
     /// The run was asked to stop; some scans are still pending.
     Stopped,
@@ -60,6 +117,8 @@ impl RunOutcome {
     /// The status in the table `runs`.
     pub(super) fn status(self) -> &'static str {
         match self {
+            Self::Running => "running",
+            Self::Failed => "failed",
             Self::GaveUp => "gave_up",
             Self::Stopped => "stopped",
             Self::NothingToDo | Self::Done | Self::DoneWithFailures => "finished",
@@ -81,22 +140,14 @@ mod tests {
     fn the_json_of_a_report_has_the_names_that_monitors_read() {
         let report = RunReport {
             outcome: RunOutcome::NothingToDo,
-            run: None,
-            pending: 0,
-            done: 0,
-            failed: 0,
-            superseded: 0,
-            quarantined: 1,
-            reverted: 0,
             elapsed: Duration::from_millis(1500),
-            stages: Vec::new(),
-            bottleneck: None,
             plan: "not in the report".into(),
+            ..RunReport::running(0, 1)
         };
         let json = serde_json::to_value(report).unwrap();
         let names: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         let counts = ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined", "reverted"];
-        let expected = counts.into_iter().chain(["elapsed_s", "places", "bottleneck"]);
+        let expected = counts.into_iter().chain(["elapsed_s", "places", "bottleneck", "error"]);
         assert_eq!(names, expected.collect());
         assert_eq!((&json["outcome"], &json["elapsed_s"]), (&"nothing_to_do".into(), &1.5.into()));
     }

@@ -5,8 +5,8 @@
 //!        ▲                            │ another schedule holds it                               │
 //!        └────────────────────────────┴─────────────────────────────────────────────────────────┘
 //! ```
-//! Times that pass while a job is running are skipped. The caller decides what follows a failed job. A wrong cron expression is
-//! refused before the first job.
+//! Times that pass while a job is running are skipped. The caller decides what follows a failed job. Wrong settings are refused
+//! before the first job.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use chrono::{DateTime, Local};
 use croner::Cron;
 
 use super::config::ScheduleConfig;
-use super::monitor::Monitor;
 use super::pipeline::Pipeline;
 use super::prepare::Run;
 use super::report::RunReport;
@@ -23,7 +22,7 @@ use crate::cohort;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::store;
-use crate::tables::{Lease, Optimized, Table, Tables};
+use crate::tables::{Lease, Optimized, Table, Tables, check_retention};
 
 /// A kind of scheduled work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +47,17 @@ pub enum JobOutcome {
     Maintained(Vec<TableUpkeep>),
     /// Nothing: another schedule is working on these tables.
     Busy,
+    /// Nothing to maintain: no run has created the tables yet.
+    NoTables,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'a> {
+    /// The tables are this schedule's alone, and the job begins.
+    Began(Job),
+    /// The scans of a run are known.
+    Prepared(&'a Run),
 }
 
 /// Upkeep of one table.
@@ -76,7 +86,8 @@ impl Schedule {
     /// The schedule in the pipeline's section `[schedule]`.
     ///
     /// # Errors
-    /// [`Error::Config`] where the section is missing or a cron expression is not valid.
+    /// [`Error::Config`] where the section is missing, a cron expression is not valid or never matches, or upkeep would keep
+    /// files for less than a day or merge them into files of no size.
     pub fn new(pipeline: Pipeline) -> Result<Self> {
         let Some(config) = pipeline.schedule.clone() else {
             return Err(Error::Config(
@@ -94,58 +105,45 @@ impl Schedule {
         };
         let runs = parsed("run", &config.run)?;
         let upkeep = config.upkeep.as_deref().map(|text| parsed("upkeep", text)).transpose()?;
+        config.target()?;
+        config.keep()?;
+        for (key, cron) in [("run", Some(&runs)), ("upkeep", upkeep.as_ref())] {
+            cron.map_or(Ok(()), |cron| cron.find_next_occurrence(&Local::now(), false).map(drop))
+                .map_err(|e| Error::Config(format!("schedule.{key}: no date matches the expression: {e}")))?;
+        }
         Ok(Self { pipeline, config, runs, upkeep })
     }
 
-    /// The first job after a time, in the machine's time zone.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where an expression never matches (the 30th of February).
-    pub fn next(&self, after: DateTime<Local>) -> Result<(DateTime<Local>, Job)> {
-        let never =
-            |e: croner::errors::CronError| Error::Config(format!("[schedule]: no date matches the expression: {e}"));
-        let run = self.runs.find_next_occurrence(&after, false).map_err(never)?;
-        match &self.upkeep {
-            None => Ok((run, Job::Run)),
-            Some(upkeep) => {
-                let upkeep = upkeep.find_next_occurrence(&after, false).map_err(never)?;
-                Ok(if upkeep < run { (upkeep, Job::Upkeep) } else { (run, Job::Run) })
-            }
-        }
+    /// The first job after a time, in the machine's time zone; `None` where no further date matches.
+    pub fn next(&self, after: DateTime<Local>) -> Option<(DateTime<Local>, Job)> {
+        let time = |cron: &Cron| cron.find_next_occurrence(&after, false).ok();
+        let run = time(&self.runs).map(|time| (time, Job::Run));
+        let upkeep = self.upkeep.as_ref().and_then(time).map(|time| (time, Job::Upkeep));
+        // At the same time the run comes first.
+        run.into_iter().chain(upkeep).min_by_key(|(time, _)| *time)
     }
 
-    /// Does a job, unless another schedule is working on the same tables. When `stop` completes, a run ends early, as
-    /// [`Run::execute`] says.
+    /// Does a job, unless another schedule is working on the same tables, and tells `watch` how far it is. When `stop` completes,
+    /// a run ends early, as [`Run::execute`] says.
     ///
     /// # Errors
     /// As [`Run::prepare`] and [`Run::execute`]; table and storage errors of upkeep.
-    pub async fn work(
-        &self,
-        job: Job,
-        stop: impl Future<Output = ()>,
-        monitor: Option<&Monitor>,
-    ) -> Result<JobOutcome> {
+    pub async fn work(&self, job: Job, stop: impl Future<Output = ()>, watch: impl Fn(Step<'_>)) -> Result<JobOutcome> {
         let location = store::open_or_create(&self.pipeline.tables.url)?;
         let Some(lease) = Lease::take(&location).await? else { return Ok(JobOutcome::Busy) };
+        watch(Step::Began(job));
         let outcome = match job {
-            Job::Run => self.run(&lease, stop, monitor).await,
-            Job::Upkeep => self.maintain().await.map(JobOutcome::Maintained),
+            Job::Run => self.run(&lease, stop, watch).await,
+            Job::Upkeep => self.maintain().await,
         };
         lease.give_back().await;
         outcome
     }
 
-    async fn run(
-        &self,
-        lease: &Lease,
-        stop: impl Future<Output = ()>,
-        monitor: Option<&Monitor>,
-    ) -> Result<JobOutcome> {
+    async fn run(&self, lease: &Lease, stop: impl Future<Output = ()>, watch: impl Fn(Step<'_>)) -> Result<JobOutcome> {
         let run = Run::prepare(self.pipeline.clone()).await?;
         let left_out = cohort::report::faults(run.listing());
-        if let Some(monitor) = monitor {
-            monitor.watch(run.progress(), run.pending() as u64);
-        }
+        watch(Step::Prepared(&run));
         let executed = run.execute(async {
             tokio::select! {
                 () = stop => {}
@@ -157,22 +155,49 @@ impl Schedule {
         executed.await.map(|report| JobOutcome::Ran { report: Box::new(report), left_out })
     }
 
-    async fn maintain(&self) -> Result<Vec<TableUpkeep>> {
-        let ScheduleConfig { target_mib, keep_days, .. } = self.config;
-        let target = NonZeroU64::new(target_mib << 20).ok_or_else(|| {
-            Error::Config("schedule.target_mib is 0: give the size of merged files, 1 MiB or more".into())
-        })?;
-        let mut tables = Tables::open(&self.pipeline.tables.url).await?;
+    async fn maintain(&self) -> Result<JobOutcome> {
+        let Some(mut tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
+            return Ok(JobOutcome::NoTables);
+        };
         let lease = Lease::of_maintenance(tables.location()).await?;
+        let maintained = self.maintain_all(&mut tables).await;
+        // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
+        lease.give_back().await;
+        maintained.map(JobOutcome::Maintained)
+    }
+
+    async fn maintain_all(&self, tables: &mut Tables) -> Result<Vec<TableUpkeep>> {
+        let (target, keep) = (self.config.target()?, self.config.keep()?);
         let mut maintained = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
-            let vacuumed = tables.vacuum(table, Duration::from_secs(keep_days * 24 * 3600), false).await?;
+            let vacuumed = tables.vacuum(table, keep, false).await?;
             let (deleted, foreign) = (vacuumed.deleted.len(), vacuumed.foreign.len());
             maintained.push(TableUpkeep { table, optimized, deleted, foreign });
         }
-        lease.give_back().await;
         Ok(maintained)
+    }
+}
+
+impl ScheduleConfig {
+    /// The target size of merged files, in bytes.
+    fn target(&self) -> Result<NonZeroU64> {
+        self.target_mib.checked_mul(1 << 20).and_then(NonZeroU64::new).ok_or_else(|| {
+            let given = self.target_mib;
+            Error::Config(format!("schedule.target_mib is {given}: give the size of merged files, such as 128 MiB"))
+        })
+    }
+
+    /// How long upkeep keeps files.
+    fn keep(&self) -> Result<Duration> {
+        const LONGEST_DAYS: u64 = 36_500;
+        let days = self.keep_days;
+        if days > LONGEST_DAYS {
+            return Err(Error::Config(format!("schedule.keep_days is {days}: give {LONGEST_DAYS} days or less")));
+        }
+        let keep = Duration::from_secs(days * 24 * 3600);
+        check_retention(keep).map_err(|e| Error::Config(format!("schedule.keep_days is {days}: {e}")))?;
+        Ok(keep)
     }
 }
 
@@ -202,7 +227,19 @@ mod tests {
         assert!(refusal("").contains("[schedule]"));
         assert!(refusal("[schedule]\nrun = 'nightly'").contains("schedule.run"));
         assert!(refusal("[schedule]\nrun = '0 1 * * *'\nupkeep = '99 1 * * *'").contains("schedule.upkeep"));
-        let never = schedule("[schedule]\nrun = '0 0 30 2 *'").unwrap().next(Local::now()).unwrap_err();
-        assert!(never.to_string().contains("no date matches"), "{never}");
+        for (key, text) in [("run", "run = '0 0 30 2 *'"), ("upkeep", "upkeep = '0 0 31 4 *'")] {
+            let never = refusal(&format!("[schedule]\n{text}"));
+            assert!(never.contains("no date matches") && never.contains(&format!("schedule.{key}")), "{never}");
+        }
+    }
+
+    #[test]
+    fn upkeep_that_can_never_succeed_is_refused_before_the_first_night() {
+        let max = i64::MAX.to_string();
+        for (key, value) in [("keep_days", "0"), ("keep_days", &max), ("target_mib", "0"), ("target_mib", &max)] {
+            let refused = schedule(&format!("[schedule]\n{key} = {value}")).unwrap_err();
+            let text = refused.to_string();
+            assert!(matches!(refused, Error::Config(_)) && text.contains(&format!("schedule.{key}")), "{text}");
+        }
     }
 }

@@ -32,6 +32,19 @@ impl Tables {
         Self::open_at(store::open(url)?).await
     }
 
+    /// [`open`](Tables::open), or `None` where no run has created the tables yet.
+    ///
+    /// # Errors
+    /// As [`open`](Tables::open).
+    pub async fn open_if_created(url: &str) -> Result<Option<Self>> {
+        let location = store::open(url)?;
+        // The first table that a run creates.
+        match load(&location, Table::Scans).await? {
+            None => Ok(None),
+            Some(_) => Self::open_at(location).await.map(Some),
+        }
+    }
+
     /// Opens the tables for a run: creates those that do not exist, adds columns of this version, and refuses tables that this
     /// version cannot write to.
     ///

@@ -107,8 +107,9 @@ async fn a_scan_that_cannot_be_read_is_a_failure_and_the_next_run_screens_it() {
     assert!(contents(&store).await[2].contains("fetch"), "{:?}", contents(&store).await[2]);
     *broken.lock().unwrap() = false;
     let report = screen(&store).await.unwrap();
-    assert_eq!((report.outcome, report.done, report.quarantined), (RunOutcome::Done, 1, 1));
-    assert_eq!(screen(&store).await.unwrap().outcome, RunOutcome::NothingToDo);
+    assert_eq!((report.outcome, report.done, report.quarantined), (RunOutcome::DoneWithFailures, 1, 1));
+    let idle = screen(&store).await.unwrap();
+    assert_eq!((idle.outcome, idle.pending, idle.quarantined), (RunOutcome::DoneWithFailures, 0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

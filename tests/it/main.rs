@@ -28,6 +28,7 @@ mod parallel;
 mod pipelines;
 mod pipes;
 mod preprocess;
+mod report;
 mod resample;
 mod s3;
 mod schedule;

@@ -126,3 +126,27 @@ fn a_full_disk_behind_the_output_is_an_error_with_advice() {
     }
     assert!(out.join("scans.parquet").exists());
 }
+
+/// Runs the program with its outputs led elsewhere by a shell.
+#[cfg(target_os = "linux")]
+fn led_elsewhere(run: &Command, outputs: &str) -> Option<i32> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {outputs}")]).arg(run.get_program()).args(run.get_args());
+    shell.current_dir(run.get_current_dir().unwrap()).status().unwrap().code()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_commits_every_scan_where_its_outputs_are_full_or_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, (outputs, code)) in
+        [("2>/dev/full", 0), (">&-", 0), (">&- 2>&-", 0), (">/dev/full 2>/dev/full", 1)].into_iter().enumerate()
+    {
+        let (tables, report) = (folder.path().join(format!("tables-{n}")), folder.path().join(format!("{n}.json")));
+        let run =
+            screening(path(head()), path(&tables), &[&WITHOUT_NETWORKS[..], &["--report", path(&report)]].concat());
+        assert_eq!(led_elsewhere(&run, outputs), Some(code), "{outputs}");
+        assert_eq!(number(path(&tables), "SELECT count(*) AS n FROM scans"), 1, "{outputs}");
+        assert!(fs::read_to_string(&report).unwrap().contains("\"outcome\": \"done\""), "{outputs}");
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::support::cohorts::synth;
-use super::support::program::{WITHOUT_NETWORKS, command, number};
+use super::support::program::{WITHOUT_NETWORKS, command, number, text};
 use super::support::shared::{copy, path, sharded, study};
 
 /// A running schedule, and the lines that it prints on both outputs. Its runs are due at new year by default.
@@ -124,4 +124,71 @@ fn a_schedule_puts_small_files_together_when_upkeep_is_due() {
     schedule.prints(&format!("scans: {many} files became 1, 0 deleted"));
     assert_eq!(schedule.stop(), Some(0));
     assert_eq!(number(tables, "SELECT count(*) AS n FROM scans"), 3);
+}
+
+#[test]
+fn upkeep_before_the_first_run_is_skipped_and_the_schedule_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tables");
+    let mut schedule = Scheduled::start(path(study()), path(&tables), &["--set", "schedule.upkeep=\"* * * * * *\""]);
+    schedule.prints("upkeep is skipped: there are no tables yet");
+    schedule.prints("upkeep is skipped: there are no tables yet");
+    assert_eq!(schedule.stop(), Some(0));
+}
+
+#[test]
+fn nothing_but_a_signal_ends_a_schedule_and_every_line_has_its_time() {
+    let [folder, copied] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let tables: &str = &copy(sharded(), copied.path());
+    // Another cohort of the same name: the tables refuse it every night, and the folder of the report goes away.
+    let (other, reports) = (folder.path().join("other/study"), folder.path().join("reports"));
+    synth(path(&other), &["--subjects", "1", "--lesions", "0", "--spacing", "4"]);
+    std::fs::create_dir(&reports).unwrap();
+    let file = reports.join("run.json");
+    let more = ["--set", "schedule.run=\"* * * * * *\"", "--report", path(&file)];
+    let mut schedule = Scheduled::start(path(&other), tables, &more);
+    let line = schedule.prints("error: these tables hold a cohort named");
+    schedule.prints("error: these tables hold a cohort named");
+    let time = line.split(' ').next().unwrap();
+    assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok() && time.ends_with('Z'), "{line}");
+    let report = || serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    // Between two runs the report is that of the last, then for a moment `running`.
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while report()["outcome"] != "failed" {
+        assert!(std::time::Instant::now() < until, "{}", report());
+    }
+    std::fs::rename(&reports, folder.path().join("away")).unwrap();
+    schedule.prints("the report of the run: cannot write");
+    std::fs::rename(folder.path().join("away"), &reports).unwrap();
+    schedule.prints("error: these tables hold a cohort named");
+    assert!(schedule.unread.iter().all(|line| line.starts_with("20")), "{:#?}", schedule.unread);
+    assert_eq!(schedule.stop(), Some(0));
+}
+
+#[test]
+fn what_is_wrong_with_a_schedule_is_found_before_the_first_night() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tables");
+    let with = |more: &[&str]| {
+        let mut schedule = command(&["schedule", "pipelines/nightly.toml", "--set", "run.device=\"cpu\""]);
+        let output = schedule.args(WITHOUT_NETWORKS).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", text(&output.stderr));
+        assert!(!tables.exists());
+        text(&output.stderr)
+    };
+    assert!(with(&["--cohort", path(study()), "--set", "tables.url=\"\""]).contains("--tables"));
+    assert!(with(&["--tables", path(&tables), "--set", "cohort.url=\"\""]).contains("--cohort"));
+    let addresses = ["--cohort", path(study()), "--tables", path(&tables)];
+    for (setting, named) in [
+        ("schedule.keep_days=0", "schedule.keep_days"),
+        ("schedule.target_mib=0", "schedule.target_mib"),
+        ("schedule.run=\"at night\"", "schedule.run"),
+        ("schedule.upkeep=\"0 0 30 2 *\"", "schedule.upkeep"),
+        ("run.memory_mib=100", "run.memory_mib"),
+    ] {
+        let said = with(&[&addresses[..], &["--set", setting]].concat());
+        assert!(said.contains(named), "{setting}: {said}");
+    }
+    let inside = study().join("tables");
+    assert!(with(&["--cohort", path(study()), "--tables", path(&inside)]).contains("inside each other"));
 }
