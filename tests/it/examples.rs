@@ -97,11 +97,13 @@ fn plot_finding_draws_the_largest_finding_of_a_scan() {
 fn assert_accepted(arguments: &[String]) {
     let folder = tempfile::tempdir().unwrap();
     let (cohort, tables) = (folder.path().join("none"), folder.path().join("tables"));
+    let report = folder.path().join("run.json");
     let arguments: Vec<&str> = arguments
         .iter()
         .map(|argument| match argument.as_str() {
             "s3://bucket/study" => path(&cohort),
             "s3://bucket/results" => path(&tables),
+            "/var/lib/neurosieve/run.json" => path(&report),
             pipeline if pipeline.ends_with("screen.toml") => "pipelines/screen.toml",
             other => other,
         })
@@ -126,6 +128,7 @@ fn systemd_accepts_the_service_and_the_timer() {
     let command = command.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
     let mut words = command.split_whitespace().map(|word| word.replace("%%", "%"));
     assert_eq!(words.next().as_deref(), Some("/usr/local/bin/neurosieve"));
+    assert!(service.contains("\nStateDirectory=neurosieve\n"), "systemd makes the folder of the report");
     assert_accepted(&words.collect::<Vec<_>>());
 
     if !installed("systemd-analyze") {
