@@ -1,7 +1,7 @@
 //! What the program prints: results on the standard output, remarks and errors on the standard error.
 //!
 //! `println!` panics where the reader has closed the pipe, as `… | head -1` does, and the panic stops the work. The macros
-//! here do not: what a reader no longer takes is dropped, and the command goes on to write its files and commit its
+//! here do not: output that nobody reads is dropped, and the command still writes its files and commits its
 //! rows. A result that cannot be written for another reason, such as a full disk, is kept by [`failure`] until the command
 //! ends.
 
@@ -37,12 +37,12 @@ static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
 /// Whether every line begins with the time.
 static STAMPED: AtomicBool = AtomicBool::new(false);
 
-/// Begins every line from now on with the time, UTC, as RFC 3339 has it: what a program prints that runs for weeks is read later.
+/// Begins every further line with the time (UTC, RFC 3339), for programs that run for weeks and whose output is read later.
 pub fn stamp_lines() {
     STAMPED.store(true, Ordering::Relaxed);
 }
 
-/// The lines of a text, with the time where it is wanted.
+/// The lines of a text, each with the time after [`stamp_lines`].
 fn stamped(text: fmt::Arguments) -> String {
     let text = text.to_string();
     if !STAMPED.load(Ordering::Relaxed) {
@@ -52,7 +52,7 @@ fn stamped(text: fmt::Arguments) -> String {
     text.split_inclusive('\n').map(|line| format!("{now} {line}")).collect()
 }
 
-/// The standard output, which remembers that its reader has closed the pipe. Its writer may then stop: no more is needed.
+/// The standard output. It records that the reader has closed the pipe, so that a writer can stop early.
 #[derive(Debug, Default)]
 pub struct Output {
     closed: bool,

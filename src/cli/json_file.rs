@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// A file that can be written, as far as that can be known beforehand.
+/// A file that passed a check beforehand that it can be written.
 #[derive(Debug)]
 pub struct JsonFile {
     /// With links followed: a rename would replace the link, not the file behind it.

@@ -48,7 +48,7 @@ impl ReportFile {
         Ok(Self { file: JsonFile::open(path)?, run: Mutex::default() })
     }
 
-    /// A run begins. A file that cannot be written is no reason not to screen: the reason is printed.
+    /// A run begins. It screens even if the file cannot be written; the reason is printed.
     pub fn began(&self) {
         self.take_known();
         self.running(&RunReport::running(0, 0));
@@ -71,7 +71,7 @@ impl ReportFile {
         self.file.as_ref().map_or(Ok(()), |file| file.write(&written(report)))
     }
 
-    /// The run failed. That the file cannot be written is printed.
+    /// The run failed. An error of writing the file is printed.
     pub fn failed(&self, error: &Error) {
         let report = match self.take_known() {
             Some(Known { progress, pending, quarantined }) => {

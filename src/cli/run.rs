@@ -212,7 +212,7 @@ const QUARANTINED: &str = "They are quarantined, because their content was found
 pub(super) fn summary(report: &RunReport, tables: &str) {
     if report.reverted > 0 {
         outln!(
-            "{} scans have again a content that was screened before; its results are the current ones again.",
+            "{} scans have an earlier content again; the results of that content are the current ones.",
             report.reverted
         );
     }

@@ -61,7 +61,7 @@ impl ScheduleArgs {
     }
 }
 
-/// A schedule at work, and who is told about it.
+/// A running schedule, with the outputs that report on it.
 struct Nights<'a> {
     schedule: Schedule,
     tables: String,
@@ -70,7 +70,7 @@ struct Nights<'a> {
 }
 
 impl Nights<'_> {
-    /// Does one job after the other until `stop` completes, whatever becomes of them.
+    /// Runs one job after the other until `stop` completes. A failed job does not end the schedule.
     async fn work(&self, now: bool, stop: Shared<impl Future<Output = ()>>) -> Result<ExitCode> {
         let mut run_now = now;
         loop {
@@ -125,7 +125,7 @@ impl Nights<'_> {
         }
     }
 
-    /// Prints what a job did, and writes the report of a run.
+    /// Prints the outcome of a job, and writes the report of a run.
     fn print(&self, outcome: JobOutcome) -> Result<()> {
         match outcome {
             JobOutcome::Busy => errln!("another schedule is active on these tables; this time is skipped"),

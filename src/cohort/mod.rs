@@ -11,7 +11,7 @@
 //!
 //! [`list`] takes a [`Location`](crate::store::Location), the cohort's name and a [`Selection`], and opens no image. It
 //! gives a [`Listing`]: the scans to screen, and every other image with the [`Reason`] why it is skipped. An entry that
-//! cannot be read, such as a link to an absent file, is left out with its reason and stops nothing. It refuses a name that
+//! cannot be read, such as a link to an absent file, is left out with its reason, and the listing continues. It refuses a name that
 //! cannot be part of a scan id, and a tree that the store cannot list completely. [`find`] gives one scan by its path.
 //!
 //! Words used here and in the tables:

@@ -51,12 +51,12 @@ struct Stored {
     score: Vec<u8>,
 }
 
-/// Writes masks and maps of the newest result of every scan, or of the scans with the given ids. `tables` is where the
+/// Writes masks and maps of the current result of every scan, or of the scans with the given ids. `tables` is where the
 /// session's tables are.
 ///
 /// # Errors
-/// [`Error::Config`] naming the ids that the tables do not hold, and for a folder with files of others; [`Error::Query`] where the tables cannot be read;
-/// [`Error::Storage`] where a file cannot be written.
+/// [`Error::Config`] naming the ids that the tables do not hold, and for a folder with files of others; [`Error::Query`] where
+/// the tables cannot be read; [`Error::Storage`] where a file cannot be written.
 pub async fn export(
     context: &SessionContext,
     tables: &Location,

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::store::Location;
 
-/// The file that makes a folder a BIDS data set, and tells who made it.
+/// The file that makes a folder a BIDS data set and names its origin.
 const DESCRIPTION: &str = "dataset_description.json";
 
 /// Our name in `GeneratedBy`.
 const NAME: &str = "neurosieve";
 
 /// Claims the folder by its description, which is the first file written: an export that was interrupted is known as ours.
-/// What somebody added to the description of an earlier export is kept.
+/// Additions by users to the description of an earlier export are kept.
 ///
 /// # Errors
 /// [`Error::Config`] for a folder with files of others, for one among the tables, and for one inside a data set outside its

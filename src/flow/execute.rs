@@ -206,7 +206,7 @@ impl Run {
         })
     }
 
-    /// Scans whose content is again one with an outcome, which is to be the current one.
+    /// Scans that have an earlier content again, whose outcome becomes the current one.
     fn reverts(&self, row: &RunRow) -> Vec<RevertRow> {
         let revert = |entry: &ScanEntry| {
             Some(RevertRow {

@@ -51,7 +51,8 @@ pub(super) struct Pending {
     pub(super) already_done: usize,
     /// Scans whose content was found unusable.
     pub(super) quarantined: usize,
-    /// Scans of the last two kinds whose current outcome is that of another content: it is to become that of this one.
+    /// Scans with a result and quarantined scans whose current outcome belongs to another content. The outcome of their present
+    /// content becomes the current one.
     pub(super) reverted: Vec<ScanEntry>,
 }
 

@@ -28,7 +28,7 @@ pub struct RunReport {
     pub superseded: u64,
     /// Scans that are not tried again, because their content was found unusable by an earlier run.
     pub quarantined: u64,
-    /// Scans whose content is again that of an earlier outcome, which is their current one again.
+    /// Scans that have an earlier content again; the outcome of that content is their current one.
     pub reverted: u64,
     /// Wall time of the screening.
     #[serde(rename = "elapsed_s", serialize_with = "as_seconds")]

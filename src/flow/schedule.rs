@@ -123,8 +123,8 @@ impl Schedule {
         run.into_iter().chain(upkeep).min_by_key(|(time, _)| *time)
     }
 
-    /// Does a job, unless another schedule is working on the same tables, and tells `watch` how far it is. When `stop` completes,
-    /// a run ends early, as [`Run::execute`] says.
+    /// Does a job, unless another schedule is working on the same tables, and reports its steps to `watch`. When `stop`
+    /// completes, a run ends early, as [`Run::execute`] says.
     ///
     /// # Errors
     /// As [`Run::prepare`] and [`Run::execute`]; table and storage errors of upkeep.

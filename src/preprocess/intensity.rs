@@ -8,8 +8,8 @@
 //! | centred, such as z-scores | many voxels have one value, and a good part of the others is clearly darker | its background gets the level that air has in T1w |
 //!
 //! A z-score inside a brain mask leaves the background at 0, in the middle of the tissue. The other steps divide by the bias
-//! field and read tissues as multiples of air, so air must lie where it lies in a scan as the scanner made it. That level is
-//! lost with the centring; it is taken from the brain's own dark and bright end, which stand for fluid and white matter.
+//! field and measure intensities from air, so air must be below all tissue, as in the scanner's own units. Centring loses the
+//! level of air; it is estimated from the brain's darkest and brightest tissues, fluid and white matter.
 
 use std::borrow::Cow;
 
@@ -154,7 +154,7 @@ mod tests {
             let tissue = || scan.data.iter().zip(&found.data).zip(&raw.data).filter(|&(_, &raw)| raw != 0.0);
             let darkest = tissue().fold(f32::MAX, |low, ((&was, _), _)| low.min(was));
             assert!(air < darkest, "{name}: air {air}, tissue from {darkest}");
-            // At the very border, tissue with exactly the value of the background cannot be told from it.
+            // At the border, tissue with exactly the value of the background cannot be distinguished from it.
             let changed = tissue().filter(|((was, is), _)| was != is).count() as f64 / tissue().count() as f64;
             assert!(changed < 0.01, "{name}: {changed} of the tissue changed");
             assert!(raw.data.iter().zip(&found.data).all(|(raw, &v)| *raw != 0.0 || v == air), "{name}");

@@ -7,7 +7,8 @@
 //!   CREATE EXTERNAL TABLE, COPY           with Access::Files, and COPY only to a new place outside the tables
 //!   anything else                         refused
 //! ```
-//! It is a list of what is allowed, so a statement that a later engine learns is refused until somebody adds it here.
+//! The list names what is allowed. A kind of statement that a later version of the engine adds is therefore refused until it
+//! is added here.
 
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ResolvedTableReference, TableReference};

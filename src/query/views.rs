@@ -1,14 +1,14 @@
 //! The public views: SQL over `raw`, each with the reason why it differs from its table.
 //!
-//! What is current is decided here, for every reader of the views, by two rules that hang on the order of commits and on no
-//! clock:
+//! What is current is decided here, for every reader of the views, by two rules. They depend on the order of commits, not on
+//! clocks:
 //!
 //! 1. A cohort shows one recipe: that of the run last begun on it (`recipes.current`), also where that run had nothing to
 //!    screen.
 //! 2. A scan shows, of its results with that recipe, the one that the latest run gave or found again: the one with the highest
 //!    `run_number` in `raw.scans` or `raw.reverts`. A failure is shown unless a result is as late or later.
 //!
-//! Rows of versions that did not number runs have no `run_number`; they are earlier than all others, and have the order of
+//! Rows of versions that did not number runs have no `run_number`; they count as earlier than all others, and are ordered by
 //! their times. The same rules for a run that plans are in `tables/done.rs`, and for other readers in `docs/operations.md`.
 
 use crate::tables::Table;

@@ -53,7 +53,7 @@ pub struct Assessment {
 }
 
 impl Assessment {
-    /// Refuses an assessment of which a score is not finite: NaN is never above a threshold, and would count as healthy.
+    /// Refuses an assessment with a score that is not finite. NaN is never above a threshold, so it would count as healthy.
     ///
     /// # Errors
     /// [`Error::Device`].

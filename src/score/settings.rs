@@ -91,7 +91,7 @@ pub fn batch_slices(configured: usize, device: tch::Device) -> usize {
     }
 }
 
-/// Refuses thresholds with which no voxel could ever be anomalous: NaN compares as neither above nor below.
+/// Refuses thresholds with which no voxel could ever be anomalous. No value is above NaN.
 fn check_calibration(calibration: &Calibration, bundle: &str) -> Result<()> {
     let thresholds = [("token_threshold", calibration.token_threshold), ("mask_threshold", calibration.mask_threshold)];
     match thresholds.into_iter().find(|(_, value)| !(0. ..=1.).contains(value)) {

@@ -10,7 +10,7 @@ use crate::error::Result;
 
 impl Location {
     /// Every entry below the root, in no particular order. One that cannot be read is an [`Entry::Unusable`], and the
-    /// listing goes on.
+    /// listing continues.
     ///
     /// # Errors
     /// The stream gives [`Error::Storage`](crate::Error::Storage) or [`Error::Io`](crate::Error::Io) where the tree cannot

@@ -53,7 +53,7 @@ impl Location {
         &self.name
     }
 
-    /// Identifies the address without telling it: the first 32 digits of the SHA-256 of scheme, server or bucket, and path. Two
+    /// Identifies the address without revealing it: the first 32 digits of the SHA-256 of scheme, server or bucket, and path. Two
     /// ways to write one address have the same: links of a folder, and `s3a://` for `s3://`.
     pub fn root_id(&self) -> String {
         let address = match self.url.to_file_path() {
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(location.explain("list", failed("status code: 503 Slow Down")).kind(), "storage");
     }
 
-    /// The message that an analyst sees whose tables belong to somebody else.
+    /// The message for an analyst whose tables belong to another user.
     #[test]
     fn tables_that_cannot_be_written_are_not_called_unreadable() {
         let location = at("file:///data/results");

@@ -1,8 +1,8 @@
 //! Listing a bucket, page by page.
 //!
 //! The store's client refuses a whole page where one key on it has an empty, `.` or `..` part or a control character, and
-//! ends the listing. Here the keys before such a key are asked for in smaller pages, the key itself is passed over, and the
-//! listing goes on after it:
+//! ends the listing. Here the keys before such a key are asked for in smaller pages, the key itself is skipped, and the
+//! listing continues after it:
 //!
 //! ```text
 //! full page ─ refused for key K ─► pages of 4096, 2048, … 1 keys: those that are not refused hold the keys before K
@@ -123,7 +123,7 @@ impl Pages {
         }
     }
 
-    /// Goes on after a refused key, or after its folder where too many keys of it were refused.
+    /// Skips a refused key, or its whole folder where too many of its keys were refused.
     fn pass(&mut self, at: &At, key: String) -> object_store::Result<Key> {
         if matches!(at, At::After(last) if *last >= key) {
             return Err(not_passed(&key));

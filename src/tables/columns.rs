@@ -206,11 +206,11 @@ pub(super) const RUNS: &[Column] = &[
         "cohort_root",
         Text,
         "",
-        "identifies the address of the cohort without telling it: the first 32 digits of its SHA-256",
+        "identifies the address of the cohort without revealing it: the first 32 digits of its SHA-256",
     ),
 ];
 
-/// Rows that say which outcome of a scan is current again, because its content is again that of the outcome.
+/// A row makes an earlier outcome of a scan current again, because the scan has the content of that outcome again.
 pub(super) const REVERTS: &[Column] = &[
     RUN_ID,
     always("run_number", Int64, "", "position of the run in the order of commits to the table runs"),

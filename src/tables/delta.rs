@@ -74,7 +74,7 @@ fn damaged(name: &str) -> String {
 }
 
 /// Refuses a log with empty commits, which a crash of the machine leaves behind. The library reads them as commits without
-/// rows, so that results would be missing without a word.
+/// rows, so that results would be missing silently.
 async fn refuse_empty_commits(location: &Location, table: Table, version: Version) -> Result<()> {
     let log = location.path_of(&format!("{}/_delta_log", table.name()))?;
     // Earlier commits are in a checkpoint, or soon are.

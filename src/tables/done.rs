@@ -90,7 +90,7 @@ impl Done {
         outcome.given(Some(run_number), 0);
     }
 
-    /// The outcome to record something of, which is added where the scan has none for this content.
+    /// The outcome of this content, added where the scan has none yet.
     fn entry(&mut self, scan_id: &str, content_id: &str) -> &mut Outcome {
         let outcomes = self.scans.entry(scan_id.to_owned()).or_default();
         let at = outcomes.iter().position(|outcome| outcome.content_id == content_id).unwrap_or_else(|| {

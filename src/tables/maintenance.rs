@@ -40,7 +40,7 @@ pub struct Optimized {
 pub struct Vacuumed {
     /// Data files that were deleted, or with `dry_run` would be.
     pub deleted: Vec<String>,
-    /// Files that lie there, that no version refers to, and that are not of this program. They stay.
+    /// Files in the folder that no version refers to and that this program did not write. They stay.
     pub foreign: Vec<String>,
 }
 
@@ -117,7 +117,7 @@ impl Tables {
     }
 
     /// Deletes data files that no version of the last `keep` refers to. `keep` must be longer than any run and any query. With
-    /// `dry_run` no file is deleted. Files that this program would not have named so are never deleted.
+    /// `dry_run` no file is deleted. Files without a name of this program's data files are never deleted.
     ///
     /// # Errors
     /// [`Error::Config`] for a `keep` of less than a day; [`Error::Table`] where the table cannot be read;

@@ -24,7 +24,7 @@
 //! | commit | an entry in a table's log that adds data files; atomic per table |
 //! | outcome | a scan's result or failure with one content and one recipe |
 //! | run number | the position of a run in the order of commits to `runs`; decides which of two outcomes is current |
-//! | revert | a row that says: the scan's content is again that of an earlier outcome, which is therefore current |
+//! | revert | the return of a scan to an earlier content; makes the outcome of that content the current one |
 //! | epoch | the number of a commit within its run, from 0; recorded in the log, so that a repeated commit is recognised |
 //! | superseded | a scan that was not committed because another run had committed its key first |
 //! | lease | the right of one schedule to work on the tables alone |

@@ -1,7 +1,7 @@
 //! Tables that another program has changed: features of Delta that this program cannot honour when it writes.
 //!
 //! Data files are written with the columns' own names, without partitions, and without checking conditions on values. A table
-//! that asks for more is refused before anything is written: its readers would not find the rows, or would find rows that
+//! that requires more is refused before anything is written: its readers would not find the rows, or would find rows that
 //! the table forbids. Reading needs no such check, because the Delta library refuses what it cannot read.
 
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use deltalake_core::kernel::transaction::{PROTOCOL, TableReference as _, Transac
 use super::schema::Table;
 use crate::error::{Error, Result};
 
-/// Keys of a column's metadata that ask a writer to check or to make its values.
+/// Keys of a column's metadata that require a writer to check or to generate its values.
 const ASKS_OF_WRITERS: [(&str, &str); 3] = [
     ("delta.invariants", "an invariant"),
     ("delta.generationExpression", "a generated value"),

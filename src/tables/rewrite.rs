@@ -34,7 +34,7 @@ pub(super) fn too_busy(table: Table) -> Error {
     ))
 }
 
-/// A log that is read as always, and to which nothing is written: it keeps the entry and says that another has its version.
+/// A log that reads as usual and writes nothing: it keeps the entry, and reports that its version is already taken.
 struct HeldBack {
     log: LogStoreRef,
     entry: Mutex<Option<Bytes>>,

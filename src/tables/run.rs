@@ -1,5 +1,5 @@
 //! The `runs` table: one row when a run starts, with status `running`, and one when it ends. And `reverts`, in which a run
-//! records scans whose content is again one that has an outcome.
+//! records scans that have an earlier content again.
 //!
 //! The newest row of a run counts. A run that was killed stays `running` without an end, by which an operator recognises it.
 
@@ -68,7 +68,7 @@ impl Tables {
         self.append_rows(Table::Runs, std::slice::from_ref(row), &row.run_id, 1).await
     }
 
-    /// Writes and commits which outcomes are current again in a run, once per run. Does nothing without rows.
+    /// Writes and commits the reverts that a run found, once per run. Does nothing without rows.
     ///
     /// # Errors
     /// [`Error::Table`](crate::Error::Table) and [`Error::Storage`](crate::Error::Storage) where the table cannot be written.

@@ -37,7 +37,7 @@ pub enum Table {
     Failures,
     /// One row per change of a run's state.
     Runs,
-    /// One row per scan whose content a run found to be again one that has an outcome.
+    /// One row per scan that a run found with an earlier content again.
     Reverts,
     /// One row per method of an evaluation. The first evaluation creates the table.
     Evaluations,
@@ -92,7 +92,7 @@ impl Table {
             Self::Findings => "one row per connected component of a scan's anomaly mask",
             Self::Failures => "one row per scan that failed, with the reason",
             Self::Runs => "one row per run: counts, throughput, settings, versions",
-            Self::Reverts => "one row per scan whose content a run found to be again one that has an outcome",
+            Self::Reverts => "one row per scan that a run found with an earlier content again",
             Self::Evaluations => "one row per method of an evaluation: figures with intervals, settings, bundle",
         }
     }

@@ -76,11 +76,7 @@ fn a_content_that_comes_back_has_its_own_result_again() {
     assert_ne!(of_a, of_b);
     cohort.put(Some(1), 0);
     let third = cohort.run(&[]);
-    assert!(
-        text(&third.stdout).contains("1 scans have again a content that was screened before"),
-        "{}",
-        printed(&third)
-    );
+    assert!(text(&third.stdout).contains("1 scans have an earlier content again"), "{}", printed(&third));
     assert_eq!(cohort.brain_ml(), of_a);
     assert_eq!(cohort.one("SELECT brain_volume_ml AS ml FROM scans s JOIN masks m ON m.run_id = s.run_id").len(), 1);
 
@@ -90,7 +86,7 @@ fn a_content_that_comes_back_has_its_own_result_again() {
     assert!(exported.status.success(), "{}", printed(&exported));
     // Nothing changes until the content does.
     let fourth = cohort.run(&[]);
-    assert!(!text(&fourth.stdout).contains("have again"), "{}", printed(&fourth));
+    assert!(!text(&fourth.stdout).contains("have an earlier content again"), "{}", printed(&fourth));
     assert_eq!((cohort.brain_ml(), cohort.one("SELECT * FROM raw.reverts").len()), (of_a, 1));
     cohort.put(Some(0), 1);
     cohort.run(&[]);
@@ -236,9 +232,9 @@ fn two_data_sets_of_one_folder_name_are_not_taken_for_one() {
     assert_eq!(run(path(&moved), &[]).status.code(), Some(2));
     assert!(run(path(&moved), &["--set", "cohort.moves=true"]).status.success());
     assert!(run(path(&moved), &[]).status.success(), "its new address is known now");
-    // The tables tell no path.
-    let told = rows(&tables, "SELECT config, cohort_root FROM raw.runs");
-    assert!(!told.iter().any(|row| row.to_string().contains(path(folder.path()))), "{told:?}");
+    // The tables reveal no path of this machine.
+    let stored = rows(&tables, "SELECT config, cohort_root FROM raw.runs");
+    assert!(!stored.iter().any(|row| row.to_string().contains(path(folder.path()))), "{stored:?}");
 }
 
 /// The query for readers without the views, as `docs/operations.md` gives it.

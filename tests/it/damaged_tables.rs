@@ -24,7 +24,7 @@ fn data_files(tables: &Path, table: &str) -> Vec<PathBuf> {
     entries.filter(|path| path.is_file()).collect()
 }
 
-/// The program, as in a terminal of somebody who wants traces.
+/// The program with `RUST_BACKTRACE=1`.
 fn asked(arguments: &[&str]) -> Output {
     command(arguments).env_remove("NEUROSIEVE_LOG").env("RUST_BACKTRACE", "1").output().unwrap()
 }
@@ -136,7 +136,7 @@ fn every_command_says_once_that_a_log_is_cut_off() {
 }
 
 #[test]
-fn the_libraries_log_is_printed_where_somebody_asks_for_it() {
+fn the_log_of_the_libraries_is_printed_on_request() {
     let folder = tempfile::tempdir().unwrap();
     let tables = copy(sharded(), &folder.path().join("tables"));
     cut(&last_commit(Path::new(&tables), "scans"));

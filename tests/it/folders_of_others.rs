@@ -1,4 +1,4 @@
-//! Folders that hold somebody else's files: no command writes among them or over them.
+//! Folders that hold files of other programs or people: no command writes among them or over them.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -86,7 +86,7 @@ fn vacuum_deletes_old_files_that_no_version_refers_to_and_no_others() {
 fn vacuum_leaves_files_that_are_not_of_this_program() {
     let folder = tempfile::tempdir().unwrap();
     let tables: &str = &copy(sharded(), folder.path());
-    // A cohort in a folder that has the name of a table, and other files of somebody.
+    // A cohort in a folder that has the name of a table, and other foreign files.
     let strangers = ["sub-01/anat/sub-01_T1w.nii.gz", "notes.txt", "sub-02/part-1.parquet", "export.parquet"];
     let old = SystemTime::now() - Duration::from_secs(10 * 24 * 3600);
     for name in strangers {

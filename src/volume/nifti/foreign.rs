@@ -1,5 +1,5 @@
 //! What lies in a scan's place: recognises other formats, pointers to content that was not fetched, and error pages, by
-//! their first bytes, so that the message tells the right next step.
+//! their first bytes, so that the error message can name the right next step.
 
 use crate::volume::error::Error;
 
