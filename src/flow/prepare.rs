@@ -294,10 +294,10 @@ mod tests {
     #[test]
     fn only_scans_without_a_result_are_pending() {
         let mut done = Done::default();
-        done.finish("done", "v1", 1);
-        done.finish("replaced", "v0", 1);
-        done.fail("damaged", "v1", 1, (1, true));
-        done.fail("unlucky", "v1", 1, (3, false));
+        done.finish(["done", "v1"], Some(1), 0);
+        done.finish(["replaced", "v0"], Some(1), 0);
+        done.fail(["damaged", "v1"], Some(1), 0, (1, true));
+        done.fail(["unlucky", "v1"], Some(1), 0, (3, false));
         let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(entry);
         let ids = |pending: &Pending| pending.scans.iter().map(|entry| entry.scan_id.clone()).collect::<Vec<_>>();
 
@@ -315,14 +315,14 @@ mod tests {
     fn a_content_that_comes_back_brings_its_outcome_back() {
         let mut done = Done::default();
         // Each scan had content v1, then v2, and has v1 again.
-        done.finish("good", "v1", 1);
-        done.finish("good", "v2", 2);
-        done.finish("mended", "v1", 1);
-        done.fail("mended", "v2", 2, (1, true));
-        done.fail("broken", "v1", 1, (1, true));
-        done.finish("broken", "v2", 2);
-        done.fail("retried", "v1", 1, (1, false));
-        done.finish("retried", "v1", 2);
+        done.finish(["good", "v1"], Some(1), 0);
+        done.finish(["good", "v2"], Some(2), 0);
+        done.finish(["mended", "v1"], Some(1), 0);
+        done.fail(["mended", "v2"], Some(2), 0, (1, true));
+        done.fail(["broken", "v1"], Some(1), 0, (1, true));
+        done.finish(["broken", "v2"], Some(2), 0);
+        done.fail(["retried", "v1"], Some(1), 0, (1, false));
+        done.finish(["retried", "v1"], Some(2), 0);
         let selected = ["broken", "good", "mended", "retried"].map(entry);
         let pending = Pending::new(&selected, &done, &RunConfig::default());
         let reverted: Vec<&str> = pending.reverted.iter().map(|entry| entry.scan_id.as_str()).collect();

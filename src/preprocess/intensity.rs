@@ -79,15 +79,19 @@ pub(super) fn with_dark_air(scan: Cow<'_, Volume>) -> Cow<'_, Volume> {
 
 /// The background value of a centred scan.
 fn centred_background(scan: &Volume) -> Option<f32> {
-    let mut values: Vec<f32> = sample(scan).collect();
-    values.sort_unstable_by(f32::total_cmp);
-    let runs = values.chunk_by(|a, b| a == b);
-    let background =
-        runs.max_by_key(|run| run.len()).filter(|run| run.len() as f64 >= BACKGROUND_MIN * values.len() as f64)?[0];
+    let values: Vec<f32> = sample(scan).collect();
+    let share = |n: usize| n as f64 / values.len() as f64;
+    // A value that a fifth of the voxels have is one of five percentiles a fifth apart.
+    let candidates = [0.1, 0.3, 0.5, 0.7, 0.9].map(|q| percentile(&values, q));
+    let n_equal = |value: f32| values.iter().filter(|&&v| v == value).count();
+    let (background, n) = candidates.map(|value| (value, n_equal(value))).into_iter().max_by_key(|&(_, n)| n)?;
+    if share(n) < BACKGROUND_MIN {
+        return None;
+    }
     let others: Vec<f32> = values.iter().copied().filter(|&v| v != background).collect();
     let range = percentile(&others, 0.98) - percentile(&others, 0.02);
     let darker = others.iter().filter(|&&v| v < background - CLEARLY * range).count();
-    (darker as f64 >= DARKER_MIN * others.len() as f64 && darker > 0).then_some(background)
+    (darker > 0 && darker as f64 >= DARKER_MIN * others.len() as f64).then_some(background)
 }
 
 /// Some hundred thousand voxels, which are enough for shares and percentiles.

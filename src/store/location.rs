@@ -8,7 +8,6 @@ use std::{fmt, io};
 use object_store::ObjectStore;
 use object_store::list::PaginatedListStore;
 use object_store::path::Path;
-use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use crate::error::{Error, Result};
@@ -51,26 +50,6 @@ impl Location {
     /// The last component of the path, or the bucket. A cohort without a name of its own takes this one.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Identifies the address without revealing it: the first 32 digits of the SHA-256 of scheme, server or bucket, and path. Two
-    /// ways to write one address have the same: links of a folder, and `s3a://` for `s3://`.
-    pub fn root_id(&self) -> String {
-        let address = match self.url.to_file_path() {
-            Ok(folder) if self.url.scheme() == "file" => {
-                format!("file\0{}", folder.canonicalize().unwrap_or(folder).display())
-            }
-            _ => {
-                let scheme = match self.url.scheme() {
-                    "s3a" => "s3",
-                    "abfs" | "adl" => "abfss",
-                    other => other,
-                };
-                let (user, host) = (self.url.username(), self.url.host_str().unwrap_or_default());
-                format!("{scheme}\0{user}@{host}:{}\0{}", self.url.port().unwrap_or_default(), self.root)
-            }
-        };
-        Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The full path in the store of `uri`, which is relative to the root and separated by `/`.
@@ -229,13 +208,14 @@ pub(super) fn without_secrets(mut url: Url) -> Url {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use object_store::ObjectStoreScheme;
     use object_store::memory::InMemory;
 
     use super::*;
 
-    fn at(address: &str) -> Location {
+    /// An empty location at a remote address.
+    pub(in crate::store) fn at(address: &str) -> Location {
         let url = Url::parse(address).unwrap();
         let (_, root) = ObjectStoreScheme::parse(&url).unwrap();
         Location::new(Arc::new(InMemory::new()), root, url)
@@ -255,22 +235,6 @@ mod tests {
             assert_eq!((location.name(), location.to_string().as_str()), (name, shown));
             assert!(!format!("{location:?}").contains("secret"));
         }
-    }
-
-    #[test]
-    fn one_address_has_one_root_id_however_it_is_written() {
-        let id = |address: &str| at(address).root_id();
-        assert_eq!(id("s3://bucket/site/bids/"), id("s3a://bucket/site/bids"));
-        let others = ["s3://bucket/other/bids", "s3://other/site/bids", "gs://bucket/site/bids", "s3://bucket/site"];
-        assert!(others.iter().all(|other| id(other) != id("s3://bucket/site/bids")));
-
-        let folder = tempfile::tempdir().unwrap();
-        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
-        std::fs::create_dir(&real).unwrap();
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        let id = |path: &std::path::Path| crate::store::open(path.to_str().unwrap()).unwrap().root_id();
-        assert_eq!(id(&real), id(&link));
-        assert_ne!(id(&real), id(folder.path()));
     }
 
     #[test]

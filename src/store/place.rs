@@ -6,6 +6,7 @@ use std::path::{Path as FilePath, PathBuf};
 
 use object_store::ObjectStoreScheme;
 use object_store::path::Path;
+use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use super::location::Location;
@@ -40,19 +41,36 @@ impl Location {
                 _ => false,
             };
         }
-        let root = |url: &Url| -> Option<(ObjectStoreScheme, String, Path)> {
-            let (scheme, root) = ObjectStoreScheme::parse(url).ok()?;
-            // In `abfss://container@account.host/` the container is in the place of a user.
-            let container = Some(url.username()).filter(|user| !user.is_empty());
-            Some((scheme, container.or(url.host_str())?.to_owned(), root))
-        };
-        match (root(&self.url), root(address)) {
+        match (place(&self.url), place(address)) {
             (Some((scheme, bucket, place)), Some((other, its_bucket, path))) => {
                 scheme == other && bucket == its_bucket && path.prefix_matches(&place)
             }
             _ => false,
         }
     }
+
+    /// Identifies the address without revealing it: the first 32 digits of the SHA-256 of the store, the server or bucket, and
+    /// the path. Two ways to write one address give the same: links to a folder, and `s3a://` for `s3://`.
+    pub fn root_id(&self) -> String {
+        let address = match (self.url.to_file_path(), place(&self.url)) {
+            (Ok(folder), _) if self.url.scheme() == "file" => {
+                format!("file\0{}", folder.canonicalize().unwrap_or(folder).display())
+            }
+            (_, Some((store, bucket, path))) => {
+                format!("{store:?}\0{bucket}:{}\0{path}", self.url.port().unwrap_or_default())
+            }
+            _ => self.url.to_string(),
+        };
+        Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The store, the server or bucket, and the path of a remote address.
+fn place(url: &Url) -> Option<(ObjectStoreScheme, String, Path)> {
+    let (scheme, path) = ObjectStoreScheme::parse(url).ok()?;
+    // In `abfss://container@account.host/` the container is in the place of a user.
+    let container = Some(url.username()).filter(|user| !user.is_empty());
+    Some((scheme, container.or(url.host_str())?.to_owned(), path))
 }
 
 #[cfg(test)]
@@ -62,11 +80,22 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::store::location::tests::at;
 
-    fn at(address: &str) -> Location {
-        let url = Url::parse(address).unwrap();
-        let (_, root) = ObjectStoreScheme::parse(&url).unwrap();
-        Location::new(Arc::new(InMemory::new()), root, url)
+    #[test]
+    fn one_address_has_one_root_id_however_it_is_written() {
+        let id = |address: &str| at(address).root_id();
+        assert_eq!(id("s3://bucket/site/bids/"), id("s3a://bucket/site/bids"));
+        let others = ["s3://bucket/other/bids", "s3://other/site/bids", "gs://bucket/site/bids", "s3://bucket/site"];
+        assert!(others.iter().all(|other| id(other) != id("s3://bucket/site/bids")));
+
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let id = |path: &std::path::Path| crate::store::open(path.to_str().unwrap()).unwrap().root_id();
+        assert_eq!(id(&real), id(&link));
+        assert_ne!(id(&real), id(folder.path()));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! screen the same scan at the same time, leave rows in the other tables that no row of `scans` owns. No view shows them, but
 //! they take space, and readers without the views see them.
 //!
-//! Takes opened tables; gives [`Findings`]. [`Tables::remove_orphans`] deletes rows without an owner, except those of runs
+//! Takes opened tables; gives [`CheckReport`]. [`Tables::remove_orphans`] deletes rows without an owner, except those of runs
 //! that began within the last day: these may be active.
 
 use std::collections::BTreeMap;
@@ -14,14 +14,12 @@ use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::Int64Type;
 use chrono::{TimeDelta, Utc};
 use datafusion::prelude::{SessionContext, col, lit};
-use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::protocol::DeltaOperation;
 
 use super::open::Tables;
-use super::protocol::refuse_unwritable;
-use super::rewrite;
+use super::rewrite::Rewrite;
 use super::schema::Table;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Tables whose rows belong to a row of `scans`.
 const OWNED: [Table; 3] = [Table::Tokens, Table::Masks, Table::Findings];
@@ -34,7 +32,7 @@ const SCANS_AT_ONCE: usize = 1000;
 
 /// What a check found. Nothing is wrong where all are empty; rows without an owner only take space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Findings {
+pub struct CheckReport {
     /// Keys (`scan_id`, `content_id`, `recipe_id`) with more than one result.
     pub duplicates: Vec<String>,
     /// Results whose mask is missing, or whose tokens or findings are not as many as the result says.
@@ -43,7 +41,7 @@ pub struct Findings {
     pub orphans: BTreeMap<&'static str, usize>,
 }
 
-impl Findings {
+impl CheckReport {
     /// Whether a result is there twice or is incomplete.
     pub fn is_damaged(&self) -> bool {
         !self.duplicates.is_empty() || !self.incomplete.is_empty()
@@ -57,8 +55,8 @@ impl Tables {
     /// Looks for rows that are there twice, that are missing, or that no result owns, as of the last refresh.
     ///
     /// # Errors
-    /// [`Error::Table`] and [`Error::Query`] where a table cannot be read.
-    pub async fn check(&self) -> Result<Findings> {
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Query`](crate::Error::Query) where a table cannot be read.
+    pub async fn check(&self) -> Result<CheckReport> {
         let context = self.raw_session().await?;
         let duplicates = "SELECT scan_id FROM raw.scans GROUP BY scan_id, content_id, recipe_id HAVING count(*) > 1";
         let incomplete = "
@@ -81,15 +79,15 @@ impl Tables {
             let rows = context.sql(&format!("{sql} ORDER BY scan_id")).await?.collect().await?;
             Ok(rows.iter().flat_map(|batch| texts(batch, 0)).collect())
         };
-        Ok(Findings { duplicates: ids(duplicates).await?, incomplete: ids(incomplete).await?, orphans })
+        Ok(CheckReport { duplicates: ids(duplicates).await?, incomplete: ids(incomplete).await?, orphans })
     }
 
     /// Deletes the rows that no result owns, except those of runs that began within the last day; gives their number by
     /// table.
     ///
     /// # Errors
-    /// [`Error::Config`] for a table with features that this program cannot write, and where other processes rewrite the
-    /// same files; [`Error::Table`] and [`Error::Query`] where a table cannot be read or written.
+    /// [`Error::Config`](crate::Error::Config) for a table with features that this program cannot write, and where other processes rewrite the
+    /// same files; [`Error::Table`](crate::Error::Table) and [`Error::Query`](crate::Error::Query) where a table cannot be read or written.
     pub async fn remove_orphans(&mut self) -> Result<BTreeMap<&'static str, usize>> {
         let before = (Utc::now() - LONGEST_RUN).timestamp_micros();
         let mut removed = BTreeMap::new();
@@ -134,25 +132,18 @@ impl Tables {
     }
 
     async fn delete_rows(&mut self, table: Table, run_id: &str, scans: &[(String, usize)]) -> Result<()> {
-        let failed = |e| Error::table(format!("cannot delete rows of table {}", table.name()), e);
-        let rows = scans.iter().map(|(_, rows)| rows).sum();
         let ids = scans.iter().map(|(scan_id, _)| lit(scan_id.as_str())).collect();
         let which = col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(ids, false));
-        for _ in 0..rewrite::MAX_PLANS {
-            let delta = self.delta_mut(table);
-            delta.update_state().await.map_err(failed)?;
-            refuse_unwritable(table, delta)?;
-            let planned = rewrite::plan(delta, |copy| {
-                let delete = copy.delete().with_predicate(which.clone());
-                delete.with_commit_properties(CommitProperties::default().with_max_retries(0)).into_future()
-            });
-            let Some(actions) = planned.await.map_err(failed)? else { return Ok(()) };
-            let operation = DeltaOperation::Delete { predicate: None };
-            if self.commit_rewrite(table, actions, operation, rows).await? {
-                return Ok(());
-            }
-        }
-        Err(rewrite::too_busy(table))
+        let what = Rewrite {
+            table,
+            attempted: "delete rows of",
+            operation: DeltaOperation::Delete { predicate: None },
+            removed_rows: scans.iter().map(|(_, rows)| rows).sum(),
+        };
+        let deleted = self.rewrite(&what, |copy, commit| {
+            copy.delete().with_predicate(which.clone()).with_commit_properties(commit).into_future()
+        });
+        deleted.await.map(drop)
     }
 }
 

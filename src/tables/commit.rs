@@ -23,7 +23,7 @@ use super::concurrent::ConcurrentRuns;
 use super::datafile::DataFile;
 use super::open::Tables;
 use super::receipt::Receipt;
-use super::rewrite::fits;
+use super::rewrite::{Rewrite, fits};
 use super::run::RunRow;
 use super::schema::Table;
 use crate::error::{Error, Result};
@@ -109,20 +109,9 @@ impl Tables {
     }
 
     /// Commits a rewrite; gives false where the table lacks a file that it replaces, because another rewrite was faster.
-    pub(super) async fn commit_rewrite(
-        &mut self,
-        table: Table,
-        actions: Vec<Action>,
-        operation: DeltaOperation,
-        removed_rows: usize,
-    ) -> Result<bool> {
-        let entry = Entry::new(table, &uuid::Uuid::now_v7().to_string(), 0, &self.epochs);
-        append(
-            self.delta_mut(table),
-            &entry,
-            &mut Files::Rewrite { actions, operation: Box::new(operation), removed_rows },
-        )
-        .await
+    pub(super) async fn commit_rewrite(&mut self, what: &Rewrite, actions: &[Action]) -> Result<bool> {
+        let entry = Entry::new(what.table, &uuid::Uuid::now_v7().to_string(), 0, &self.epochs);
+        append(self.delta_mut(what.table), &entry, &mut Files::Rewrite { what, actions }).await
     }
 
     /// Writes and commits the first row of a run, and sets its number in `row`: the version of `runs` that the row makes.
@@ -168,7 +157,7 @@ enum Files<'a> {
     /// Of `runs`: the first row of a run, with the version after this one as its number.
     FirstOfRun { row: &'a mut RunRow, location: &'a Location },
     /// A rewrite of files that are part of the table; none where the version lacks one of them.
-    Rewrite { actions: Vec<Action>, operation: Box<DeltaOperation>, removed_rows: usize },
+    Rewrite { what: &'a Rewrite, actions: &'a [Action] },
 }
 
 impl Files<'_> {
@@ -187,8 +176,8 @@ impl Files<'_> {
                 row.run_number = i64::try_from(next).ok();
                 Ok(added(&[put_rows(location, Table::Runs, std::slice::from_ref(&**row), &row.run_id).await?]))
             }
-            Self::Rewrite { actions, removed_rows, .. } => {
-                Ok(if fits(delta, actions, *removed_rows)? { actions.clone() } else { Vec::new() })
+            Self::Rewrite { what, actions } => {
+                Ok(if fits(delta, actions, what.removed_rows)? { actions.to_vec() } else { Vec::new() })
             }
         }
     }
@@ -196,7 +185,7 @@ impl Files<'_> {
     /// How the log names the commit.
     fn operation(&self) -> DeltaOperation {
         match self {
-            Self::Rewrite { operation, .. } => (**operation).clone(),
+            Self::Rewrite { what, .. } => what.operation.clone(),
             _ => DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None },
         }
     }

@@ -76,18 +76,24 @@ impl Done {
         current.is_some_and(|outcome| outcome.content_id == content_id)
     }
 
-    /// Records a result.
-    pub fn finish(&mut self, scan_id: &str, content_id: &str, run_number: i64) {
+    /// Records a result that the run of this number gave, at a time in microseconds since 1970.
+    pub(crate) fn finish(&mut self, [scan_id, content_id]: [&str; 2], run_number: Option<i64>, at: i64) {
         let outcome = self.entry(scan_id, content_id);
         outcome.finished = true;
-        outcome.given(Some(run_number), 0);
+        outcome.given(run_number, at);
     }
 
-    /// Records a failure: attempts so far, and whether a further one cannot succeed.
-    pub fn fail(&mut self, scan_id: &str, content_id: &str, run_number: i64, (attempts, permanent): (i32, bool)) {
+    /// Records a failure that the run of this number gave: attempts so far, and whether a further one cannot succeed.
+    pub(crate) fn fail(
+        &mut self,
+        [scan_id, content_id]: [&str; 2],
+        run_number: Option<i64>,
+        at: i64,
+        (attempts, permanent): (i32, bool),
+    ) {
         let outcome = self.entry(scan_id, content_id);
         (outcome.attempts, outcome.permanent) = (attempts, permanent);
-        outcome.given(Some(run_number), 0);
+        outcome.given(run_number, at);
     }
 
     /// The outcome of this content, added where the scan has none yet.
@@ -116,9 +122,7 @@ impl Tables {
         for batch in scans.collect().await? {
             let (numbers, times) = (numbers(&batch, 2)?, times(&batch, 3)?);
             for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
-                let outcome = done.entry(scan_id, content_id);
-                outcome.finished = true;
-                outcome.given(numbers(i), times(i));
+                done.finish([scan_id, content_id], numbers(i), times(i));
             }
         }
         let failures = of_recipe(&context, Table::Failures, recipe_id).await?.aggregate(
@@ -130,9 +134,8 @@ impl Tables {
             let permanent = batch.column(3).as_boolean_opt().ok_or_else(unexpected)?;
             let (numbers, times) = (numbers(&batch, 4)?, times(&batch, 5)?);
             for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
-                let outcome = done.entry(scan_id, content_id);
-                (outcome.attempts, outcome.permanent) = (attempts.value(i), permanent.value(i));
-                outcome.given(numbers(i), times(i));
+                let tried = (attempts.value(i), permanent.value(i));
+                done.fail([scan_id, content_id], numbers(i), times(i), tried);
             }
         }
         let reverts = of_recipe(&context, Table::Reverts, recipe_id).await?;

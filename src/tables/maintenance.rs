@@ -12,7 +12,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use deltalake_core::delta_datafusion::create_session_state_with_spill_config;
 use deltalake_core::kernel::Action;
-use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::operations::optimize::OptimizeType;
 use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::DeltaOperation;
@@ -21,8 +20,7 @@ use object_store::ObjectStoreExt as _;
 
 use super::datafile::properties;
 use super::open::Tables;
-use super::protocol::refuse_unwritable;
-use super::rewrite;
+use super::rewrite::Rewrite;
 use super::schema::Table;
 use crate::error::{Error, Result};
 
@@ -83,37 +81,28 @@ impl Tables {
     /// [`Error::Config`] for a table with features that this program cannot write; [`Error::Table`] where the table cannot be
     /// read or written; it is then unchanged.
     pub async fn optimize(&mut self, table: Table, target_bytes: NonZeroU64, memory_bytes: u64) -> Result<Optimized> {
-        let failed = |e| Error::table(format!("cannot optimize table {}", table.name()), e);
         let how = || match table {
             Table::Tokens => OptimizeType::ZOrder(["scan_id", "region"].map(str::to_owned).into()),
             _ => OptimizeType::Compact,
         };
-        for _ in 0..rewrite::MAX_PLANS {
-            let delta = self.delta_mut(table);
-            delta.update_state().await.map_err(failed)?;
-            refuse_unwritable(table, delta)?;
-            // The rows of the small files follow one another, so the large file is not sorted as a whole.
-            let properties = properties(table, false)?;
-            let planned = rewrite::plan(delta, |copy| {
-                let session = create_session_state_with_spill_config(Some(memory_bytes as usize), None);
-                let optimize = copy.optimize().with_type(how()).with_target_size(target_bytes);
-                let optimize = optimize.with_session_state(Arc::new(session)).with_writer_properties(properties);
-                optimize.with_commit_properties(CommitProperties::default().with_max_retries(0)).into_future()
-            });
-            let Some(actions) = planned.await.map_err(failed)? else { return Ok(Optimized { removed: 0, added: 0 }) };
-            let count = |is: fn(&Action) -> bool| actions.iter().filter(|action| is(action)).count() as u64;
-            let optimized = Optimized {
-                removed: count(|action| matches!(action, Action::Remove(_))),
-                added: count(|action| matches!(action, Action::Add(_))),
-            };
-            let target_size = i64::try_from(target_bytes.get()).unwrap_or(i64::MAX);
-            let operation = DeltaOperation::Optimize { predicate: None, target_size };
-            if self.commit_rewrite(table, actions, operation, 0).await? {
-                return Ok(optimized);
-            }
-            tracing::info!(table = table.name(), "another process merged the same files; planning again");
-        }
-        Err(rewrite::too_busy(table))
+        // The rows of the small files follow one another, so the large file is not sorted as a whole.
+        let properties = properties(table, false)?;
+        let target_size = i64::try_from(target_bytes.get()).unwrap_or(i64::MAX);
+        let operation = DeltaOperation::Optimize { predicate: None, target_size };
+        let what = Rewrite { table, attempted: "optimize", operation, removed_rows: 0 };
+        let done = self.rewrite(&what, |copy, commit| {
+            let session = create_session_state_with_spill_config(Some(memory_bytes as usize), None);
+            let optimize =
+                copy.optimize().with_type(how()).with_target_size(target_bytes).with_commit_properties(commit);
+            let optimize = optimize.with_session_state(Arc::new(session));
+            optimize.with_writer_properties(properties.clone()).into_future()
+        });
+        let actions = done.await?.unwrap_or_default();
+        let count = |is: fn(&Action) -> bool| actions.iter().filter(|action| is(action)).count() as u64;
+        Ok(Optimized {
+            removed: count(|action| matches!(action, Action::Remove(_))),
+            added: count(|action| matches!(action, Action::Add(_))),
+        })
     }
 
     /// Deletes data files that no version of the last `keep` refers to. `keep` must be longer than any run and any query. With

@@ -52,7 +52,7 @@ mod schema;
 mod screened;
 mod session;
 
-pub use self::check::Findings;
+pub use self::check::CheckReport;
 pub use self::column::{Column, Kind};
 pub use self::commit::Committed;
 pub use self::config::TablesConfig;

@@ -3,9 +3,9 @@
 //! Left to itself, the library commits a rewrite on top of whatever others have committed meanwhile. Of two rewrites of the
 //! same files at the same time, both would be committed, and every row would be there twice. So an operation runs on a copy
 //! of the table whose log holds the commit back; it is then committed only on top of a version in which every file that it
-//! replaces is still part of the table. Otherwise it is planned anew by its caller.
+//! replaces is still part of the table. Otherwise it is planned anew.
 //!
-//! Takes a table and an operation; gives the operation's actions, and commits them. Refuses a rewrite that loses or doubles
+//! Takes a table and an operation; commits the operation's actions, and gives them. Refuses a rewrite that loses or doubles
 //! rows.
 
 use std::collections::HashMap;
@@ -13,25 +13,62 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use deltalake_core::kernel::transaction::TransactionError;
+use deltalake_core::kernel::transaction::{CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Version};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreConfig, LogStoreRef};
+use deltalake_core::protocol::DeltaOperation;
 use deltalake_core::{DeltaResult, DeltaTable, DeltaTableError};
 use object_store::ObjectStore;
 use uuid::Uuid;
 
+use super::open::Tables;
+use super::protocol::refuse_unwritable;
 use super::schema::Table;
 use crate::error::{Error, Result};
 
 /// Plans of a rewrite, each of which another process may make useless by rewriting the same files first.
-pub(super) const MAX_PLANS: u32 = 5;
+const MAX_PLANS: u32 = 5;
 
-/// The error after [`MAX_PLANS`] plans that could not be committed.
-pub(super) fn too_busy(table: Table) -> Error {
-    Error::Config(format!(
-        "other processes rewrote files of table {} {MAX_PLANS} times before this one could: try again when they have ended",
-        table.name()
-    ))
+/// A rewrite of a table's data files.
+pub(super) struct Rewrite {
+    pub(super) table: Table,
+    /// What is attempted, for messages: `optimize`.
+    pub(super) attempted: &'static str,
+    /// The name of the commit in the log.
+    pub(super) operation: DeltaOperation,
+    /// How many rows it removes.
+    pub(super) removed_rows: usize,
+}
+
+impl Tables {
+    /// Plans and commits a rewrite; gives its actions, or nothing where there is nothing to do. `run` starts the library's
+    /// operation, which must take the given commit properties. It runs again where another rewrite was faster.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a table with features that this program cannot write, and where other processes keep rewriting
+    /// the same files; [`Error::Table`] where the table cannot be read or written; it is then unchanged.
+    pub(super) async fn rewrite<T, F: Future<Output = DeltaResult<T>>>(
+        &mut self,
+        what: &Rewrite,
+        run: impl Fn(DeltaTable, CommitProperties) -> F,
+    ) -> Result<Option<Vec<Action>>> {
+        let name = what.table.name();
+        let failed = |e| Error::table(format!("cannot {} table {name}", what.attempted), e);
+        for _ in 0..MAX_PLANS {
+            let delta = self.delta_mut(what.table);
+            delta.update_state().await.map_err(failed)?;
+            refuse_unwritable(what.table, delta)?;
+            let Some(actions) = plan(delta, &run).await.map_err(failed)? else { return Ok(None) };
+            if self.commit_rewrite(what, &actions).await? {
+                return Ok(Some(actions));
+            }
+            tracing::info!(table = name, "another process rewrote the same files; planning again");
+        }
+        Err(Error::Config(format!(
+            "other processes rewrote files of table {name} {MAX_PLANS} times before this one could: try again when they have \
+             ended"
+        )))
+    }
 }
 
 /// A log that reads as usual and writes nothing: it keeps the entry, and reports that its version is already taken.
@@ -89,21 +126,18 @@ impl LogStore for HeldBack {
 }
 
 /// Runs an operation on a copy of the table and holds its commit back; gives its actions, or nothing where it has nothing to
-/// do. The operation must commit once, and without retries. The data files that it wrote are in the store.
+/// do. The data files that it wrote are in the store.
 ///
 /// # Errors
 /// The operation's own.
-pub(super) async fn plan<T, F>(
+async fn plan<T, F: Future<Output = DeltaResult<T>>>(
     table: &DeltaTable,
-    operation: impl FnOnce(DeltaTable) -> F,
-) -> DeltaResult<Option<Vec<Action>>>
-where
-    F: Future<Output = DeltaResult<T>>,
-{
+    run: impl Fn(DeltaTable, CommitProperties) -> F,
+) -> DeltaResult<Option<Vec<Action>>> {
     let log = Arc::new(HeldBack { log: table.log_store(), entry: Mutex::new(None) });
     let mut copy = DeltaTable::new(Arc::clone(&log) as LogStoreRef);
     copy.state.clone_from(&table.state);
-    let outcome = operation(copy).await;
+    let outcome = run(copy, CommitProperties::default().with_max_retries(0)).await;
     let Some(entry) = log.entry.lock().unwrap_or_else(PoisonError::into_inner).take() else {
         return outcome.map(|_| None);
     };

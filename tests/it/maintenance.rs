@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use neurosieve::tables::{Findings, RunRow, Table, Tables};
+use neurosieve::tables::{CheckReport, RunRow, Table, Tables};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
@@ -215,7 +215,7 @@ async fn rows_that_a_killed_run_left_are_found_and_removed_and_results_stay() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path(), 2).await;
     let mut tables = open(folder.path()).await;
-    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    assert_eq!(tables.check().await.unwrap(), CheckReport::default());
     // A run that is killed before it commits `scans`, of which one file also holds a result.
     begin(&mut tables, "r3").await;
     let receipts = write(tables.location(), vec![vec![finished("r3", "sub-lost", DAY_ONE, 0.5)]], 64).await;
@@ -229,7 +229,7 @@ async fn rows_that_a_killed_run_left_are_found_and_removed_and_results_stay() {
     let expected: BTreeMap<&str, usize> = [("tokens", 4), ("masks", 1), ("findings", 1)].into();
     assert_eq!(found.orphans, expected);
     assert_eq!(tables.remove_orphans().await.unwrap(), expected);
-    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    assert_eq!(tables.check().await.unwrap(), CheckReport::default());
     let seen = counts(&tables, ["scans", "raw.scans", "tokens", "raw.tokens", "raw.masks"]).await;
     assert_eq!(seen, [5, 5, 20, 20, 5]);
     // By hand there is nothing left to do.
@@ -248,7 +248,7 @@ async fn the_rows_of_a_run_that_may_be_active_stay() {
     tables.commit("r1", 0, &others).await.unwrap();
     assert!(tables.remove_orphans().await.unwrap().is_empty());
     tables.commit("r1", 0, &receipts).await.unwrap();
-    assert_eq!(tables.check().await.unwrap(), Findings::default());
+    assert_eq!(tables.check().await.unwrap(), CheckReport::default());
     assert_eq!(counts(&tables, ["tokens"]).await, [4]);
 }
 
