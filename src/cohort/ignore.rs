@@ -1,7 +1,7 @@
 //! `.bidsignore`: paths that a dataset's own authors exclude from it, in the syntax of `.gitignore`.
 //!
 //! Takes the file's text; says of a path below the root whether it is ignored. A line that is no pattern is skipped, as git
-//! does.
+//! does. The crate `ignore` was tried: it reads braces as alternatives and an open `[` as text, which git does not.
 
 use globset::{GlobBuilder, GlobMatcher};
 

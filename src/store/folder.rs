@@ -3,7 +3,7 @@
 //! The store's own listing stops at the first name that it cannot address and does not report links to absent files, so
 //! folders are walked here. Objects get the same metadata as from the store, which [`read`](super::read) compares.
 
-use std::fs::{self, Metadata, ReadDir};
+use std::fs::Metadata;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use walkdir::{DirEntry, WalkDir};
 
 use super::entry::{Entry, Fault, Unusable};
 use crate::error::{Error, Result};
@@ -25,10 +26,7 @@ const CHUNK: usize = 1024;
 /// # Errors
 /// The stream gives [`Error::Io`] where the folder itself cannot be read, or the disk fails.
 pub(super) fn list(folder: &FilePath, root: &Path) -> BoxStream<'static, Result<Entry>> {
-    let walk = match Walk::new(folder, root.clone()) {
-        Ok(walk) => walk,
-        Err(e) => return stream::once(async { Err(e) }).boxed(),
-    };
+    let walk = Walk::new(folder, root.clone());
     let chunks = stream::try_unfold(Some(walk), |walk| async {
         let Some(mut walk) = walk else { return Ok(None) };
         let next = move || {
@@ -42,66 +40,49 @@ pub(super) fn list(folder: &FilePath, root: &Path) -> BoxStream<'static, Result<
     chunks.map_ok(stream::iter).try_flatten().boxed()
 }
 
-/// A folder that is being read, and those above it.
-struct Level {
-    entries: ReadDir,
-    folder: PathBuf,
-    /// Path below the root, with a `/` at the end; empty for the root.
-    name: Vec<u8>,
-    /// Device and inode, by which a link back to this folder is recognised.
-    id: (u64, u64),
-}
-
-/// A depth-first walk that names what it cannot enter.
+/// A walk that names what it cannot enter.
 struct Walk {
+    folder: PathBuf,
     root: Path,
-    levels: Vec<Level>,
+    entries: walkdir::IntoIter,
 }
 
 impl Walk {
-    fn new(folder: &FilePath, root: Path) -> Result<Self> {
-        let id = fs::metadata(folder).map(|meta| id(&meta)).map_err(|e| unreadable(folder, e))?;
-        let entries = fs::read_dir(folder).map_err(|e| unreadable(folder, e))?;
-        Ok(Self { root, levels: vec![Level { entries, folder: folder.to_owned(), name: Vec::new(), id }] })
+    fn new(folder: &FilePath, root: Path) -> Self {
+        // The walker gives the folder itself first, which is no entry of it.
+        let entries = WalkDir::new(folder).follow_links(true).min_depth(1).into_iter();
+        Self { folder: folder.to_owned(), root, entries }
     }
 
-    /// The entry of this name in the innermost folder; `None` for a folder that was entered, and for what is gone.
-    fn entry(&mut self, name: &[u8], path: PathBuf, is_link: bool) -> Result<Option<Entry>> {
-        let Some(level) = self.levels.last() else { return Ok(None) };
-        let mut full = level.name.clone();
-        full.extend_from_slice(name);
-        let unusable = |name, fault| Ok(Some(Entry::Unusable(Unusable { name, fault })));
-        let meta = match fs::metadata(&path) {
-            Ok(meta) => meta,
-            Err(e) => {
-                return match fault(&e, is_link) {
-                    Outcome::Unusable(fault) => unusable(full, fault),
+    /// An entry of the walk; `None` for a folder, and for what is gone.
+    fn entry(&self, found: walkdir::Result<DirEntry>) -> Result<Option<Entry>> {
+        let unusable = |path: &FilePath, fault| {
+            let below = path.strip_prefix(&self.folder).unwrap_or(path);
+            Ok(Some(Entry::Unusable(Unusable { name: below.as_os_str().as_bytes().to_owned(), fault })))
+        };
+        let with_meta = found.and_then(|found| found.metadata().map(|meta| (found, meta)));
+        let (found, meta) = match with_meta {
+            Ok(found) => found,
+            Err(error) => {
+                let path = error.path().unwrap_or(&self.folder).to_owned();
+                return match fault(&error, path.is_symlink()) {
+                    _ if error.depth() == 0 => Err(unreadable(&path, error.into())),
+                    Outcome::Unusable(fault) => unusable(&path, fault),
                     Outcome::Gone => Ok(None),
-                    Outcome::Failed => Err(unreadable(&path, e)),
+                    Outcome::Failed => Err(unreadable(&path, error.into())),
                 };
             }
         };
         if meta.is_dir() {
-            if self.levels.iter().any(|above| above.id == id(&meta)) {
-                return unusable(full, Fault::Loop);
-            }
-            return match fs::read_dir(&path) {
-                Ok(entries) => {
-                    full.push(b'/');
-                    self.levels.push(Level { entries, folder: path, name: full, id: id(&meta) });
-                    Ok(None)
-                }
-                Err(e) => match fault(&e, false) {
-                    Outcome::Unusable(fault) => unusable(full, fault),
-                    Outcome::Gone => Ok(None),
-                    Outcome::Failed => Err(unreadable(&path, e)),
-                },
-            };
+            return Ok(None);
         }
         if !meta.is_file() {
-            return unusable(full, Fault::NotAFile);
+            return unusable(found.path(), Fault::NotAFile);
         }
-        let Some((uri, location)) = addressed(&self.root, &full) else { return unusable(full, Fault::Name) };
+        let below = found.path().strip_prefix(&self.folder).unwrap_or(found.path());
+        let Some((uri, location)) = addressed(&self.root, below.as_os_str().as_bytes()) else {
+            return unusable(found.path(), Fault::Name);
+        };
         Ok((!is_upload(&uri)).then(|| Entry::Object { uri, meta: object_meta(&meta, location) }))
     }
 }
@@ -111,21 +92,8 @@ impl Iterator for Walk {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let level = self.levels.last_mut()?;
-            let found = match level.entries.next() {
-                None => {
-                    self.levels.pop();
-                    continue;
-                }
-                Some(Ok(found)) => found,
-                Some(Err(e)) => {
-                    let folder = level.folder.clone();
-                    self.levels.clear();
-                    return Some(Err(unreadable(&folder, e)));
-                }
-            };
-            let is_link = found.file_type().is_ok_and(|kind| kind.is_symlink());
-            if let Some(entry) = self.entry(found.file_name().as_bytes(), found.path(), is_link).transpose() {
+            let found = self.entries.next()?;
+            if let Some(entry) = self.entry(found).transpose() {
                 return Some(entry);
             }
         }
@@ -141,7 +109,8 @@ enum Outcome {
     Failed,
 }
 
-fn fault(error: &io::Error, is_link: bool) -> Outcome {
+fn fault(error: &walkdir::Error, is_link: bool) -> Outcome {
+    let Some(error) = error.io_error() else { return Outcome::Unusable(Fault::Loop) };
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory if is_link => Outcome::Unusable(Fault::Absent),
         ErrorKind::NotFound => Outcome::Gone,
@@ -166,10 +135,6 @@ fn is_upload(uri: &str) -> bool {
     let file = uri.rsplit('/').next().unwrap_or(uri);
     let number = file.split_once('#').map(|(_, number)| number);
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-fn id(meta: &Metadata) -> (u64, u64) {
-    (meta.dev(), meta.ino())
 }
 
 /// The metadata that the store gives for this file.
@@ -198,6 +163,7 @@ fn unreadable(path: &FilePath, error: io::Error) -> Error {
 mod tests {
     use std::collections::BTreeMap;
     use std::ffi::OsStr;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use object_store::ObjectStoreExt as _;
