@@ -89,7 +89,7 @@ impl Run {
     /// As [`Run::prepare`].
     pub fn check(pipeline: &Pipeline) -> Result<()> {
         refuse_without_addresses(pipeline)?;
-        Machine::for_run(pipeline)?;
+        Resources::for_run(pipeline)?;
         refuse_nested(&store::open(&pipeline.cohort.url)?, &store::open_new(&pipeline.tables.url)?)
     }
 
@@ -118,7 +118,7 @@ impl Run {
         open_cohort: impl FnOnce() -> Result<Location>,
         open_tables: impl FnOnce() -> Result<Location>,
     ) -> Result<Self> {
-        let Machine { device, budget, bundle } = Machine::for_run(&pipeline)?;
+        let Resources { device, budget, bundle } = Resources::for_run(&pipeline)?;
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
 
@@ -202,13 +202,13 @@ impl Run {
 }
 
 /// What a run needs of this machine.
-struct Machine {
+struct Resources {
     device: tch::Device,
     budget: Arc<Budget>,
     bundle: Arc<Bundle>,
 }
 
-impl Machine {
+impl Resources {
     fn for_run(pipeline: &Pipeline) -> Result<Self> {
         // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
         let device = device::resolve(pipeline.run.device)?;
