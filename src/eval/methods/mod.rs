@@ -130,7 +130,12 @@ impl MethodRun<'_> {
         let place = (scores.len().saturating_sub(1) as f64 * quantile).round() as usize;
         settings.mask_threshold = match self.score.mask_threshold {
             Some(given) => given as f32,
-            None if scores.is_empty() => f32::NAN,
+            None if scores.is_empty() => {
+                return Err(Error::Config(format!(
+                    "the healthy cohort has no brain voxel to fix the threshold of `{name}` on: choose other scans with \
+                     [healthy.select]"
+                )));
+            }
             None => *scores.select_nth_unstable_by(place, f32::total_cmp).1,
         };
         let healthy_scores: Vec<f64> = maps.iter().map(|map| f64::from(score::scan_score(map))).collect();
@@ -150,7 +155,7 @@ impl MethodRun<'_> {
         let started = Instant::now();
         let inferences = score::infer(self.networks, &[scan], settings)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok((score::assess(&inferences[0], scan.image, scan.brain, settings), seconds))
+        Ok((score::assess(&inferences[0], scan.image, scan.brain, settings)?, seconds))
     }
 }
 
