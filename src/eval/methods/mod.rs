@@ -24,6 +24,7 @@ use self::figures::Counts;
 use super::config::EvalPipeline;
 use super::read::image_at;
 use crate::cohort::{self, CohortConfig, MAX_SCAN_BYTES};
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
@@ -61,6 +62,7 @@ struct Compared {
 /// [`Error::Config`] where no method is given, a cohort has no usable scan, or a method's settings are invalid; storage and
 /// device errors. A scan that preprocessing refuses is skipped and reported.
 pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
+    pipeline.validate()?;
     if pipeline.eval.methods.is_empty() {
         return Err(Error::Config(
             "no method to evaluate: add [[eval.methods]] sections as in pipelines/eval.toml".into(),
