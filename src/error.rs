@@ -52,6 +52,10 @@ pub enum Error {
         /// True where a smaller batch may fit (out of device memory).
         smaller: bool,
     },
+    /// Scoring a scan gave a number that is NaN or infinite. NaN lies above no threshold, so that a result with it would call
+    /// the scan healthy.
+    #[error("{0}")]
+    NotFinite(String),
     /// A scan exceeded its time limit.
     #[error("not finished after {seconds} s; raise run.scan_timeout_s to give such scans more time")]
     TimedOut {
@@ -143,7 +147,7 @@ impl Error {
         match self {
             Self::Input { .. } | Self::TimedOut { .. } => Domain::Input,
             Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
-            Self::Device { .. } => Domain::Device,
+            Self::Device { .. } | Self::NotFinite(_) => Domain::Device,
             Self::Model(_) => Domain::Model,
             Self::Config(_) | Self::NothingSelected(_) => Domain::Config,
             Self::Bug(_) => Domain::Bug,
@@ -192,6 +196,7 @@ impl Error {
             Self::Query(_) => "query",
             Self::Device { smaller: true, .. } => "out_of_device_memory",
             Self::Device { .. } => "device",
+            Self::NotFinite(_) => "not_finite",
             Self::TimedOut { .. } => "timed_out",
             Self::Model(_) => "model",
             Self::Config(_) => "config",

@@ -7,7 +7,11 @@
 //! ```
 //! This module knows no settings: each type is declared beside the code that it configures, and the caller names the one it
 //! wants. Overrides win over the file, the file wins over the defaults of `T`. An unknown key is refused, with the nearest
-//! known one, if `T` has `#[serde(deny_unknown_fields)]`.
+//! known one, if `T` has `#[serde(deny_unknown_fields)]`; a number out of range, with the range.
+
+mod range;
+
+pub use range::{Section, Validate};
 
 use std::path::Path;
 
@@ -18,9 +22,9 @@ use crate::error::{Error, Result};
 /// Reads a pipeline file into `T`. `overrides` are `section.key=value` with TOML values; a bare word is text.
 ///
 /// # Errors
-/// [`Error::Config`] where the file cannot be read, an override is malformed, or a key is unknown or of the wrong type; it
-/// names the file, the key and the nearest known one.
-pub fn load<T: DeserializeOwned>(path: Option<&Path>, overrides: &[String]) -> Result<T> {
+/// [`Error::Config`] where the file cannot be read, an override is malformed, a key is unknown or of the wrong type, or a
+/// number is out of range; it names the file, the key, and the nearest known one or the range.
+pub fn load<T: DeserializeOwned + Validate>(path: Option<&Path>, overrides: &[String]) -> Result<T> {
     settings(merged(path, overrides)?, path)
 }
 
@@ -49,10 +53,12 @@ pub fn merged(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> 
 /// The second half of [`load`]: the table as `T`. `path` is the file that errors name.
 ///
 /// # Errors
-/// [`Error::Config`] where a key is unknown or of the wrong type.
-pub fn settings<T: DeserializeOwned>(table: toml::Table, path: Option<&Path>) -> Result<T> {
-    T::deserialize(toml::Value::Table(table))
-        .map_err(|e| Error::Config(format!("{}: {}", name(path), with_nearest_key(&e))))
+/// [`Error::Config`] where a key is unknown or of the wrong type, or a number is out of range.
+pub fn settings<T: DeserializeOwned + Validate>(table: toml::Table, path: Option<&Path>) -> Result<T> {
+    let settings = T::deserialize(toml::Value::Table(table))
+        .map_err(|e| Error::Config(format!("{}: {}", name(path), with_nearest_key(&e))))?;
+    settings.validate().map_err(|e| Error::Config(format!("{}: {e}", name(path))))?;
+    Ok(settings)
 }
 
 /// The source of the settings, for errors.
@@ -130,6 +136,12 @@ mod tests {
         mask_threshold: f64,
     }
 
+    impl Validate for Settings {
+        fn validate(&self) -> Result<()> {
+            Section("work").within("limit", self.work.limit, 0..=1000)
+        }
+    }
+
     impl Default for Work {
         fn default() -> Self {
             Self { limit: 1, mask_threshold: 0.25 }
@@ -167,6 +179,12 @@ mod tests {
     fn a_value_of_the_wrong_type_says_where() {
         let error = parse("[work]\nlimit = 'many'\n", &[]).unwrap_err().to_string();
         assert!(error.contains("limit") && error.contains("expected"), "{error}");
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_refused_with_the_file() {
+        let error = parse("", &["work.limit=1001"]).unwrap_err().to_string();
+        assert!(error.ends_with("p.toml: work.limit is 1001; expected a number from 0 to 1000"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cohort::CohortConfig;
+use crate::config::{Section, Validate};
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::device::DeviceChoice;
 use crate::preprocess::PreprocessConfig;
@@ -72,6 +74,16 @@ pub struct MethodConfig {
     /// How the method scores.
     #[serde(default)]
     pub score: ScoreConfig,
+}
+
+impl Validate for EvalPipeline {
+    fn validate(&self) -> Result<()> {
+        self.preprocess.validate()?;
+        Section("eval").within("healthy_quantile", self.eval.healthy_quantile, 0. ..=1.)?;
+        self.eval.methods.iter().try_for_each(|method| {
+            method.score.validate().map_err(|e| Error::Config(format!("eval.methods `{}`: {e}", method.name)))
+        })
+    }
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Budget {
     pub fn new(memory_mib: u64, threads: usize) -> Result<Self> {
         let total = match memory_mib {
             0 => (Memory::of_process().free as f64 * FREE_SHARE) as u64,
-            given => given * MIB,
+            given => given.saturating_mul(MIB),
         };
         let fixed = BASE + threads as u64 * PER_THREAD;
         let least = fixed + (2. * SCRATCH as f64 / SCANS_SHARE) as u64;
@@ -142,13 +142,14 @@ pub fn before_fetching(entry: &ScanEntry, limit_bytes: u64) -> u64 {
     let object = u64::try_from(entry.size_bytes).unwrap_or(0);
     let is_gzip = [Some(&entry.uri), entry.voxels_uri.as_ref()].into_iter().flatten().any(|uri| uri.ends_with(".gz"));
     let ratio = if is_gzip { GZIP_RATIO } else { PLAIN_RATIO };
-    2 * object + object.saturating_mul(ratio).min(limit_bytes) + SCRATCH
+    object.saturating_mul(2).saturating_add(object.saturating_mul(ratio).min(limit_bytes)).saturating_add(SCRATCH)
 }
 
 /// Bytes that a scan needs from its fetch to the end of its preprocessing. `object` is the number of bytes read, `voxels`
 /// that of the decoded voxels; it is `None` without a valid header, and decoding will refuse the scan.
 pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u64 {
-    object as u64 + 2 * voxels.unwrap_or(0).min(limit_bytes) + SCRATCH
+    let voxels = voxels.unwrap_or(0).min(limit_bytes).saturating_mul(2);
+    voxels.saturating_add(object as u64).saturating_add(SCRATCH)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{FailureLimit, Shard};
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::model::device::DeviceChoice;
 
 /// How a run uses the machine, and which of the pending scans it takes.
@@ -17,7 +19,7 @@ pub struct RunConfig {
     /// free.
     pub memory_mib: u64,
     /// Scans processed at the same time, as far as memory allows. 0 (default): two per core, and two that are being
-    /// fetched.
+    /// fetched. At most 4096.
     pub scans_in_flight: usize,
     /// Most pending scans that are screened, in order of their names. 0 (default): all.
     pub limit: usize,
@@ -32,9 +34,9 @@ pub struct RunConfig {
     /// Also retries scans whose content failed permanently in an earlier run. Default: false.
     pub retry: bool,
     /// Time limit of a scan from its fetch to its rows, in seconds; waiting for memory does not count. 0: no limit.
-    /// Default: 3600.
+    /// At most 30 days. Default: 3600.
     pub scan_timeout_s: u64,
-    /// Largest decompressed size of a scan, in MiB. Default: 2048.
+    /// Largest decompressed size of a scan, in MiB, 1 to 1048576. Default: 2048.
     pub max_scan_mib: u64,
     /// Address that serves metrics in Prometheus' text format during a run, such as `"127.0.0.1:9184"`; port 0 picks a free
     /// one. Metrics are counts without names, and anyone who reaches the address can read them. Default: not served.
@@ -59,6 +61,19 @@ impl Default for RunConfig {
     }
 }
 
+impl Validate for RunConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("run");
+        section.within("memory_mib", self.memory_mib, 0..=1 << 30)?;
+        section.within("scans_in_flight", self.scans_in_flight, 0..=4096)?;
+        section.within("scan_timeout_s", self.scan_timeout_s, 0..=30 * 24 * 3600)?;
+        section.within("max_scan_mib", self.max_scan_mib, 1..=MOST_MIB)
+    }
+}
+
+/// 1 TiB for a scan or a file: far above any, and far below where bytes overflow.
+const MOST_MIB: u64 = 1 << 20;
+
 /// When `neurosieve schedule` works. Times are cron expressions in the machine's time zone: minute, hour, day, month,
 /// weekday.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,15 +84,23 @@ pub struct ScheduleConfig {
     /// When the tables are maintained: small files are merged and unused ones deleted. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upkeep: Option<String>,
-    /// Target size of merged files, in MiB. Default: 128.
+    /// Target size of merged files, in MiB, 1 to 1048576. Default: 128.
     pub target_mib: u64,
     /// How long files are kept that only older versions of a table refer to, in days. It must be longer than any run or
-    /// query takes. Default: 7.
+    /// query takes, at least one day. Default: 7.
     pub keep_days: u64,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
         Self { run: "0 1 * * *".into(), upkeep: None, target_mib: 128, keep_days: 7 }
+    }
+}
+
+impl Validate for ScheduleConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("schedule");
+        section.within("target_mib", self.target_mib, 1..=MOST_MIB)?;
+        section.within("keep_days", self.keep_days, 1..=36_500)
     }
 }

@@ -135,7 +135,7 @@ impl Run {
             preprocess: self.preprocess.clone(),
             score: self.pipeline.score.clone(),
             bundle: self.bundle.label(),
-            max_scan_bytes: config.max_scan_mib << 20,
+            max_scan_bytes: config.max_scan_mib.saturating_mul(1 << 20),
             scan_timeout: Some(Duration::from_secs(config.scan_timeout_s)).filter(|limit| !limit.is_zero()),
             max_failures: config.max_failures,
             attempts: self.pending.attempts.clone(),

@@ -14,6 +14,7 @@ use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::station::device_threads;
 use crate::cohort::{self, Listing, ScanEntry, report};
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::cores;
 use crate::model::{Bundle, device};
@@ -209,7 +210,9 @@ struct Resources {
 }
 
 impl Resources {
+    /// Checks the settings, and opens what a run needs of the machine.
     fn for_run(pipeline: &Pipeline) -> Result<Self> {
+        pipeline.validate()?;
         // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
         let device = device::resolve(pipeline.run.device)?;
         let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);

@@ -128,8 +128,7 @@ impl Scan {
             scan.journey.begin_work();
             let PreparedScan { prepared, datatype } = prepared_scan;
             let settings = &scan.station.settings;
-            let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings);
-            assessment.refuse_not_finite(&inference)?;
+            let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings)?;
             let finished = Finished {
                 prepared: &prepared,
                 datatype: &datatype,

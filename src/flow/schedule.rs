@@ -19,10 +19,13 @@ use super::pipeline::Pipeline;
 use super::prepare::Run;
 use super::report::RunReport;
 use crate::cohort;
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::store;
-use crate::tables::{Lease, Optimized, Table, Tables, check_retention};
+use crate::tables::{Lease, Optimized, Table, Tables};
+
+const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 /// A kind of scheduled work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +89,10 @@ impl Schedule {
     /// The schedule in the pipeline's section `[schedule]`.
     ///
     /// # Errors
-    /// [`Error::Config`] where the section is missing, a cron expression is not valid or never matches, or upkeep would keep
-    /// files for less than a day or merge them into files of no size.
+    /// [`Error::Config`] where the section is missing, a number of the pipeline is out of range, or a cron expression is not
+    /// valid or never matches.
     pub fn new(pipeline: Pipeline) -> Result<Self> {
+        pipeline.validate()?;
         let Some(config) = pipeline.schedule.clone() else {
             return Err(Error::Config(
                 "the pipeline has no times to run at: add a section [schedule] with run = \"0 1 * * *\" (every night at one)"
@@ -105,8 +109,6 @@ impl Schedule {
         };
         let runs = parsed("run", &config.run)?;
         let upkeep = config.upkeep.as_deref().map(|text| parsed("upkeep", text)).transpose()?;
-        config.target()?;
-        config.keep()?;
         for (key, cron) in [("run", Some(&runs)), ("upkeep", upkeep.as_ref())] {
             cron.map_or(Ok(()), |cron| cron.find_next_occurrence(&Local::now(), false).map(drop))
                 .map_err(|e| Error::Config(format!("schedule.{key}: no date matches the expression: {e}")))?;
@@ -167,7 +169,7 @@ impl Schedule {
     }
 
     async fn maintain_all(&self, tables: &mut Tables) -> Result<Vec<TableUpkeep>> {
-        let (target, keep) = (self.config.target()?, self.config.keep()?);
+        let (target, keep) = (self.config.target(), self.config.keep());
         let mut maintained = Vec::new();
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
@@ -180,24 +182,14 @@ impl Schedule {
 }
 
 impl ScheduleConfig {
-    /// The target size of merged files, in bytes.
-    fn target(&self) -> Result<NonZeroU64> {
-        self.target_mib.checked_mul(1 << 20).and_then(NonZeroU64::new).ok_or_else(|| {
-            let given = self.target_mib;
-            Error::Config(format!("schedule.target_mib is {given}: give the size of merged files, such as 128 MiB"))
-        })
+    /// The target size of merged files, in bytes; [`Schedule::new`] has refused 0.
+    fn target(&self) -> NonZeroU64 {
+        NonZeroU64::new(self.target_mib).unwrap_or(NonZeroU64::MIN).saturating_mul(MIB)
     }
 
     /// How long upkeep keeps files.
-    fn keep(&self) -> Result<Duration> {
-        const LONGEST_DAYS: u64 = 36_500;
-        let days = self.keep_days;
-        if days > LONGEST_DAYS {
-            return Err(Error::Config(format!("schedule.keep_days is {days}: give {LONGEST_DAYS} days or less")));
-        }
-        let keep = Duration::from_secs(days * 24 * 3600);
-        check_retention(keep).map_err(|e| Error::Config(format!("schedule.keep_days is {days}: {e}")))?;
-        Ok(keep)
+    fn keep(&self) -> Duration {
+        Duration::from_secs(self.keep_days.saturating_mul(24 * 3600))
     }
 }
 

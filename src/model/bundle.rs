@@ -18,111 +18,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
+use super::description::BundleInfo;
 use super::healthy::HealthyMap;
 use super::network::{Network, Stores};
 use super::sizes::{Networks, Sizes};
-use super::tokenizer::TokenizerConfig;
-use super::transformer::TransformerConfig;
 use super::weights;
 use crate::error::{Error, Result};
-use crate::preprocess::{self, PreprocessConfig};
+use crate::preprocess;
 
 /// The layout of `bundle.toml` that this program reads and writes.
 const FORMAT: u32 = 4;
-
-/// What `bundle.toml` holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BundleInfo {
-    /// Layout version of this file.
-    pub format: u32,
-    /// Short name, e.g. `t1w-2mm`.
-    pub name: String,
-    /// Version of the weights.
-    pub version: String,
-    /// BIDS suffix of the scans it was trained on, e.g. `T1w`.
-    pub modality: String,
-    /// Tokens of a slice: rows (along y) and columns (along x).
-    pub tokens: [i64; 2],
-    /// Sizes of the tokenizer.
-    pub tokenizer: TokenizerConfig,
-    /// Sizes of the detector.
-    pub detector: TransformerConfig,
-    /// Sizes of the inpainter.
-    pub inpainter: TransformerConfig,
-    /// Sizes of the prior; without one, the method `ar` cannot be used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prior: Option<TransformerConfig>,
-    /// The preprocessing of the training scans.
-    pub preprocess: PreprocessConfig,
-    /// Thresholds fixed on healthy scans.
-    pub calibration: Calibration,
-    /// Origin of the weights.
-    pub training: Training,
-    /// Held-out figures by name.
-    pub metrics: BTreeMap<String, f64>,
-    /// SHA-256 of each .safetensors file, by its name without extension.
-    pub weights: BTreeMap<String, String>,
-}
-
-/// Thresholds fixed on healthy validation scans.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    /// Tokens with `p_anomalous` above this are in-painted (lambda).
-    pub token_threshold: f64,
-    /// Voxels whose anomaly score is above this are in the mask.
-    pub mask_threshold: f64,
-    /// Share of healthy brain voxels that lie below `mask_threshold`.
-    pub healthy_quantile: f64,
-    /// Number of healthy scans that the thresholds were fixed on.
-    pub scans: usize,
-    /// The method `ar` redraws tokens with a negative log-likelihood above this (nats); only where there is a prior.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ar_limit_nats: Option<f64>,
-}
-
-/// Origin of the weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Training {
-    /// Number of scans that the weights were fitted on.
-    pub train_scans: usize,
-    /// Number of scans held out for selection and calibration.
-    pub val_scans: usize,
-    /// Version of the program that trained.
-    pub program: String,
-    /// Seed of every random draw.
-    pub seed: u64,
-    /// Data sets with their licences.
-    #[serde(default)]
-    pub data: Vec<DataSource>,
-}
-
-/// A data set that weights were trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSource {
-    /// Name of the data set.
-    pub name: String,
-    /// Its licence.
-    pub licence: String,
-    /// Where it is published.
-    pub source: String,
-}
-
-impl BundleInfo {
-    /// Its networks, in the order of [`Network::ALL`].
-    pub fn networks(&self) -> impl Iterator<Item = Network> + use<> {
-        let has_prior = self.prior.is_some();
-        Network::ALL.into_iter().filter(move |&network| has_prior || network != Network::Prior)
-    }
-}
 
 /// A bundle in memory: the description and the files, each checked against its SHA-256.
 #[derive(Debug, Clone)]
@@ -209,6 +118,7 @@ impl Bundle {
                 info.name, info.format
             )));
         }
+        info.check()?;
         let checked = |part: Part| {
             let bytes = read(part)?;
             let (name, found) = (part.name(), sha256(&bytes));
@@ -224,7 +134,11 @@ impl Bundle {
         };
         let weights = info
             .networks()
-            .map(|network| Ok((network, checked(Part::Weights(network))?)))
+            .map(|network| {
+                let bytes = checked(Part::Weights(network))?;
+                refuse_too_small(&info, network, bytes.len())?;
+                Ok((network, bytes))
+            })
             .collect::<Result<BTreeMap<_, _>>>()?;
         let healthy = match info.weights.contains_key(Part::HealthyMap.name()) {
             false => None,
@@ -295,11 +209,26 @@ impl Bundle {
     }
 }
 
+/// Refuses a file that cannot hold the network that `bundle.toml` describes, before memory is taken for that network.
+fn refuse_too_small(info: &BundleInfo, network: Network, bytes: usize) -> Result<()> {
+    /// Bytes of a weight in f16.
+    const WEIGHT: i64 = 2;
+    let least = info.least_weights(network);
+    if bytes as i64 >= WEIGHT * least {
+        return Ok(());
+    }
+    Err(Error::Model(format!(
+        "{network}.safetensors of bundle `{}` has {bytes} bytes, but the {network} that bundle.toml describes has {least} \
+         weights or more; copy the bundle again, or train it again",
+        info.name
+    )))
+}
+
 /// Writes a bundle folder; fills in the layout version and the checksums of `info`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written, [`Error::Device`] where the weights cannot be read from the
-/// device.
+/// [`Error::Model`] where a weight or a threshold is not finite, [`Error::Io`] where the folder cannot be written,
+/// [`Error::Device`] where the weights cannot be read from the device.
 pub fn write(
     folder: &Path,
     mut info: BundleInfo,
@@ -311,6 +240,7 @@ pub fn write(
         std::fs::write(folder.join(&file), bytes)
             .map_err(|e| Error::io(format!("cannot write {file} of the bundle"), e))
     };
+    info.check()?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot create the bundle's folder", e))?;
     info.format = FORMAT;
     info.weights.clear();
@@ -319,7 +249,9 @@ pub fn write(
         .map(|(network, store)| Ok((Part::Weights(network), weights::to_bytes(store)?)))
         .collect::<Result<Vec<_>>>()?;
     if let Some(map) = healthy {
-        files.push((Part::HealthyMap, map.to_bytes()?));
+        let bytes = map.to_bytes()?;
+        HealthyMap::from_bytes(&bytes)?;
+        files.push((Part::HealthyMap, bytes));
     }
     for (part, bytes) in files {
         info.weights.insert(part.name().to_owned(), sha256(&bytes));
@@ -365,5 +297,40 @@ mod tests {
         };
         let error = Bundle::from_parts(&toml, read).unwrap_err();
         assert!(error.to_string().contains("detector.safetensors") && error.to_string().contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_no_network_has_are_refused_with_their_key() {
+        let bundle = Bundle::built_in().unwrap();
+        let toml = toml::to_string_pretty(&bundle.info).unwrap();
+        let number = |key: &str, wrong: &str, section: &str| {
+            let (before, after) = toml.split_once(&format!("[{section}]\n")).unwrap();
+            let line = after.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
+            format!("{before}[{section}]\n{}", after.replacen(line, &format!("{key} = {wrong}"), 1))
+        };
+        for (key, wrong, section) in [
+            ("mask_threshold", "nan", "calibration"),
+            ("token_threshold", "inf", "calibration"),
+            ("heads", "0", "detector"),
+            ("heads", "3", "detector"),
+            ("layers", "1000000000", "inpainter"),
+            ("width", "-1", "prior"),
+            ("blocks", "1000000000", "tokenizer"),
+            ("spacing_max_mm", "nan", "preprocess"),
+        ] {
+            let read = |_| -> Result<Bytes> { unreachable!("the description is refused before a file is read") };
+            let refused = Bundle::from_parts(&number(key, wrong, section), read).unwrap_err();
+            let text = refused.to_string();
+            assert!(text.contains(&format!("{section}.{key} is")) && text.contains("expected"), "{text}");
+            assert_eq!(refused.kind(), "model");
+        }
+        // Sizes that are in range, but not those of the file, take no memory.
+        let large = number("width", "8192", "detector");
+        let read = |part| match part {
+            Part::Weights(network) => Ok(bundle.weights[&network].clone()),
+            Part::HealthyMap => unreachable!("the weights come first"),
+        };
+        let refused = Bundle::from_parts(&large, read).unwrap_err().to_string();
+        assert!(refused.contains("detector.safetensors") && refused.contains("weights or more"), "{refused}");
     }
 }

@@ -10,12 +10,11 @@
 //!
 //! [`HealthyMapBuilder`] fits the map to healthy scans, one scan at a time.
 
-use half::f16;
-use safetensors::tensor::{Dtype, SafeTensors};
+mod file;
+
 use tch::{Kind, Tensor};
 
-use super::weights::{Half, serialize};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::volume::Volume;
 
 /// Voxels of a block along each axis.
@@ -261,77 +260,6 @@ fn blocks(values: &Volume<f32>, brain: &Volume<u8>, shape: [usize; 3]) -> (Vec<f
 }
 
 impl HealthyMap {
-    /// The bytes of a safetensors file in f16 with `score.mean`, `score.sd`, `intensity.mean`, `intensity.sd` and
-    /// `intensity.residual_sd`, `[z, y, x]` each, and `intensity.components`, `[components, z, y, x]`.
-    ///
-    /// # Errors
-    /// [`Error::Bug`] where the tensors do not form a safetensors file.
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
-        let shape: Vec<usize> = self.score.shape.iter().rev().copied().collect();
-        let half = |shape: &[usize], values: &[f32]| Half {
-            shape: shape.to_vec(),
-            data: values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        };
-        let (score, intensity) = (&self.score, &self.intensity);
-        let stack = [vec![intensity.components.len()], shape.clone()].concat();
-        let tensors = [
-            ("score.mean", half(&shape, &score.mean)),
-            ("score.sd", half(&shape, &score.sd)),
-            ("intensity.mean", half(&shape, &intensity.mean)),
-            ("intensity.sd", half(&shape, &intensity.sd)),
-            ("intensity.residual_sd", half(&shape, &intensity.residual_sd)),
-            ("intensity.components", half(&stack, &intensity.components.concat())),
-        ];
-        serialize(tensors.iter().map(|(name, tensor)| (*name, tensor)))
-    }
-
-    /// Reads the bytes that [`HealthyMap::to_bytes`] gave.
-    ///
-    /// # Errors
-    /// [`Error::Model`] where a tensor is missing or of another shape.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let misfit = |e: &dyn std::fmt::Display| Error::Model(format!("healthy.safetensors cannot be read: {e}"));
-        let file = SafeTensors::deserialize(bytes).map_err(|e| misfit(&e))?;
-        let read = |name: &str, axes: usize| -> Result<(Vec<usize>, Vec<f32>)> {
-            let view = file.tensor(name).map_err(|e| misfit(&e))?;
-            if view.dtype() != Dtype::F16 || view.shape().len() != axes {
-                return Err(misfit(&format!(
-                    "`{name}` is {:?} {:?}, expected F16 with {axes} axes",
-                    view.dtype(),
-                    view.shape()
-                )));
-            }
-            let half = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
-            let values: Vec<f32> = half.collect();
-            // An infinite deviation stands for a place of which nothing is known.
-            if values.iter().any(|value| value.is_nan()) {
-                return Err(misfit(&format!("`{name}` has a value that is no number")));
-            }
-            Ok((view.shape().to_vec(), values))
-        };
-        let (shape, mean) = read("score.mean", 3)?;
-        let plane = |name: &str| match read(name, 3)? {
-            (same, values) if same == shape => Ok(values),
-            _ => Err(misfit(&format!("`{name}` and `score.mean` differ in shape"))),
-        };
-        let (stack, components) = read("intensity.components", 4)?;
-        if stack[1..] != shape {
-            return Err(misfit(&"`intensity.components` and `score.mean` differ in shape"));
-        }
-        let blocks: usize = shape.iter().product();
-        let shape = [shape[2], shape[1], shape[0]];
-        Ok(Self {
-            score: Places { shape, mean, sd: plane("score.sd")? },
-            intensity: Intensities {
-                shape,
-                mean: plane("intensity.mean")?,
-                sd: plane("intensity.sd")?,
-                components: components.chunks(blocks.max(1)).map(<[f32]>::to_vec).collect(),
-                residual_sd: plane("intensity.residual_sd")?,
-            },
-        })
-    }
-
     /// Whether it is for scans of `voxels` along x, y, z.
     pub(super) fn fits(&self, voxels: [usize; 3]) -> bool {
         self.score.shape == voxels.map(|n| n.div_ceil(BLOCK))

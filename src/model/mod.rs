@@ -22,6 +22,7 @@
 mod bundle;
 mod codebook;
 mod config;
+mod description;
 mod detector;
 pub mod device;
 mod healthy;
@@ -40,9 +41,10 @@ pub mod twin;
 mod vocabulary;
 mod weights;
 
-pub use bundle::{Bundle, BundleInfo, Calibration, DataSource, Training, write as write_bundle};
+pub use bundle::{Bundle, write as write_bundle};
 pub use codebook::{Codebook, Vectors};
 pub use config::ModelConfig;
+pub use description::{BundleInfo, Calibration, DataSource, Training};
 pub use detector::{CONTEXT, Detector};
 pub use healthy::{HealthyMap, HealthyMapBuilder};
 pub use inpainter::{Decoding, Inpainter, Masked};

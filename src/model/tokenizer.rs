@@ -15,6 +15,11 @@ use tch::{Device, Kind, Tensor};
 use super::codebook::{Codebook, Quantizer, Vectors};
 use super::layers::{Conv, GroupNorm, Height, channels_last, plus, silu};
 use super::vocabulary::Vocabulary;
+use crate::config::Section;
+use crate::error::Error;
+
+/// The tables hold codes in 16 bits.
+const MOST_CODES: i64 = 1 << 15;
 
 /// Sizes of a [`Tokenizer`]. In TOML the codebook is either `levels = [8, 5, 5, 5]` or
 /// `vq = { codes = 1000, width = 8 }`.
@@ -80,6 +85,42 @@ impl From<TokenizerConfig> for Keys {
 }
 
 impl TokenizerConfig {
+    /// Checks the sizes; `key` is where they are written, such as `tokenizer`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a size is out of range.
+    pub fn validate(&self, key: &str) -> Result<(), Error> {
+        let section = Section(key);
+        match &self.codebook {
+            Codebook::Fsq(levels) => {
+                section.within("levels.len()", levels.len(), 1..=16)?;
+                levels.iter().try_for_each(|&n| section.within("levels", n, 2..=MOST_CODES))?;
+                let codes = levels.iter().fold(1i64, |product, &n| product.saturating_mul(n));
+                section.within("levels.product()", codes, 2..=MOST_CODES)?;
+            }
+            Codebook::Vq(vectors) => {
+                section.within("vq.codes", vectors.codes, 2..=MOST_CODES)?;
+                section.within("vq.width", vectors.width, 1..=1024)?;
+            }
+        }
+        section.within("channels.len()", self.channels.len(), 1..=6)?;
+        for &channels in &self.channels {
+            section.within("channels", channels, 1..=4096)?;
+            if channels > 8 && channels % 8 != 0 {
+                return Err(Error::Config(format!(
+                    "{key}.channels has {channels}; expected multiples of 8, the size of a group of the norms"
+                )));
+            }
+        }
+        section.within("blocks", self.blocks, 0..=64)
+    }
+
+    /// Number of weights of the blocks at the tokens' resolution; those of the whole network are more.
+    pub(super) fn least_weights(&self) -> i64 {
+        let channels = self.channels.last().copied().unwrap_or(0);
+        2 * self.blocks * 2 * 9 * channels * channels
+    }
+
     /// Number of codes.
     pub fn codes(&self) -> i64 {
         self.vocabulary().codes()

@@ -15,6 +15,8 @@ use tch::{Device, Kind, Tensor};
 use super::layers::{Embedding, Height, LayerNorm, Linear, gelu, plus};
 use super::packing::Packing;
 use super::vocabulary::{CodeEmbedding, CodeTable, Vocabulary};
+use crate::config::Section;
+use crate::error::{Error, Result};
 
 /// Sizes of a transformer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,27 @@ pub struct TransformerConfig {
 }
 
 impl TransformerConfig {
+    /// Checks the sizes; `key` is where they are written, such as `detector`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a size is out of range, or the heads do not divide the width.
+    pub fn validate(&self, key: &str) -> Result<()> {
+        let section = Section(key);
+        section.within("width", self.width, 1..=8192)?;
+        section.within("layers", self.layers, 1..=256)?;
+        section.within("heads", self.heads, 1..=self.width)?;
+        if self.width % self.heads == 0 {
+            return Ok(());
+        }
+        let Self { heads, width, .. } = self;
+        Err(Error::Config(format!("{key}.heads is {heads}; expected a divisor of the width, which is {width}")))
+    }
+
+    /// Number of weights of its blocks' linear layers; those of the whole network are more.
+    pub(super) fn least_weights(&self) -> i64 {
+        12 * self.width * self.width * self.layers
+    }
+
     /// Floating point operations for one slice of `tokens` tokens, with a head of `to` outputs per token.
     pub fn flop(&self, tokens: i64, to: i64) -> f64 {
         let per_token = 12 * self.width * self.width * self.layers + self.width * to;

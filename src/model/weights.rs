@@ -33,7 +33,8 @@ pub(super) fn freeze(store: &mut VarStore, kind: Kind) {
 /// All weights of a store as the bytes of a safetensors file in f16.
 ///
 /// # Errors
-/// [`Error::Device`] where libtorch cannot copy the weights, [`Error::Bug`] where they do not form a safetensors file.
+/// [`Error::Model`] where a weight is not finite in f16, [`Error::Device`] where libtorch cannot copy the weights,
+/// [`Error::Bug`] where they do not form a safetensors file.
 pub(super) fn to_bytes(store: &VarStore) -> Result<Vec<u8>> {
     let tensors: BTreeMap<String, Half> = store
         .variables()
@@ -42,7 +43,13 @@ pub(super) fn to_bytes(store: &VarStore) -> Result<Vec<u8>> {
             let shape = tensor.size().iter().map(|&d| d as usize).collect();
             let values: Vec<half::f16> =
                 Vec::try_from(tensor.detach().to_device(Device::Cpu).to_kind(Kind::Half).view(-1))?;
-            Ok((name, Half { shape, data: values.iter().flat_map(|v| v.to_le_bytes()).collect() }))
+            let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            if !is_finite(&data) {
+                return Err(Error::Model(format!(
+                    "the trained weight `{name}` is not finite: train again with a lower learning rate"
+                )));
+            }
+            Ok((name, Half { shape, data }))
         })
         .collect::<Result<_>>()?;
     serialize(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
@@ -113,16 +120,20 @@ mod tests {
         let config = TokenizerConfig { codebook: Codebook::Fsq(vec![8, 5, 5]), channels: vec![16, 32], blocks: 1 };
         let mut store = VarStore::new(Device::Cpu);
         Tokenizer::new(store.root(), &config);
-        let bytes = to_bytes(&store).unwrap();
+        let mut bytes = to_bytes(&store).unwrap();
         load(&mut store, Network::Tokenizer, &bytes).unwrap();
-        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let (name, mut weight) = store.variables().into_iter().next().unwrap();
-            let _ = tch::no_grad(|| weight.view(-1).get(0).fill_(value));
-            let bytes = to_bytes(&store).unwrap();
+        let last = bytes.len() - 2;
+        for value in [half::f16::NAN, half::f16::INFINITY, half::f16::NEG_INFINITY] {
+            bytes[last..].copy_from_slice(&value.to_le_bytes());
             let refused = load(&mut store, Network::Tokenizer, &bytes).unwrap_err().to_string();
-            assert!(refused.contains(&format!("`{name}` that is not finite")), "{refused}");
-            let _ = tch::no_grad(|| weight.fill_(0.));
+            assert!(refused.contains("tokenizer.safetensors") && refused.contains("` that is not finite"), "{refused}");
         }
+        // No training writes such a bundle.
+        let (name, mut weight) = store.variables().into_iter().next().unwrap();
+        let _ = tch::no_grad(|| weight.view(-1).get(0).fill_(1e6));
+        let refused = to_bytes(&store).unwrap_err().to_string();
+        assert!(refused.contains(&format!("`{name}` is not finite")), "{refused}");
+        let _ = tch::no_grad(|| weight.fill_(0.));
     }
 
     #[test]

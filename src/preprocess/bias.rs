@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::mask::bounds;
 use super::statistics::percentile;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::volume::{Affine, Grid, Volume};
 pub(crate) use lattice::cubic_b_spline;
 use lattice::{Approximation, Lattice};
@@ -57,6 +59,24 @@ impl Default for BiasConfig {
             range: [0.001, 0.999],
             largest: 4.0,
         }
+    }
+}
+
+/// Smallest cells of the spline at the last level, in mm: their number grows with the third power.
+const LEAST_CELL_MM: f64 = 10.;
+
+impl Validate for BiasConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.bias");
+        section.within("sampling_mm", self.sampling_mm, 0.5..=50.)?;
+        section.within("levels", self.levels, 0..=8)?;
+        let doublings = self.levels.saturating_sub(1) as i32;
+        section.within("coarse_mm", self.coarse_mm, LEAST_CELL_MM * 2f64.powi(doublings)..=10_000.)?;
+        section.within("iterations", self.iterations, 0..=10_000)?;
+        section.within("converged", self.converged, 0. ..=1.)?;
+        section.within("outlier", self.outlier, 0.01..=100.)?;
+        section.bounds("range", self.range, 0. ..=1.)?;
+        section.within("largest", self.largest, 1. ..=1000.)
     }
 }
 

@@ -8,6 +8,8 @@ use super::qc::{QcConfig, RefuseConfig};
 use super::register::RegisterConfig;
 use super::skull_strip::SkullStripConfig;
 use super::stripped::StrippedConfig;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 
 /// All parameters of preprocessing; part of the recipe's fingerprint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +51,22 @@ impl Default for PreprocessConfig {
             qc: QcConfig::default(),
             refuse: RefuseConfig::default(),
         }
+    }
+}
+
+impl Validate for PreprocessConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess");
+        section.within("spacing_max_mm", self.spacing_max_mm, 0.1..=50.)?;
+        section.bounds("field_of_view_mm", self.field_of_view_mm, 0. ..=10_000.)?;
+        section.bounds("brain_volume_ml", self.brain_volume_ml, 0. ..=10_000.)?;
+        self.stripped.validate()?;
+        self.skull_strip.validate()?;
+        self.bias.validate()?;
+        self.register.validate()?;
+        self.normalize.validate()?;
+        self.qc.validate()?;
+        self.refuse.validate()
     }
 }
 

@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::conform::model_grid;
 use super::statistics::percentile;
 use super::template::template;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::volume::resample::trilinear;
 use crate::volume::{Affine, Volume};
 
@@ -89,6 +91,23 @@ impl Default for NormalizeConfig {
             white_stripe_gain: 0.016,
             nyul_scale: [0.1, 0.27, 0.37, 0.44, 0.49, 0.54, 0.59, 0.64, 0.69, 0.72, 0.76],
         }
+    }
+}
+
+impl Validate for NormalizeConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.normalize");
+        let percentiles =
+            [("white_matter_percentile", self.white_matter_percentile), ("fluid_percentile", self.fluid_percentile)];
+        section.all_within(&percentiles, 0. ..=1.)?;
+        let levels = [
+            ("white_matter_level", self.white_matter_level),
+            ("grey_matter_level", self.grey_matter_level),
+            ("fluid_level", self.fluid_level),
+            ("white_stripe_gain", self.white_stripe_gain),
+        ];
+        section.all_within(&levels, 0. ..=1.)?;
+        self.nyul_scale.iter().try_for_each(|&level| section.within("nyul_scale", level, 0. ..=1.))
     }
 }
 

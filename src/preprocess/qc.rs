@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use super::brain::Brain;
 use super::mask::{count, dice, volume_ml};
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::volume::{Affine, Grid, Volume};
 pub use refuse::RefuseConfig;
 pub(super) use refuse::{refuse_brain, refuse_scan};
@@ -80,6 +82,27 @@ impl Default for QcConfig {
             edge_area_cm2: 15.0,
             slice_max_mm: 3.5,
         }
+    }
+}
+
+impl Validate for QcConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.qc");
+        section.bounds("brain_volume_ml", self.brain_volume_ml, 0. ..=10_000.)?;
+        let ratios =
+            [("snr_min", self.snr_min), ("cnr_min", self.cnr_min), ("entropy_focus_max", self.entropy_focus_max)];
+        section.all_within(&ratios, 0. ..=1000.)?;
+        let shares = [
+            ("ghosting_max", self.ghosting_max),
+            ("sphericity_min", self.sphericity_min),
+            ("symmetry_min", self.symmetry_min),
+            ("mask_dice_min", self.mask_dice_min),
+            ("cropped_max", self.cropped_max),
+        ];
+        section.all_within(&shares, 0. ..=1.)?;
+        section.within("ncc_min", self.ncc_min, -1. ..=1.)?;
+        section.within("edge_area_cm2", self.edge_area_cm2, 0. ..=10_000.)?;
+        section.within("slice_max_mm", self.slice_max_mm, 0. ..=50.)
     }
 }
 

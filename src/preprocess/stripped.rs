@@ -15,6 +15,8 @@ use super::distance::signed_distance;
 use super::mask::{count, volume_ml};
 use super::morphology::{close, fill_holes, largest_component};
 use super::statistics::percentile;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::volume::resample::nearest;
 use crate::volume::{Affine, Grid, Volume};
 
@@ -51,6 +53,22 @@ impl Default for StrippedConfig {
             // below the brain have less than 2050 ml and are still taken for bare brains.
             volume_max_ml: 2050.0,
         }
+    }
+}
+
+impl Validate for StrippedConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.stripped");
+        let shares = [
+            ("background_min", self.background_min),
+            ("cropped_background_min", self.cropped_background_min),
+            ("border_max", self.border_max),
+            ("one_piece_min", self.one_piece_min),
+        ];
+        section.all_within(&shares, 0. ..=1.)?;
+        section.within("tolerance", self.tolerance, 0. ..=1.)?;
+        let volumes = [("volume_min_ml", self.volume_min_ml), ("volume_max_ml", self.volume_max_ml)];
+        section.all_within(&volumes, 0. ..=10_000.)
     }
 }
 

@@ -4,6 +4,9 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Section, Validate};
+use crate::error::Result;
+
 /// How scans are scored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -90,6 +93,25 @@ impl Default for ScoreConfig {
     }
 }
 
+impl Validate for ScoreConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("score");
+        section.within("restorations", self.restorations, 0..=1000)?;
+        // Scores and probabilities are from 0 to 1. NaN would make every voxel healthy.
+        for (key, value) in [("token_threshold", self.token_threshold), ("mask_threshold", self.mask_threshold)] {
+            value.map_or(Ok(()), |value| section.within(key, value, 0. ..=1.))?;
+        }
+        section.within("steps", self.steps, 1..=1000)?;
+        section.within("temperature", self.temperature, 0.001..=1000.)?;
+        section.within("intensity_weight", self.intensity_weight, 0. ..=1000.)?;
+        self.ar_limit_nats.map_or(Ok(()), |limit| section.within("ar_limit_nats", limit, 0. ..=1000.))?;
+        section.within("smooth_mm", self.smooth_mm, 0. ..=50.)?;
+        section.within("min_finding_ml", self.min_finding_ml, 0. ..=10_000.)?;
+        section.within("batch_slices", self.batch_slices, 0..=4096)?;
+        self.scans_at_once.map_or(Ok(()), |scans| section.within("scans_at_once", scans.get(), 1..=1024))
+    }
+}
+
 /// How anomalies are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -167,6 +189,30 @@ impl Precision {
         match self {
             Self::F32 => tch::Kind::Float,
             Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_out_of_range_is_named() {
+        let plain = ScoreConfig::default;
+        plain().validate().expect("the default");
+        for (config, key) in [
+            (ScoreConfig { intensity_weight: -1., ..plain() }, "score.intensity_weight is -1"),
+            (ScoreConfig { smooth_mm: f64::NAN, ..plain() }, "score.smooth_mm is NaN"),
+            (ScoreConfig { smooth_mm: 1e9, ..plain() }, "score.smooth_mm is 1000000000"),
+            (ScoreConfig { min_finding_ml: f64::INFINITY, ..plain() }, "score.min_finding_ml is inf"),
+            (ScoreConfig { temperature: 0., ..plain() }, "score.temperature is 0"),
+            (ScoreConfig { mask_threshold: Some(f64::NAN), ..plain() }, "score.mask_threshold is NaN"),
+            (ScoreConfig { token_threshold: Some(1.5), ..plain() }, "score.token_threshold is 1.5"),
+            (ScoreConfig { steps: 0, ..plain() }, "score.steps is 0"),
+            (ScoreConfig { steps: 1_000_000_000_000, ..plain() }, "score.steps is 1000000000000"),
+        ] {
+            assert!(config.validate().unwrap_err().to_string().contains(key), "{key}");
         }
     }
 }

@@ -116,19 +116,22 @@ pub fn reconstruct(networks: &Networks, scan: Scan<'_>) -> Result<Volume<f32>> {
 ///
 /// # Errors
 /// [`Error::Input`] where a scan has no slice with brain, [`Error::Config`] where the method needs a prior and the
-/// bundle has none, [`Error::Device`] where libtorch reports an error. Most of libtorch's errors are panics; see
+/// bundle has none, [`Error::NotFinite`] where a scan's numbers are not finite, [`Error::Device`] where libtorch reports an
+/// error. Most of libtorch's errors are panics; see
 /// [`device::caught`](crate::model::device::caught).
 pub fn infer(networks: &Networks, scans: &[Scan<'_>], settings: &Settings) -> Result<Vec<Inference>> {
     let config = &settings.config;
     let kind = config.precision.kind();
     let encoded = encode(networks, scans, settings.batching(networks.device))?;
     let restoring = Restoring { networks, encoded: &encoded, settings, kind };
-    match config.method {
-        Method::Mim if config.evidence == Evidence::Intensity => Ok(without_model(&encoded, Tail::Both)),
-        Method::Mim => restoring.mim(),
-        Method::Ar => restoring.ar(),
-        Method::Threshold => Ok(without_model(&encoded, config.tail)),
-    }
+    let inferences = match config.method {
+        Method::Mim if config.evidence == Evidence::Intensity => without_model(&encoded, Tail::Both),
+        Method::Mim => restoring.mim()?,
+        Method::Ar => restoring.ar()?,
+        Method::Threshold => without_model(&encoded, config.tail),
+    };
+    inferences.iter().try_for_each(Inference::refuse_not_finite)?;
+    Ok(inferences)
 }
 
 /// A restoration of scans: networks, slices and settings.
@@ -202,7 +205,8 @@ impl Restoring<'_> {
             (self.decode(&new, &z_mm), nll)
         })?;
         restored.nll = restored.nll.where_scalarother(&encoded.inside, f64::NAN);
-        let p = (&restored.nll - self.settings.ar_limit_nats).sigmoid().nan_to_num(0., 0., 0.);
+        let p = (&restored.nll - self.settings.ar_limit_nats).sigmoid();
+        let p = p.masked_fill(&encoded.inside.logical_not(), 0.);
         let unlikely = restored.nll.gt(self.settings.ar_limit_nats);
         Ok(self.inferences(&p, None, &unlikely, &restored))
     }

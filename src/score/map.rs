@@ -5,9 +5,10 @@ use rayon::prelude::*;
 use super::cells::{mean_in_brain, token_brain_fraction};
 use super::config::{Evidence, Method, Pooling};
 use super::findings::{Finding, components};
+use super::finite::refuse_not_finite;
 use super::infer::Inference;
 use super::settings::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::volume::Volume;
 
 /// Residual (of an intensity in 0..1) from which the probability counts in full.
@@ -52,34 +53,22 @@ pub struct Assessment {
     pub anomaly_volume_ml: f64,
 }
 
-impl Assessment {
-    /// Refuses an assessment with a score that is not finite. NaN is never above a threshold, so it would count as healthy.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn refuse_not_finite(&self, inference: &Inference) -> Result<()> {
-        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
-        let scores = [&self.score.data, &self.token_residual, &inference.p_anomalous];
-        if self.anomaly_score.is_finite() && scores.into_iter().all(|values| finite(values)) {
-            return Ok(());
-        }
-        Err(Error::Device {
-            message: "the networks gave a score that is not finite, so that the scan has no result: run `neurosieve doctor`, \
-                      and try score.precision = \"f32\""
-                .into(),
-            smaller: false,
-        })
-    }
-}
-
 /// Turns an inference into maps and findings. `image` and `brain` are the scan that was inferred from.
-pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Assessment {
-    let score = score_map(inference, image, brain, settings);
+///
+/// # Errors
+/// [`Error::NotFinite`](crate::Error::NotFinite) as [`score_map`].
+pub fn assess(
+    inference: &Inference,
+    image: &Volume<f32>,
+    brain: &Volume<u8>,
+    settings: &Settings,
+) -> Result<Assessment> {
+    let score = score_map(inference, image, brain, settings)?;
     let above: Vec<u8> = score.data.iter().map(|&s| u8::from(s > settings.mask_threshold)).collect();
     let above = Volume { grid: score.grid, data: above };
     let (mask, findings) = components(&above, &score, settings.config.min_finding_ml);
     let voxels = mask.data.iter().filter(|&&v| v > 0).count();
-    Assessment {
+    Ok(Assessment {
         anomaly_score: scan_score(&score),
         anomaly_volume_ml: voxels as f64 * score.grid.voxel_ml(),
         token_residual: token_residual(inference, brain),
@@ -87,7 +76,7 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
         score,
         mask,
         findings,
-    }
+    })
 }
 
 /// Score per voxel, 0..1; 0 outside the brain.
@@ -104,7 +93,22 @@ pub fn assess(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, se
 /// deviation of the score above from healthy scans at the same place, if positive, and `intensity_weight` times the
 /// absolute deviation of the intensity from the one that the map predicts; both are in standard deviations.
 /// [`Evidence::Intensity`] uses the second term alone.
-pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Volume<f32> {
+///
+/// # Errors
+/// [`Error::NotFinite`](crate::Error::NotFinite) where a voxel's score is not a finite number.
+pub fn score_map(
+    inference: &Inference,
+    image: &Volume<f32>,
+    brain: &Volume<u8>,
+    settings: &Settings,
+) -> Result<Volume<f32>> {
+    let data = scores(inference, image, brain, settings);
+    refuse_not_finite("score of a voxel", &data)?;
+    Ok(Volume { grid: image.grid, data })
+}
+
+/// The scores of [`score_map`].
+fn scores(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>, settings: &Settings) -> Vec<f32> {
     let config = &settings.config;
     let shape @ [nx, ny, nz] = image.grid.shape;
     let plane = nx * ny;
@@ -140,10 +144,7 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
     };
     let Some(healthy) = &settings.healthy else {
         let inside = score.iter().zip(&brain.data);
-        return Volume {
-            grid: image.grid,
-            data: inside.map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect(),
-        };
+        return inside.map(|(s, &b)| if b == 0 { 0. } else { s.clamp(0., 1.) }).collect();
     };
     let intensity = healthy.intensity.deviations(&smoothed_intensity(image), brain);
     let weight = config.intensity_weight as f32;
@@ -158,7 +159,7 @@ pub fn score_map(inference: &Inference, image: &Volume<f32>, brain: &Volume<u8>,
         let deviation = if brain.data[i] == 0 { 0. } else { deviation(i) };
         deviation / (deviation + HALF_DEVIATION)
     };
-    Volume { grid: image.grid, data: (0..score.len()).into_par_iter().map(relative).collect() }
+    (0..score.len()).into_par_iter().map(relative).collect()
 }
 
 /// The intensity, smoothed as the healthy map needs it.
@@ -269,7 +270,7 @@ mod tests {
             ar_limit_nats: 5.,
             healthy: None,
         };
-        let score = score_map(&inference, &image, &brain, &settings);
+        let score = score_map(&inference, &image, &brain, &settings).unwrap();
         let peak = score.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         let (x, y, z) = (peak % 16, peak / 16 % 16, peak / 256);
         assert!((4..8).contains(&x) && (4..8).contains(&y) && z == 1, "peak at {x} {y} {z}");

@@ -15,6 +15,7 @@
 mod cells;
 mod config;
 mod findings;
+mod finite;
 mod infer;
 mod map;
 pub(crate) mod memory;

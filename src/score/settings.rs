@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::config::{Evidence, Method, ScoreConfig};
 use super::slices::Batching;
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
-use crate::model::{Bundle, Calibration, HealthyMap};
+use crate::model::{Bundle, HealthyMap};
 
 /// Slices per batch if the settings name none. On a processor, 4 are as fast as 16 or faster and take less memory; a
 /// scan has about 80.
@@ -40,9 +41,8 @@ impl Settings {
     /// # Errors
     /// [`Error::Config`] where a number is out of range, or the bundle lacks the healthy map that the settings need.
     pub fn new(config: &ScoreConfig, bundle: &Bundle) -> Result<Self> {
-        check(config)?;
+        config.validate()?;
         let calibration = &bundle.info.calibration;
-        check_calibration(calibration, &bundle.info.name)?;
         let uses_map = match (config.method, config.evidence) {
             (Method::Mim, Evidence::Combined) => config.healthy_map,
             (Method::Mim, Evidence::Intensity) => true,
@@ -88,80 +88,5 @@ pub fn batch_slices(configured: usize, device: tch::Device) -> usize {
         (0, tch::Device::Cpu) => BATCH_CPU,
         (0, _) => BATCH_GPU,
         _ => configured,
-    }
-}
-
-/// Refuses thresholds with which no voxel could ever be anomalous. No value is above NaN.
-fn check_calibration(calibration: &Calibration, bundle: &str) -> Result<()> {
-    let thresholds = [("token_threshold", calibration.token_threshold), ("mask_threshold", calibration.mask_threshold)];
-    match thresholds.into_iter().find(|(_, value)| !(0. ..=1.).contains(value)) {
-        None => Ok(()),
-        Some((key, value)) => Err(Error::Model(format!(
-            "bundle.toml of bundle `{bundle}`: calibration.{key} is {value}; expected a number from 0 to 1; copy the bundle \
-             again, or train it again"
-        ))),
-    }
-}
-
-/// Refuses numbers that are out of range.
-fn check(config: &ScoreConfig) -> Result<()> {
-    let wrong = |key: &str, value: f64, expected: &str| {
-        Err(Error::Config(format!("score.{key} is {value}; expected {expected}")))
-    };
-    let sizes = [
-        ("intensity_weight", config.intensity_weight),
-        ("smooth_mm", config.smooth_mm),
-        ("min_finding_ml", config.min_finding_ml),
-    ];
-    for (key, value) in sizes {
-        if !(value.is_finite() && value >= 0.) {
-            return wrong(key, value, "a number of 0 or more");
-        }
-    }
-    if !(config.temperature.is_finite() && config.temperature > 0.) {
-        return wrong("temperature", config.temperature, "a number above 0");
-    }
-    for (key, value) in [("token_threshold", config.token_threshold), ("mask_threshold", config.mask_threshold)] {
-        if let Some(value) = value.filter(|value| !(0. ..=1.).contains(value)) {
-            return wrong(key, value, "a number from 0 to 1");
-        }
-    }
-    if let Some(limit) = config.ar_limit_nats.filter(|limit| !limit.is_finite()) {
-        return wrong("ar_limit_nats", limit, "a number");
-    }
-    if config.steps < 1 {
-        return wrong("steps", config.steps as f64, "1 or more passes of the inpainter");
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_out_of_range_is_named() {
-        check(&ScoreConfig::default()).expect("the default");
-        let plain = ScoreConfig::default;
-        for (config, key) in [
-            (ScoreConfig { intensity_weight: -1., ..plain() }, "score.intensity_weight is -1"),
-            (ScoreConfig { smooth_mm: f64::NAN, ..plain() }, "score.smooth_mm is NaN"),
-            (ScoreConfig { min_finding_ml: f64::INFINITY, ..plain() }, "score.min_finding_ml is inf"),
-            (ScoreConfig { temperature: 0., ..plain() }, "score.temperature is 0"),
-            (ScoreConfig { mask_threshold: Some(f64::NAN), ..plain() }, "score.mask_threshold is NaN"),
-            (ScoreConfig { token_threshold: Some(1.5), ..plain() }, "score.token_threshold is 1.5"),
-            (ScoreConfig { steps: 0, ..plain() }, "score.steps is 0"),
-        ] {
-            assert!(check(&config).unwrap_err().to_string().contains(key), "{key}");
-        }
-    }
-
-    #[test]
-    fn a_bundle_whose_threshold_is_no_number_is_refused() {
-        let mut bundle = Bundle::built_in().unwrap();
-        Settings::new(&ScoreConfig::default(), &bundle).unwrap();
-        bundle.info.calibration.mask_threshold = f64::NAN;
-        let refused = Settings::new(&ScoreConfig::default(), &bundle).unwrap_err().to_string();
-        assert!(refused.contains("calibration.mask_threshold is NaN"), "{refused}");
     }
 }

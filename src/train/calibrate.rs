@@ -117,7 +117,7 @@ fn healthy_map(networks: &Networks, brains: &[Brain], scans: usize, settings: &S
 fn score_map(networks: &Networks, scan_id: &str, case: &Case, settings: &Settings) -> Result<Volume<f32>> {
     let (image, brain) = case;
     let inferences = score::infer(networks, &[Scan { scan_id, image, brain }], settings)?;
-    Ok(score::score_map(&inferences[0], image, brain, settings))
+    score::score_map(&inferences[0], image, brain, settings)
 }
 
 /// Volume of the anomaly mask, ml.

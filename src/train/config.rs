@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cohort::CohortConfig;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::model::device::DeviceChoice;
 use crate::model::{DataSource, Network, TokenizerConfig, TransformerConfig};
 use crate::preprocess::PreprocessConfig;
@@ -192,4 +194,57 @@ impl Default for AnomalyConfig {
     fn default() -> Self {
         Self { image_share: 0.75, token_share: 0.2 }
     }
+}
+
+impl Validate for TrainPipeline {
+    fn validate(&self) -> Result<()> {
+        self.preprocess.validate()?;
+        self.score.validate()?;
+        self.train.validate()
+    }
+}
+
+impl Validate for TrainConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("train");
+        section.within("checkpoint_seconds", self.checkpoint_seconds, 0..=24 * 3600)?;
+        let quantiles = [("healthy_quantile", self.healthy_quantile), ("token_quantile", self.token_quantile)];
+        section.all_within(&quantiles, 0. ..=1.)?;
+        section.within("healthy_map_scans", self.healthy_map_scans, 0..=1_000_000)?;
+        let AnomalyConfig { image_share, token_share } = self.anomalies;
+        let shares = [("image_share", image_share), ("token_share", token_share)];
+        Section("train.anomalies").all_within(&shares, 0. ..=1.)?;
+        self.tokenizer.validate()?;
+        let networks = [
+            ("train.detector", Some(&self.detector)),
+            ("train.inpainter", Some(&self.inpainter)),
+            ("train.prior", self.prior.as_ref()),
+        ];
+        for (key, training) in networks.into_iter().filter_map(|(key, training)| Some((key, training?))) {
+            training.network.validate(&format!("{key}.network"))?;
+            updates(Section(key), training.steps, training.batch, training.learning_rate)?;
+        }
+        Ok(())
+    }
+}
+
+impl Validate for TokenizerTraining {
+    fn validate(&self) -> Result<()> {
+        let section = Section("train.tokenizer");
+        self.network.validate("train.tokenizer.network")?;
+        updates(section, self.steps, self.batch, self.learning_rate)?;
+        section.all_within(&[("adversarial", self.adversarial), ("feature", self.feature)], 0. ..=1000.)?;
+        let steps = [("decoder_steps", self.decoder_steps), ("adversary_from", self.adversary_from)];
+        section.all_within(&steps, 0..=MOST_STEPS)
+    }
+}
+
+/// A hundred million updates: years of training.
+const MOST_STEPS: i64 = 100_000_000;
+
+/// Checks the numbers that every training has.
+fn updates(section: Section<'_>, steps: i64, batch: usize, learning_rate: f64) -> Result<()> {
+    section.within("steps", steps, 0..=MOST_STEPS)?;
+    section.within("batch", batch, 1..=65_536)?;
+    section.within("learning_rate", learning_rate, 0. ..=10.)
 }

@@ -45,6 +45,7 @@ pub use load::load;
 
 use tch::nn::VarStore;
 
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::model::{Network, Networks, device};
 use crate::terminal::errln;
@@ -76,6 +77,7 @@ fn stage(network: Network) -> Stage {
 /// [`Error::Model`] where the bundle of `train.networks_of` or a checkpoint does not fit, [`Error::Device`] where
 /// libtorch fails; storage errors.
 pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
+    pipeline.validate()?;
     let config = &pipeline.train;
     let device = device::resolve(config.device)?;
     check(config)?;
@@ -109,13 +111,8 @@ pub async fn train(pipeline: &TrainPipeline) -> Result<()> {
     bundle::write(&context, Trained { networks: &networks, stores: &stores, stages, figures, base: base.as_ref() })
 }
 
-/// Checks settings that have no meaning alone or together.
+/// Checks settings that have no meaning together.
 fn check(config: &TrainConfig) -> Result<()> {
-    for (key, share) in [("image_share", config.anomalies.image_share), ("token_share", config.anomalies.token_share)] {
-        if !(0. ..=1.).contains(&share) {
-            return Err(Error::Config(format!("train.anomalies.{key} is {share}; expected a share from 0 to 1")));
-        }
-    }
     if config.networks_of.is_none() && !config.further.is_empty() {
         return Err(Error::Config(
             "train.further needs train.networks_of: name the bundle whose networks are to be trained further".into(),

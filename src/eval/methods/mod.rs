@@ -24,6 +24,7 @@ use self::figures::Counts;
 use super::config::EvalPipeline;
 use super::read::image_at;
 use crate::cohort::{self, CohortConfig, MAX_SCAN_BYTES};
+use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::model::{Bundle, Networks, device};
 use crate::preprocess::{self, Prepared, PreprocessConfig, mask_to};
@@ -61,6 +62,7 @@ struct Compared {
 /// [`Error::Config`] where no method is given, a cohort has no usable scan, or a method's settings are invalid; storage and
 /// device errors. A scan that preprocessing refuses is skipped and reported.
 pub async fn evaluate(pipeline: &EvalPipeline) -> Result<MethodReport> {
+    pipeline.validate()?;
     if pipeline.eval.methods.is_empty() {
         return Err(Error::Config(
             "no method to evaluate: add [[eval.methods]] sections as in pipelines/eval.toml".into(),
@@ -130,7 +132,12 @@ impl MethodRun<'_> {
         let place = (scores.len().saturating_sub(1) as f64 * quantile).round() as usize;
         settings.mask_threshold = match self.score.mask_threshold {
             Some(given) => given as f32,
-            None if scores.is_empty() => f32::NAN,
+            None if scores.is_empty() => {
+                return Err(Error::Config(format!(
+                    "the healthy cohort has no brain voxel to fix the threshold of `{name}` on: choose other scans with \
+                     [healthy.select]"
+                )));
+            }
             None => *scores.select_nth_unstable_by(place, f32::total_cmp).1,
         };
         let healthy_scores: Vec<f64> = maps.iter().map(|map| f64::from(score::scan_score(map))).collect();
@@ -150,7 +157,7 @@ impl MethodRun<'_> {
         let started = Instant::now();
         let inferences = score::infer(self.networks, &[scan], settings)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok((score::assess(&inferences[0], scan.image, scan.brain, settings), seconds))
+        Ok((score::assess(&inferences[0], scan.image, scan.brain, settings)?, seconds))
     }
 }
 

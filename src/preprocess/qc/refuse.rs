@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::measure::block_means;
+use crate::config::{Section, Validate};
 use crate::error::{Error, Result};
 use crate::preprocess::morphology::erode;
 use crate::preprocess::statistics::percentile;
@@ -28,6 +29,16 @@ pub struct RefuseConfig {
     pub spread_min: f32,
     /// Lowest correlation with the template in the brain.
     pub ncc_min: f32,
+}
+
+impl Validate for RefuseConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.refuse");
+        section.within("ct_air_min", self.ct_air_min, 0. ..=1.)?;
+        section.within("coherence_min", self.coherence_min, -1. ..=1.)?;
+        section.within("spread_min", self.spread_min, 0. ..=1000.)?;
+        section.within("ncc_min", self.ncc_min, -1. ..=1.)
+    }
 }
 
 impl Default for RefuseConfig {

@@ -22,6 +22,8 @@ use self::levels::{LEVELS, Level, TemplatePoints};
 use self::pose::{Pose, multiply, rotation};
 use self::step::{Freedom, step};
 use super::mask::volume_ml;
+use crate::config::{Section, Validate};
+use crate::error::Result;
 use crate::volume::{Affine, Volume};
 
 /// Parameters of registration.
@@ -53,6 +55,18 @@ impl Default for RegisterConfig {
             tolerance: 1e-4,
             iterations: 30,
         }
+    }
+}
+
+impl Validate for RegisterConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.register");
+        section.within("start_turn_deg", self.start_turn_deg, 0. ..=180.)?;
+        let weights = [("mask_weight", self.mask_weight), ("strain_weight", self.strain_weight)];
+        section.all_within(&weights, 0. ..=1000.)?;
+        section.within("tails", self.tails, 0. ..=0.45)?;
+        section.within("tolerance", self.tolerance, 0. ..=1.)?;
+        section.within("iterations", self.iterations, 0..=10_000)
     }
 }
 

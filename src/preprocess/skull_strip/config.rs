@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Section, Validate};
+use crate::error::Result;
+
 /// Parameters of skull stripping. The defaults were chosen on 40 heads of the IXI training split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -32,6 +35,30 @@ pub struct SkullStripConfig {
     pub leak_mm: f32,
     /// Smallest and largest volume in ml at which the surface's result is accepted.
     pub plausible_ml: [f64; 2],
+}
+
+impl Validate for SkullStripConfig {
+    fn validate(&self) -> Result<()> {
+        let section = Section("preprocess.skull_strip");
+        section.within("head_height_mm", self.head_height_mm, 10. ..=1000.)?;
+        let iterations = [("coarse_iterations", self.coarse_iterations), ("fine_iterations", self.fine_iterations)];
+        section.all_within(&iterations, 0..=10_000)?;
+        section.within("fractional_threshold", self.fractional_threshold, 0. ..=1.)?;
+        section.within("threshold_gradient", self.threshold_gradient, -1. ..=1.)?;
+        // Equal radii would divide by zero.
+        section.within("curvature_radius_max_mm", self.curvature_radius_max_mm, 1. ..=1000.)?;
+        let below = 0.99 * self.curvature_radius_max_mm;
+        section.within("curvature_radius_min_mm", self.curvature_radius_min_mm, 0.1..=below)?;
+        section.within("data_weight", self.data_weight, 0. ..=10.)?;
+        let lengths = [
+            ("search_min_mm", self.search_min_mm),
+            ("search_max_mm", self.search_max_mm),
+            ("opening_mm", self.opening_mm),
+            ("leak_mm", self.leak_mm),
+        ];
+        section.all_within(&lengths, 0. ..=200.)?;
+        section.bounds("plausible_ml", self.plausible_ml, 0. ..=10_000.)
+    }
 }
 
 impl Default for SkullStripConfig {
