@@ -4,44 +4,31 @@
 //! a library. It is screened again where that ends no run:
 //!
 //! ```text
-//! run ──► order, manifest of one scan ──► neurosieve screen-apart ──► its rows ──► run
+//! run ──► order, manifest of one scan ──► neurosieve screen-apart (apart_process.rs) ──► its rows ──► run
 //!                                              │ dies
 //!                                              └─► a row in `failures` of kind `crashed`
 //! ```
 //! On the processor the process may take as much memory as its run was given, so that an allocation fails before the system kills
-//! a whole control group. It ends when its run does, because its standard input ends then.
+//! a whole control group.
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::OnceLock;
 
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
-use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 
-use super::budget::Budget;
-use super::journey::ScreenMetrics;
 use super::order::Order;
-use super::outage::Outages;
-use super::progress::Progress;
-use super::scan;
-use super::station::{Station, StopSwitch, device_name};
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
-use crate::machine;
-use crate::model::Bundle;
-use crate::model::device::{self, DeviceChoice};
-use crate::score::{Settings, Worker};
-use crate::store;
+use crate::model::device::DeviceChoice;
 
 /// The command of the program that screens one scan.
 pub const COMMAND: &str = "screen-apart";
@@ -76,11 +63,11 @@ pub struct Apart {
 
 /// What the process is told, before the manifest of its scan.
 #[derive(Debug, Serialize, Deserialize)]
-struct Request {
-    order: Order,
-    bundle: String,
-    device: DeviceChoice,
-    memory_mib: u64,
+pub(super) struct Request {
+    pub(super) order: Order,
+    pub(super) bundle: String,
+    pub(super) device: DeviceChoice,
+    pub(super) memory_mib: u64,
 }
 
 impl Apart {
@@ -149,71 +136,9 @@ fn died(status: ExitStatus) -> Error {
     }
 }
 
-fn write_batch(to: impl Write, batch: &RecordBatch) -> Result<(), ArrowError> {
+/// Writes a batch as a stream of Arrow IPC.
+pub(super) fn write_batch(to: impl Write, batch: &RecordBatch) -> Result<(), ArrowError> {
     let mut writer = StreamWriter::try_new(to, &batch.schema())?;
     writer.write(batch)?;
     writer.finish()
-}
-
-/// The other side: reads a request, screens its scan and writes its rows.
-///
-/// # Errors
-/// As [`Run::prepare`](super::Run::prepare); the error of a store that is down.
-pub async fn serve(input: impl BufRead + Send + 'static, output: impl Write) -> Result<()> {
-    let (request, entry, input) = read_request(input)?;
-    end_with(input);
-    let Request { order, bundle, device, memory_mib } = request;
-    let on = device::resolve(device)?;
-    if on == tch::Device::Cpu {
-        machine::limit_memory(memory_mib.saturating_mul(1 << 20));
-    }
-    let bundle = Arc::new(Bundle::open(&bundle)?);
-    let settings = Settings::new(&order.score, &bundle)?;
-    let cohort = store::open(&order.cohort)?;
-    let stop = Arc::new(StopSwitch::default());
-    let station = Station {
-        settings: settings.clone(),
-        worker: Worker::start(bundle, on, settings, 1).await?,
-        on,
-        device: device_name(on),
-        in_flight: 1,
-        permits: Arc::new(Semaphore::new(1)),
-        budget: Arc::new(Budget::new(memory_mib, 1)?),
-        progress: Arc::new(Progress::new(1, 1, 1)),
-        // Its run judges outages by other scans.
-        outages: Outages::new(cohort.clone(), &[], Duration::ZERO),
-        journal: None,
-        apart: None,
-        stop: Arc::clone(&stop),
-        cohort,
-    };
-    let metrics = ScreenMetrics::new(&ExecutionPlanMetricsSet::new(), 0);
-    let rows = scan::screen(Arc::new(order), Arc::new(station), metrics, entry).await?;
-    match (rows, stop.take_failure()) {
-        (Some(rows), _) => {
-            write_batch(output, &rows).map_err(|e| Error::io("cannot pass the rows on", std::io::Error::other(e)))
-        }
-        (None, Some(error)) => Err(error),
-        (None, None) => Err(Error::Bug("a scan without rows".into())),
-    }
-}
-
-fn read_request<R: BufRead>(mut input: R) -> Result<(Request, ScanEntry, R)> {
-    let unusable = |what: String| Error::Config(format!("{COMMAND} is for `neurosieve run` alone: {what}"));
-    let mut line = String::new();
-    input.read_line(&mut line).map_err(|e| unusable(e.to_string()))?;
-    let request = serde_json::from_str(&line).map_err(|e| unusable(e.to_string()))?;
-    let mut batches = StreamReader::try_new(&mut input, None).map_err(|e| unusable(e.to_string()))?;
-    let batch = batches.next().and_then(Result::ok).ok_or_else(|| unusable("there is no scan".into()))?;
-    let entry = manifest::from_batch(&batch)?.pop().ok_or_else(|| unusable("there is no scan".into()))?;
-    drop(batches);
-    Ok((request, entry, input))
-}
-
-/// Ends this process when its input ends: then its run is dead.
-fn end_with(mut input: impl BufRead + Send + 'static) {
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut input, &mut std::io::sink());
-        std::process::exit(1);
-    });
 }

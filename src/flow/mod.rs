@@ -16,7 +16,7 @@
 //!      │             its stages and times                            stage.rs, journey.rs, progress.rs
 //!      │             its memory                                      budget.rs
 //!      │             whose fault it is when it cannot be read         outage.rs
-//!      │             what a crash would leave behind                  journal.rs, apart.rs
+//!      │             what a crash would leave behind                  journal.rs, apart.rs, apart_process.rs
 //!      │             its rows                                        rows.rs
 //!      ▼
 //!  WriteExec       operator; holds scans, writes rolls               write.rs, roll.rs
@@ -43,6 +43,7 @@
 //! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
 mod apart;
+mod apart_process;
 mod budget;
 mod commit;
 mod config;
@@ -66,7 +67,8 @@ mod stage;
 mod station;
 mod write;
 
-pub use apart::{Apart, COMMAND as APART_COMMAND, serve as screen_apart, this_is_the_program};
+pub use apart::{Apart, COMMAND as APART_COMMAND, this_is_the_program};
+pub use apart_process::serve as screen_apart;
 pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
 pub use journal::Journal;

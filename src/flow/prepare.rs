@@ -352,13 +352,13 @@ mod tests {
         done.finish(["done", "v1"], Some(1), 0);
         done.finish(["replaced", "v0"], Some(1), 0);
         done.fail(["damaged", "v1"], Some(1), 0, (1, true));
-        done.fail(["unlucky", "v1"], Some(1), 0, (3, false));
+        done.fail(["unlucky", "v1"], Some(1), 0, (1, false));
         let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(entry);
 
         let pending = planned(&selected, &done, &RunConfig::default());
         assert_eq!(ids(&pending), ["new", "replaced", "unlucky"]);
         assert_eq!((pending.already_done, pending.quarantined, pending.waiting), (1, 1, 0));
-        assert_eq!(pending.attempts, [("unlucky".to_owned(), 3)].into());
+        assert_eq!(pending.attempts, [("unlucky".to_owned(), 1)].into());
 
         let pending = planned(&selected, &done, &RunConfig { retry: true, limit: 2, ..RunConfig::default() });
         assert_eq!((ids(&pending), pending.quarantined), (vec!["new".to_owned(), "replaced".to_owned()], 0));

@@ -55,23 +55,30 @@ pub(super) async fn screen(
     }
     match results {
         Err(Ended::Run) => Ok(None),
-        Err(Ended::Scan(error)) => span.in_scope(|| scan.end(Err(error))).map(Some),
-        Ok(rows) => span.in_scope(|| scan.end(Ok(rows))).map(Some),
+        Err(Ended::Scan(error, stage)) => {
+            let stage = stage.unwrap_or(scan.journey.stage());
+            span.in_scope(|| scan.end_with_failure(&error, stage)).map(Some)
+        }
+        Ok(rows) => {
+            scan.journey.count_done();
+            span.in_scope(|| debug!("done"));
+            Ok(Some(rows))
+        }
     }
 }
 
 /// Why a scan has no results.
 #[derive(Debug)]
 enum Ended {
-    /// It failed.
-    Scan(Error),
+    /// It failed, at this stage or at the one that it has reached.
+    Scan(Error, Option<Stage>),
     /// The run ends, for a reason that is not the scan's.
     Run,
 }
 
 impl From<Error> for Ended {
     fn from(error: Error) -> Self {
-        Self::Scan(error)
+        Self::Scan(error, None)
     }
 }
 
@@ -108,10 +115,11 @@ impl Scan {
             Err(error @ Error::Input { .. }) => error,
             outcome => return Ok(outcome?),
         };
+        let stage = self.journey.stage();
         let (grant, bytes) = self.fetch().await?;
         let (bytes, second) = digested(bytes).await?;
         if self.sha256.get() == Some(&second) {
-            return Err(unusable.into());
+            return Err(Ended::Scan(unusable, Some(stage)));
         }
         warn!(kind = unusable.kind(), "the bytes differ from reading to reading; going on with the second reading");
         match self.results_of(grant, bytes).await {
@@ -182,7 +190,7 @@ impl Scan {
 
     /// Tells an error of the device from one that a scan caused.
     async fn refuse_broken_device(&self, results: &Result<RecordBatch, Ended>) -> Result<()> {
-        let Err(Ended::Scan(Error::Device { smaller: false, .. })) = results else { return Ok(()) };
+        let Err(Ended::Scan(Error::Device { smaller: false, .. }, _)) = results else { return Ok(()) };
         let on = self.station.on;
         let check = tokio::task::spawn_blocking(move || device::check(on)).await;
         check.map_err(|e| Error::Bug(format!("the check of the device ended: {e}")))?
@@ -247,24 +255,15 @@ impl Scan {
         .await
     }
 
-    /// Counts the end of the scan; gives its row.
-    fn end(&self, results: Result<RecordBatch>) -> Result<RecordBatch> {
-        match results {
-            Ok(rows) => {
-                self.journey.count_done();
-                debug!("done");
-                Ok(rows)
-            }
-            Err(error) => {
-                let stage = self.journey.stage().recorded();
-                self.journey.count_failed();
-                self.give_up_after_too_many_failures();
-                let message = without_folder(&error.to_string(), &self.order.cohort);
-                warn!(stage, kind = error.kind(), "failed: {message}");
-                let sha256 = self.sha256.get().map(String::as_str);
-                rows::failed(&self.order, &self.entry, Failed { stage, error: &error, message, sha256 })
-            }
-        }
+    /// Counts the failure of the scan; gives its row.
+    fn end_with_failure(&self, error: &Error, stage: Stage) -> Result<RecordBatch> {
+        self.journey.count_failed();
+        self.give_up_after_too_many_failures();
+        let (stage, kind) = (stage.recorded(), error.kind());
+        let message = without_folder(&error.to_string(), &self.order.cohort);
+        warn!(stage, kind, "failed: {message}");
+        let sha256 = self.sha256.get().map(String::as_str);
+        rows::failed(&self.order, &self.entry, Failed { stage, error, message, sha256 })
     }
 
     fn give_up_after_too_many_failures(&self) {

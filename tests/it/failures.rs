@@ -26,7 +26,7 @@ fn a_scan_that_failed_for_good_is_tried_again_only_with_retry() {
     let screen = |more: &[&str]| screen(path(study()), &tables, &[&WITHOUT_NETWORKS, more].concat());
     let run = screen(&[]);
     let said = text(&run.stdout);
-    assert!(said.contains("Nothing to do. Selected scans without a result: 3."), "{}", printed(&run));
+    assert!(said.contains("Nothing to do. Selected scans without a result from earlier runs: 3."), "{}", printed(&run));
     assert!(!said.contains("every selected scan has a result") && said.contains("neurosieve failures"), "{said}");
     assert_eq!(run.status.code(), Some(3), "{}", printed(&run));
     assert_eq!(screen(&["--retry"]).status.code(), Some(3));
