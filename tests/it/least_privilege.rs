@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use object_store::aws::AmazonS3Builder;
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path as Key};
 
-use super::support::cohorts::synth;
+use super::azure::{azurite, put};
+use super::support::cohorts::{scan, synth};
 use super::support::program::{printed, python, quick_run, text};
 use super::support::root;
 use super::support::server::{Server, script};
@@ -94,7 +95,7 @@ async fn the_policies_for_s3_allow_a_run_to_run_and_only_upkeep_to_delete() {
     let Some(mut cloud) = Cloud::start() else { return };
     let local = cloud.folder.path().join("study");
     synth(path(&local), &["--subjects", "2", "--spacing", "4", "--lesions", "0"]);
-    let scans = [1, 2].map(super::support::cohorts::scan);
+    let scans = [1, 2].map(scan);
     cloud.upload(&local, &["dataset_description.json", &scans[0]]).await;
     cloud.grant("night", "s3-run.json");
     cloud.grant("upkeep", "s3-upkeep.json");
@@ -134,4 +135,35 @@ async fn the_policies_for_s3_allow_a_run_to_run_and_only_upkeep_to_delete() {
     let optimized = cloud.program("upkeep", &["tables", "optimize", "--tables", TABLES]);
     assert!(text(&optimized.stdout).contains("scans: 2 files became 1"), "{}", printed(&optimized));
     assert!(text(&cloud.program("analyst", &query).stdout).contains("| 2 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sas_token_for_azure_needs_no_right_to_delete_for_a_run() {
+    let Some(mut service) = azurite(&["rl", "rlcw", "rlcwd"]) else { return };
+    let [read, add, all] = [(); 3].map(|()| {
+        let mut token = String::new();
+        service.printed.read_line(&mut token).unwrap();
+        token.trim().to_owned()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let local = folder.path().join("study");
+    synth(path(&local), &["--subjects", "1", "--spacing", "4", "--lesions", "0"]);
+    put(&service, &local.join("dataset_description.json"), "dataset_description.json").await;
+    put(&service, &local.join(scan(1)), &scan(1)).await;
+    let with = |token: &str, arguments: &[&str]| {
+        let mut command = service.command(arguments);
+        command.env_remove("AZURE_STORAGE_ACCOUNT_KEY").env("AZURE_STORAGE_SAS_KEY", token);
+        let output = command.output().unwrap();
+        let signature = token.rsplit_once("sig=").unwrap().1;
+        assert!(!printed(&output).contains(signature), "{}", printed(&output));
+        output
+    };
+    let (cohort, tables) = ("az://study/cohort", "az://study/tables");
+    refused(&with(&read, &quick_run(cohort, tables)), &["cannot write", "the right to list, read, write and delete"]);
+    let run = with(&add, &quick_run(cohort, tables));
+    assert!(run.status.success() && text(&run.stdout).contains("1 scans done"), "{}", printed(&run));
+    let count = with(&read, &["sql", "--tables", tables, "-c", "SELECT count(*) AS n FROM scans"]);
+    assert!(text(&count.stdout).contains("| 1 "), "{}", printed(&count));
+    let optimized = with(&all, &["tables", "optimize", "--tables", tables]);
+    assert!(text(&optimized.stdout).contains("runs: 2 files became 1"), "{}", printed(&optimized));
 }
