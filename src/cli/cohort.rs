@@ -1,11 +1,15 @@
 //! `neurosieve cohort`: shows the scans of a cohort before a screening.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
-use crate::cohort::{self, Selection, report};
-use crate::error::Result;
+use crate::cohort::{self, Pseudonyms, Selection, report};
+use crate::error::{Error, Result};
 use crate::store;
-use crate::terminal::out;
+use crate::terminal::{errln, out};
 
 /// Show which images of a cohort a run would screen, which it would skip, and why
 ///
@@ -62,6 +66,10 @@ pub struct CohortArgs {
     #[arg(long = "where", value_name = "COLUMN=VALUE", value_parser = column_value)]
     pub participants: Vec<(String, String)>,
 
+    /// Largest participants.tsv that --where reads, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub participants_mib: u64,
+
     /// Also select the results of pipelines: below derivatives/, in a derivative dataset, or named space-, desc-, label-
     #[arg(long)]
     pub derivatives: bool,
@@ -82,6 +90,12 @@ pub struct CohortArgs {
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "json")]
     pub rows: usize,
 
+    /// Write a table of the selected scans' pseudonyms, and of the names behind them, to this new file, which only you can read
+    ///
+    /// The key is that of `cohort.pseudonyms`, in NEUROSIEVE_PSEUDONYM_KEY. Give the same --name as the runs.
+    #[arg(long, value_name = "FILE")]
+    pub pseudonyms_to: Option<PathBuf>,
+
     /// Print all selected scans and all skipped images as JSON
     #[arg(long)]
     pub json: bool,
@@ -91,8 +105,9 @@ impl CohortArgs {
     /// Lists the cohort and prints its scans.
     ///
     /// # Errors
-    /// As [`cohort::list`].
+    /// As [`cohort::list`]; [`Error::Config`] for a key that is missing and for a file of pseudonyms that cannot be written.
     pub async fn run(self) -> Result<()> {
+        let pseudonyms = self.pseudonyms_to.is_some().then(Pseudonyms::from_environment).transpose()?;
         let location = store::open(&self.url)?;
         let mut participants = BTreeMap::<String, Vec<String>>::new();
         for (column, value) in self.participants {
@@ -105,6 +120,7 @@ impl CohortArgs {
             include: self.include,
             exclude: self.exclude,
             participants,
+            participants_mib: self.participants_mib,
             derivatives: self.derivatives,
             all_parts: self.all_parts,
             ignored: self.ignored,
@@ -112,6 +128,10 @@ impl CohortArgs {
         };
         let name = self.name.as_deref().unwrap_or(location.name());
         let listing = cohort::list(&location, name, &selection).await?;
+        if let (Some(path), Some(pseudonyms)) = (&self.pseudonyms_to, pseudonyms) {
+            write_private(path, &pseudonyms.mapping(&listing))?;
+            errln!("{} pseudonyms written to {}", listing.selected.len(), path.display());
+        }
         let text = if self.json {
             format!("{:#}\n", report::to_json(&listing))
         } else {
@@ -120,6 +140,14 @@ impl CohortArgs {
         out!("{text}");
         Ok(())
     }
+}
+
+/// Writes a file that is new, and that nobody but this user can read.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| {
+        Error::Config(format!("cannot write {}: {error}; give a new file in a folder that exists", path.display()))
+    })
 }
 
 fn column_value(given: &str) -> Result<(String, String), String> {

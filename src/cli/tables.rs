@@ -10,6 +10,7 @@ use super::outside_tables;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
+use crate::store::Location;
 use crate::tables::{Commit, Lease, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables, Vacuumed};
 use crate::terminal::outln;
 
@@ -118,36 +119,25 @@ impl TablesArgs {
             TablesCommand::Describe => Table::ALL.iter().for_each(|table| outln!("{}", table.describe())),
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
-                let lease = Lease::of_maintenance(tables.location()).await?;
                 let memory_bytes =
                     if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
-                for table in wanted {
-                    let target = target_mib.saturating_mul(MIB);
-                    let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
-                    outln!("{}: {removed} files became {added}", table.name());
-                }
-                lease.give_back().await;
+                let location = tables.location().clone();
+                let work = async {
+                    for table in wanted {
+                        let target = target_mib.saturating_mul(MIB);
+                        let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
+                        outln!("{}: {removed} files became {added}", table.name());
+                    }
+                    Ok(())
+                };
+                alone(&location, work).await?;
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
-                let (mut tables, wanted) = selected.open().await?;
-                let lease = if dry_run { None } else { Some(Lease::of_maintenance(tables.location()).await?) };
+                let (tables, wanted) = selected.open().await?;
+                let location = tables.location().clone();
                 let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
-                for table in wanted {
-                    let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
-                    if dry_run {
-                        outln!("{}: {} files would be deleted", table.name(), deleted.len());
-                        deleted.iter().for_each(|file| outln!("  {file}"));
-                    } else {
-                        outln!("{}: {} files deleted", table.name(), deleted.len());
-                    }
-                    if !foreign.is_empty() {
-                        outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
-                        foreign.iter().for_each(|file| outln!("  {file}"));
-                    }
-                }
-                if let Some(lease) = lease {
-                    lease.give_back().await;
-                }
+                let work = vacuum(tables, wanted, keep, dry_run);
+                if dry_run { work.await? } else { alone(&location, work).await? }
             }
             TablesCommand::Export { selected, to, format, overwrite } => {
                 export(&selected, &to, format, overwrite).await?;
@@ -202,6 +192,33 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
     Ok(())
 }
 
+/// Does what only one process may do to the tables at a time. The lease is given back also after an error: the next command
+/// would have to wait for its end.
+async fn alone<T>(location: &Location, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let lease = Lease::of_maintenance(location).await?;
+    let outcome = work.await;
+    lease.give_back().await;
+    outcome
+}
+
+/// Deletes old files of these tables, or lists them, and prints what was done.
+async fn vacuum(mut tables: Tables, wanted: Vec<Table>, keep: Duration, dry_run: bool) -> Result<()> {
+    for table in wanted {
+        let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
+        if dry_run {
+            outln!("{}: {} files would be deleted", table.name(), deleted.len());
+            deleted.iter().for_each(|file| outln!("  {file}"));
+        } else {
+            outln!("{}: {} files deleted", table.name(), deleted.len());
+        }
+        if !foreign.is_empty() {
+            outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
+            foreign.iter().for_each(|file| outln!("  {file}"));
+        }
+    }
+    Ok(())
+}
+
 /// Prints what a check of the tables finds, after a repair where one is asked for.
 ///
 /// # Errors
@@ -209,11 +226,10 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
 async fn check(url: &str, repair: bool) -> Result<()> {
     let mut tables = Tables::open(url).await?;
     if repair {
-        let lease = Lease::of_maintenance(tables.location()).await?;
-        for (table, rows) in tables.remove_orphans().await? {
+        let location = tables.location().clone();
+        for (table, rows) in alone(&location, tables.remove_orphans()).await? {
             outln!("{table}: {rows} rows without a result deleted");
         }
-        lease.give_back().await;
     }
     let found = tables.check().await?;
     for (table, rows) in &found.orphans {

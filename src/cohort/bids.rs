@@ -93,6 +93,11 @@ pub fn is_another_contrast(suffix: &str, trained: &str) -> bool {
     CONTRASTS.contains(&suffix) && trained.split('+').all(|one| one != suffix)
 }
 
+/// Whether a suffix names a contrast or modality, and thus no person.
+pub(super) fn is_contrast(suffix: &str) -> bool {
+    CONTRASTS.contains(&suffix)
+}
+
 /// Reads the entities of a path that is relative to the dataset's root.
 pub fn entities(uri: &str) -> Entities {
     let (folders, file) = uri.rsplit_once('/').unwrap_or(("", uri));

@@ -73,19 +73,28 @@ impl ScanBytes {
 /// read. A scan whose objects have more than `limit_bytes` together is refused, and no object above the limit is read.
 ///
 /// # Errors
-/// [`Error::Storage`] with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half a
+/// Messages name the scan as `scan.uri` does. [`Error::Storage`] with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half a
 /// pair (`half_pair`).
 pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Result<ScanBytes> {
-    let first = read_object(location, &scan.uri, scan.etag.as_deref(), limit_bytes);
-    match (bids::image_part(&scan.uri), &scan.voxels_uri) {
+    let read = read_files(location, scan, limit_bytes).await;
+    read.map_err(|error| match &scan.origin {
+        Some(origin) => origin.hide(error, scan),
+        None => error,
+    })
+}
+
+async fn read_files(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Result<ScanBytes> {
+    let address = scan.address();
+    let first = read_object(location, address, scan.etag.as_deref(), limit_bytes);
+    match (bids::image_part(address), scan.voxels_address()) {
         (Some(Part::Header), Some(uri)) => {
             let header = first.await?;
             let left = limit_bytes.saturating_sub(header.len() as u64);
             let voxels = read_object(location, uri, scan.voxels_etag.as_deref(), left).await?;
             Ok(ScanBytes::Pair { header, voxels })
         }
-        (Some(Part::Header), None) => Err(half_pair(&scan.uri, ".img")),
-        (Some(Part::Voxels), _) => Err(half_pair(&scan.uri, ".hdr")),
+        (Some(Part::Header), None) => Err(half_pair(address, ".img")),
+        (Some(Part::Voxels), _) => Err(half_pair(address, ".hdr")),
         (Some(Part::Whole) | None, _) => first.await.map(ScanBytes::File),
     }
 }

@@ -10,7 +10,7 @@ use super::identity::scan_ids;
 use super::image::Image;
 use super::manifest::{self, ScanEntry};
 use super::pair::Halves;
-use super::participants::{Participants, listed};
+use super::participants::{Participants, Wanted, listed};
 use super::select::{Reason, Selection, Selector};
 use super::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -82,9 +82,9 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
     }
     let tree = Tree::walk(location).await?;
     let Tree { images, absent, unusable, sidecars, bids, descriptions, has_ignore, .. } = tree;
-    let dataset = Dataset::load(location, descriptions, has_ignore).await?;
+    let dataset = Dataset::load(location, descriptions, has_ignore && !selection.ignored).await?;
     let filtered = !selection.participants.is_empty();
-    let participants = if filtered { participants(location, &images).await? } else { None };
+    let participants = if filtered { participants(location, &images, selection).await? } else { None };
     let selector = Selector::new(selection, participants, dataset, bids)?;
 
     let refusals: Vec<_> = images.iter().map(|image| selector.refuses(&image.uri, &image.entities)).collect();
@@ -137,9 +137,14 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
 ///
 /// # Errors
 /// Those of [`Participants::load`]; [`Error::NothingSelected`] where it has no row of any subject.
-async fn participants(location: &Location, images: &[Image]) -> Result<Option<Participants>> {
-    let Some(mut table) = Participants::load(location).await? else { return Ok(None) };
+async fn participants(location: &Location, images: &[Image], selection: &Selection) -> Result<Option<Participants>> {
     let subjects: BTreeSet<&str> = images.iter().filter_map(|image| image.entities.subject.as_deref()).collect();
+    let wanted = Wanted {
+        filter: &selection.participants,
+        subjects: Some(subjects.clone()),
+        max_mib: selection.participants_mib,
+    };
+    let Some(mut table) = Participants::load(location, &wanted).await? else { return Ok(None) };
     table.tell_apart(subjects.iter().copied());
     if !subjects.is_empty() && !subjects.iter().any(|subject| table.has(subject)) {
         return Err(Error::NothingSelected(format!(
@@ -286,6 +291,7 @@ pub(super) fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Op
         sidecar_uri,
         voxels_uri,
         voxels_etag: voxels_etag.flatten(),
+        origin: None,
         uri,
     })
 }

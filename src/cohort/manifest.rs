@@ -12,9 +12,11 @@
 //! | `subject`, `session`, `acquisition`, `run`, `suffix` | Utf8? | BIDS entities, without their key |
 //! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
 //! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its ETag |
+//! | `origin_uri`, `origin_voxels_uri`, `origin_subject` | Utf8? | the real path and subject, where those above are pseudonyms |
 //!
 //! Refuses a batch that lacks a column, or has a column of another type or with a null that is not allowed.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -60,6 +62,35 @@ pub struct ScanEntry {
     pub voxels_uri: Option<String>,
     /// The store's ETag of the `.img`.
     pub voxels_etag: Option<String>,
+    /// Where the scan really lies, if the paths above are pseudonyms. No table, log or message shows it.
+    pub origin: Option<Origin>,
+}
+
+/// The real names of a scan that is shown under a pseudonym. `Debug` does not print them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub(super) uri: String,
+    pub(super) voxels_uri: Option<String>,
+    pub(super) subject: Option<String>,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origin(..)")
+    }
+}
+
+impl ScanEntry {
+    /// The path that the scan is read from. It may name a person where `uri` does not: it is for requests to the store, and
+    /// not to be shown.
+    pub fn address(&self) -> &str {
+        self.origin.as_ref().map_or(&self.uri, |origin| &origin.uri)
+    }
+
+    /// [`address`](ScanEntry::address) of the `.img` of a pair.
+    pub fn voxels_address(&self) -> Option<&str> {
+        self.origin.as_ref().map_or(&self.voxels_uri, |origin| &origin.voxels_uri).as_deref()
+    }
 }
 
 /// The manifest's schema.
@@ -83,6 +114,9 @@ pub fn schema() -> SchemaRef {
         maybe("sidecar_uri"),
         maybe("voxels_uri"),
         maybe("voxels_etag"),
+        maybe("origin_uri"),
+        maybe("origin_voxels_uri"),
+        maybe("origin_subject"),
     ]))
 }
 
@@ -95,6 +129,9 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         |of: fn(&ScanEntry) -> &String| -> ArrayRef { Arc::new(StringArray::from_iter_values(scans.iter().map(of))) };
     let maybe = |of: fn(&ScanEntry) -> &Option<String>| -> ArrayRef {
         Arc::new(scans.iter().map(|scan| of(scan).as_deref()).collect::<StringArray>())
+    };
+    let origin = |of: fn(&Origin) -> Option<&String>| -> ArrayRef {
+        Arc::new(scans.iter().map(|scan| scan.origin.as_ref().and_then(of)).collect::<StringArray>())
     };
     let times = TimestampMicrosecondArray::from_iter_values(scans.iter().map(|s| s.last_modified.timestamp_micros()));
     let columns: Vec<ArrayRef> = vec![
@@ -113,6 +150,9 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         maybe(|s| &s.sidecar_uri),
         maybe(|s| &s.voxels_uri),
         maybe(|s| &s.voxels_etag),
+        origin(|o| Some(&o.uri)),
+        origin(|o| o.voxels_uri.as_ref()),
+        origin(|o| o.subject.as_ref()),
     ];
     RecordBatch::try_new(schema(), columns)
         .map_err(|e| Error::Bug(format!("the manifest does not fit its schema: {e}")))
@@ -132,7 +172,13 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
     let (acquisition, run) = (optional(batch, "acquisition")?, optional(batch, "run")?);
     let (suffix, sidecar_uri) = (optional(batch, "suffix")?, optional(batch, "sidecar_uri")?);
     let (voxels_uri, voxels_etag) = (optional(batch, "voxels_uri")?, optional(batch, "voxels_etag")?);
+    let (origin_uri, origin_voxels_uri) = (optional(batch, "origin_uri")?, optional(batch, "origin_voxels_uri")?);
+    let origin_subject = optional(batch, "origin_subject")?;
     let maybe = |array: &StringArray, i: usize| array.is_valid(i).then(|| array.value(i).to_owned());
+    let origin = |i| {
+        let (voxels_uri, subject) = (maybe(origin_voxels_uri, i), maybe(origin_subject, i));
+        maybe(origin_uri, i).map(|uri| Origin { uri, voxels_uri, subject })
+    };
     (0..batch.num_rows())
         .map(|i| {
             Ok(ScanEntry {
@@ -152,6 +198,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
                 sidecar_uri: maybe(sidecar_uri, i),
                 voxels_uri: maybe(voxels_uri, i),
                 voxels_etag: maybe(voxels_etag, i),
+                origin: origin(i),
             })
         })
         .collect()
@@ -224,12 +271,15 @@ mod tests {
             sidecar_uri: None,
             voxels_uri: None,
             voxels_etag: None,
+            origin: None,
         }
     }
 
     #[test]
     fn scans_survive_the_way_through_arrow() {
-        let scans = [scan("a.nii", None), scan("ü b.nii.gz", Some("02"))];
+        let mut hidden = scan("p.nii", None);
+        hidden.origin = Some(Origin { uri: "c.nii".into(), voxels_uri: None, subject: Some("01".into()) });
+        let scans = [scan("a.nii", None), scan("ü b.nii.gz", Some("02")), hidden];
         assert_eq!(from_batch(&to_batch(&scans).unwrap()).unwrap(), scans);
         assert_eq!(from_batch(&to_batch(&[]).unwrap()).unwrap(), []);
     }

@@ -1,44 +1,85 @@
 //! `participants.tsv`: what a BIDS dataset says about its subjects.
 //!
 //! Takes the table at the dataset's root; gives values by subject and column, by which scans are selected (`split = val`).
-//! `n/a` is a null, as in BIDS. An id may lack `sub-`, and leading zeros where it is clear which subject is meant. Refuses a
-//! table without a column `participant_id`, a row with too many or too few cells, and a subject listed twice, because it is
-//! unclear which of the two rows is meant.
+//! Reads it piece by piece and keeps what was asked for alone: a few columns, of the subjects that have images. `n/a` is a
+//! null, as in BIDS. An id may lack `sub-`, and leading zeros where it is clear which subject is meant. Refuses a table
+//! without a column `participant_id`, a row with too many or too few cells, and a subject listed twice, because it is unclear
+//! which of the two rows is meant.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use object_store::ObjectStoreExt;
+use futures::TryStreamExt as _;
+use object_store::{GetResult, ObjectStoreExt};
 
 use super::tsv;
 use crate::error::{Error, Result};
 use crate::store::{Location, printable};
 use crate::volume::nifti;
 
-/// A table of half a million subjects and fifty columns has about 100 MB; a larger file is no participants table.
-const MAX_BYTES: u64 = 256 << 20;
+const NAME: &str = "participants.tsv";
 
 /// Names and values that a message lists.
 const LISTED: usize = 20;
+
+/// Different names that are held for a message, and the characters of each.
+const HELD: usize = 1000;
+const HELD_CHARS: usize = 80;
+
+/// Bytes that are parsed at once.
+const PIECE: usize = 64 << 10;
+
+/// What is kept of a table.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The columns, each with the values to take, if it filters.
+    pub filter: &'a BTreeMap<String, Vec<String>>,
+    /// Labels of the subjects, without `sub-`. `None`: every subject.
+    pub subjects: Option<BTreeSet<&'a str>>,
+    /// A larger file is refused, in MiB.
+    pub max_mib: u64,
+}
 
 /// The table, by subject label without `sub-`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Participants {
     columns: Vec<String>,
+    kept: Vec<Column>,
     rows: BTreeMap<String, Vec<Option<String>>>,
     /// The label of the row with this number, `1` for `01`; `None` where several rows have it.
     numbers: BTreeMap<String, Option<String>>,
+    /// The ids of all rows.
+    ids: Names,
+}
+
+/// A column that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Column {
+    name: String,
+    /// Its place in a row of the file.
+    at: usize,
+    /// Its values in all rows.
+    values: Names,
+    /// Whether any row has one of the accepted values.
+    has_accepted: bool,
+}
+
+/// The first names, in alphabetical order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Names {
+    first: BTreeSet<String>,
+    /// Whether there are more than are held.
+    more: bool,
 }
 
 impl Participants {
     /// Reads `participants.tsv` at the root; `None` where it does not exist.
     ///
     /// # Errors
-    /// [`Error::Storage`] where it cannot be read; [`Error::Config`] for a file of more than 256 MiB or not in UTF-8, for a
-    /// link to an absent file, and those of [`Participants::parse`].
-    pub async fn load(location: &Location) -> Result<Option<Self>> {
-        const NAME: &str = "participants.tsv";
-        let attempted = "read participants.tsv in";
-        let failed = |e| location.explain(attempted, e);
+    /// [`Error::Storage`] where it cannot be read; [`Error::Config`] for a file above the limit or not in UTF-8, for a link to
+    /// an absent file, for a table without `participant_id`, for a row with another number of cells than the header, and for
+    /// a subject listed twice.
+    pub async fn load(location: &Location, wanted: &Wanted<'_>) -> Result<Option<Self>> {
+        let failed = |e| location.explain("read participants.tsv in", e);
         let found = match location.store.get(&location.path_of(NAME)?).await {
             Err(object_store::Error::NotFound { .. }) if location.is_broken_link(NAME) => {
                 return Err(Error::Config(
@@ -49,63 +90,30 @@ impl Participants {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             other => other.map_err(failed)?,
         };
-        if found.meta.size > MAX_BYTES {
-            let size = found.meta.size;
-            return Err(Error::Config(format!(
-                "participants.tsv has {size} bytes, the limit is {MAX_BYTES}: remove rows or columns that select no scan"
-            )));
-        }
-        let bytes = found.bytes().await.map_err(failed)?;
-        if let Some(pointer) = nifti::pointer(&bytes) {
-            return Err(Error::Config(format!("participants.tsv: {pointer}")));
-        }
-        let text = tsv::text(&bytes).map_err(|why| Error::Config(format!("participants.tsv {why}")))?;
-        Self::parse(text).map(Some)
+        refuse_above(found.meta.size, wanted.max_mib)?;
+        Self::read(found, wanted, failed).await.map(Some)
     }
 
-    /// Parses the table's text.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a table without `participant_id`, a row with another number of cells than the header, or a
-    /// subject listed twice.
-    pub fn parse(text: &str) -> Result<Self> {
-        let mut lines = tsv::rows(text).into_iter();
-        let mut columns = lines.next().map(|row| row.cells).unwrap_or_default();
-        drop_blanks(&mut columns, 0);
-        let named = |is: &dyn Fn(&str) -> bool| columns.iter().position(|name| is(name));
-        let id_at = named(&|name| name == "participant_id")
-            .or_else(|| named(&|name| name.eq_ignore_ascii_case("participant_id")));
-        let Some(id_at) = id_at else {
-            return Err(Error::Config(
-                "participants.tsv has no column `participant_id`: its first line must name the columns, separated by tabs"
-                    .into(),
-            ));
-        };
-        let mut rows = BTreeMap::new();
-        let mut numbers = BTreeMap::new();
-        for tsv::Row { line, mut cells } in lines {
-            drop_blanks(&mut cells, columns.len());
-            if cells.len() != columns.len() {
-                let (n, expected) = (cells.len(), columns.len());
-                return Err(Error::Config(format!(
-                    "participants.tsv line {line} has {n} cells, the header {expected}: write n/a for an unknown value"
-                )));
+    async fn read(
+        found: GetResult,
+        wanted: &Wanted<'_>,
+        failed: impl Fn(object_store::Error) -> Error,
+    ) -> Result<Self> {
+        let mut parser = Parser::new(wanted);
+        let mut n_bytes = 0;
+        let mut pieces = found.into_stream();
+        while let Some(piece) = pieces.try_next().await.map_err(&failed)? {
+            if n_bytes == 0
+                && let Some(pointer) = nifti::pointer(&piece)
+            {
+                return Err(Error::Config(format!("participants.tsv: {pointer}")));
             }
-            let subject = label(&cells[id_at]).to_owned();
-            let id = cells[id_at].clone();
-            let values = cells.into_iter().map(|cell| (cell != "n/a" && !cell.is_empty()).then_some(cell)).collect();
-            if let Some(number) = number(&subject) {
-                let label = numbers.entry(number.to_owned()).or_insert_with(|| Some(subject.clone()));
-                label.take_if(|label| *label != subject);
-            }
-            if rows.insert(subject, values).is_some() {
-                return Err(Error::Config(format!(
-                    "participants.tsv line {line} lists {} again: keep one row per subject",
-                    printable(id.as_bytes())
-                )));
-            }
+            n_bytes += piece.len() as u64;
+            // A file may grow, and a server may announce less than it sends.
+            refuse_above(n_bytes, wanted.max_mib)?;
+            piece.chunks(PIECE).try_for_each(|piece| parser.push(piece))?;
         }
-        Ok(Self { columns, rows, numbers })
+        parser.finish()
     }
 
     /// The columns, in the order of the file.
@@ -113,9 +121,10 @@ impl Participants {
         &self.columns
     }
 
-    /// A subject's value; `None` where subject or column is unknown, or the value is `n/a`.
+    /// A subject's value; `None` where the subject is unknown, the column was not asked for or does not exist, or the value
+    /// is `n/a`.
     pub fn value(&self, subject: &str, column: &str) -> Option<&str> {
-        let at = self.columns.iter().position(|name| name == column)?;
+        let at = self.kept.iter().position(|kept| kept.name == column)?;
         self.row(subject)?.get(at)?.as_deref()
     }
 
@@ -156,23 +165,157 @@ impl Participants {
 
     /// A column of `filter` of whose accepted values the table has none, as a message with the values that it has.
     pub(super) fn without_value(&self, filter: &BTreeMap<String, Vec<String>>) -> Option<String> {
-        filter.iter().find_map(|(column, accepted)| {
-            let at = self.columns.iter().position(|name| name == column)?;
-            let values: BTreeSet<&str> =
-                self.rows.values().map(|row| row.get(at).and_then(Option::as_deref).unwrap_or("n/a")).collect();
-            (!accepted.iter().any(|value| values.contains(value.as_str()))).then(|| {
-                format!(
-                    "no subject in participants.tsv has {column} = {}; its values are {}",
-                    accepted.join(" or "),
-                    listed(values.into_iter())
-                )
-            })
-        })
+        let lacking = self.kept.iter().find(|column| !column.has_accepted && filter.contains_key(&column.name))?;
+        let Column { name, values, .. } = lacking;
+        Some(format!(
+            "no subject in participants.tsv has {name} = {}; its values are {}",
+            filter[name].join(" or "),
+            values.listed()
+        ))
     }
 
     /// The first ids, for a message.
     pub(super) fn ids(&self) -> String {
-        listed(self.rows.keys().map(String::as_str))
+        self.ids.listed()
+    }
+}
+
+fn refuse_above(n_bytes: u64, max_mib: u64) -> Result<()> {
+    if n_bytes <= max_mib.saturating_mul(1 << 20) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "participants.tsv has {n_bytes} bytes, more than cohort.select.participants_mib allows ({max_mib} MiB): remove rows and \
+         columns that select no scan, or raise the setting (`neurosieve cohort --participants-mib`)"
+    )))
+}
+
+/// A table that is being read.
+struct Parser<'a> {
+    wanted: &'a Wanted<'a>,
+    /// Numbers of the subjects.
+    numbers: HashSet<&'a str>,
+    reader: tsv::Reader,
+    /// The column `participant_id`; `None` before the header is read.
+    id_at: Option<usize>,
+    table: Participants,
+}
+
+impl<'a> Parser<'a> {
+    fn new(wanted: &'a Wanted<'a>) -> Self {
+        let numbers = wanted.subjects.iter().flatten().filter_map(|subject| number(subject)).collect();
+        Self { wanted, numbers, reader: tsv::Reader::default(), id_at: None, table: Participants::default() }
+    }
+
+    fn push(&mut self, piece: &[u8]) -> Result<()> {
+        self.reader.push(piece).map_err(wrong)?;
+        self.take_rows(false)
+    }
+
+    fn finish(mut self) -> Result<Participants> {
+        self.take_rows(true)?;
+        if self.id_at.is_none() {
+            self.header(Vec::new())?;
+        }
+        Ok(self.table)
+    }
+
+    fn take_rows(&mut self, ended: bool) -> Result<()> {
+        while let Some(row) = self.reader.next_row(ended).map_err(wrong)? {
+            match self.id_at {
+                None => self.header(row.cells)?,
+                Some(id_at) => self.row(row, id_at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, mut columns: Vec<String>) -> Result<()> {
+        drop_blanks(&mut columns, 0);
+        let named = |is: &dyn Fn(&str) -> bool| columns.iter().position(|name| is(name));
+        let id_at = named(&|name| name == "participant_id")
+            .or_else(|| named(&|name| name.eq_ignore_ascii_case("participant_id")));
+        if id_at.is_none() {
+            return Err(wrong(
+                "has no column `participant_id`: its first line must name the columns, separated by tabs",
+            ));
+        }
+        let kept = |name: &String| {
+            let at = columns.iter().position(|column| column == name)?;
+            Some(Column { name: name.clone(), at, values: Names::default(), has_accepted: false })
+        };
+        self.table.kept = self.wanted.filter.keys().filter_map(kept).collect();
+        self.table.columns = columns;
+        self.id_at = id_at;
+        Ok(())
+    }
+
+    fn row(&mut self, row: tsv::Row, id_at: usize) -> Result<()> {
+        let tsv::Row { line, mut cells } = row;
+        let table = &mut self.table;
+        drop_blanks(&mut cells, table.columns.len());
+        if cells.len() != table.columns.len() {
+            let (n, expected) = (cells.len(), table.columns.len());
+            return Err(wrong(format!(
+                "line {line} has {n} cells, the header {expected}: write n/a for an unknown value"
+            )));
+        }
+        let id = &cells[id_at];
+        let subject = label(id);
+        table.ids.add(subject);
+        for column in &mut table.kept {
+            let value = known(&cells[column.at]).unwrap_or("n/a");
+            column.values.add(value);
+            column.has_accepted |= self.wanted.filter[&column.name].iter().any(|accepted| accepted == value);
+        }
+        let number = number(subject);
+        let is_wanted = self.wanted.subjects.as_ref().is_none_or(|subjects| {
+            subjects.contains(subject) || number.is_some_and(|number| self.numbers.contains(number))
+        });
+        if !is_wanted {
+            return Ok(());
+        }
+        if let Some(number) = number {
+            let label = table.numbers.entry(number.to_owned()).or_insert_with(|| Some(subject.to_owned()));
+            label.take_if(|label| *label != subject);
+        }
+        let values = table.kept.iter().map(|column| known(&cells[column.at]).map(str::to_owned)).collect();
+        if table.rows.insert(subject.to_owned(), values).is_some() {
+            let id = printable(id.as_bytes());
+            return Err(wrong(format!("line {line} lists {id} again: keep one row per subject")));
+        }
+        Ok(())
+    }
+}
+
+fn wrong(why: impl std::fmt::Display) -> Error {
+    Error::Config(format!("participants.tsv {why}"))
+}
+
+/// A cell's value, if it has one.
+fn known(cell: &str) -> Option<&str> {
+    (cell != "n/a" && !cell.is_empty()).then_some(cell)
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        let shown = name.char_indices().nth(HELD_CHARS).map_or(name, |(end, _)| &name[..end]);
+        if self.first.contains(shown) {
+            return;
+        }
+        if self.first.len() == HELD {
+            self.more = true;
+            if self.first.last().is_some_and(|last| last.as_str() < shown) {
+                return;
+            }
+            self.first.pop_last();
+        }
+        self.first.insert(shown.to_owned());
+    }
+
+    fn listed(&self) -> String {
+        let text = listed(self.first.iter().map(String::as_str));
+        if self.more { text.replace(" and ", " and at least ") } else { text }
     }
 }
 
@@ -208,14 +351,24 @@ fn drop_blanks(cells: &mut Vec<String>, expected: usize) {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Participants> {
+        let filter = ["split", "age", "sex"].map(|column| (column.to_owned(), Vec::new())).into();
+        parse_wanted(text, &Wanted { filter: &filter, subjects: None, max_mib: 1 })
+    }
+
+    fn parse_wanted(text: &str, wanted: &Wanted) -> Result<Participants> {
+        let mut parser = Parser::new(wanted);
+        parser.push(text.as_bytes())?;
+        parser.finish()
+    }
+
     fn filter(column: &str, accepted: &[&str]) -> BTreeMap<String, Vec<String>> {
         BTreeMap::from([(column.to_owned(), accepted.iter().map(|&a| a.to_owned()).collect())])
     }
 
     #[test]
     fn values_by_subject_with_windows_line_ends() {
-        let table =
-            Participants::parse("\u{feff}participant_id\tsplit\tage\r\nsub-01\tval\tn/a\r\n02\ttrain\t61\r\n").unwrap();
+        let table = parse("\u{feff}participant_id\tsplit\tage\r\nsub-01\tval\tn/a\r\n02\ttrain\t61\r\n").unwrap();
         assert_eq!(table.columns(), ["participant_id", "split", "age"]);
         assert_eq!(table.value("01", "split"), Some("val"));
         assert_eq!(table.value("01", "age"), None);
@@ -228,7 +381,7 @@ mod tests {
 
     #[test]
     fn tables_that_cannot_be_trusted_are_refused() {
-        let said = |text: &str| Participants::parse(text).unwrap_err().to_string();
+        let said = |text: &str| parse(text).unwrap_err().to_string();
         assert!(said("").contains("participant_id"));
         assert!(said("participant_id,split\nsub-01,val\n").contains("tabs"));
         assert!(said("participant_id\tsplit\nsub-01\n").contains("line 2 has 1 cells"));
@@ -243,14 +396,14 @@ mod tests {
             "Participant_ID\tage\t\nSUB-01\t30\t\n02\t31\t\t\n",
             "participant_id\tage\tnote\nsub-01\t30\t\"line one\nline two\"\nsub-02\t31\tok\n",
         ] {
-            let table = Participants::parse(text).unwrap();
+            let table = parse(text).unwrap();
             assert_eq!((table.value("01", "age"), table.value("02", "age")), (Some("30"), Some("31")), "{text:?}");
         }
     }
 
     #[test]
     fn an_id_without_leading_zeros_is_the_only_subject_with_that_number() {
-        let mut table = Participants::parse("participant_id\tsex\n1\tF\n2\tM\n003\tF\n03\tM\n").unwrap();
+        let mut table = parse("participant_id\tsex\n1\tF\n2\tM\n003\tF\n03\tM\n").unwrap();
         assert_eq!((table.value("01", "sex"), table.value("002", "sex")), (Some("F"), Some("M")));
         assert_eq!((table.value("3", "sex"), table.value("03", "sex")), (None, Some("M")));
         table.tell_apart(["1", "01", "02"].into_iter());
@@ -260,10 +413,24 @@ mod tests {
 
     #[test]
     fn a_value_that_nobody_has_is_reported_with_those_that_there_are() {
-        let table = Participants::parse("participant_id\tsex\nsub-01\tF\nsub-02\tn/a\n").unwrap();
-        let said = table.without_value(&filter("sex", &["f"])).unwrap();
+        let without = |accepted: &[&str]| {
+            let filter = filter("sex", accepted);
+            let wanted = Wanted { filter: &filter, subjects: None, max_mib: 1 };
+            parse_wanted("participant_id\tsex\nsub-01\tF\nsub-02\tn/a\n", &wanted).unwrap().without_value(&filter)
+        };
+        let said = without(&["f"]).unwrap();
         assert!(said.contains("sex = f; its values are F, n/a"), "{said}");
-        assert_eq!(table.without_value(&filter("sex", &["F", "M"])), None);
-        assert_eq!(table.without_value(&filter("sex", &["n/a"])), None);
+        assert_eq!(without(&["F", "M"]), None);
+        assert_eq!(without(&["n/a"]), None);
+    }
+
+    #[test]
+    fn subjects_without_images_and_columns_that_select_nothing_are_not_kept() {
+        let filter = filter("sex", &["F"]);
+        let wanted = Wanted { filter: &filter, subjects: Some(["01", "x"].into()), max_mib: 1 };
+        let table = parse_wanted("participant_id\tsex\tage\n1\tF\t30\n2\tM\t31\nx\tM\t9\n2\tF\t1\n", &wanted).unwrap();
+        assert_eq!(table.rows.keys().collect::<Vec<_>>(), ["1", "x"]);
+        assert_eq!((table.value("01", "sex"), table.value("01", "age")), (Some("F"), None));
+        assert_eq!(table.columns(), ["participant_id", "sex", "age"]);
     }
 }

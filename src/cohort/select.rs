@@ -34,6 +34,9 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Columns of `participants.tsv`, each with the values to take; `n/a` stands for an unknown value.
     pub participants: BTreeMap<String, Vec<String>>,
+    /// Largest `participants.tsv` that is read, in MiB, 1 to 1048576. Default: 256, which is a million subjects with fifty
+    /// columns. It is read only where `participants` filters.
+    pub participants_mib: u64,
     /// Also take the output of pipelines: images below `derivatives/`, in a dataset whose `dataset_description.json` says
     /// so, and with a name that only pipelines give (`space-`, `desc-`, `label-`, `_mask`).
     pub derivatives: bool,
@@ -54,6 +57,7 @@ impl Default for Selection {
             include: Vec::new(),
             exclude: Vec::new(),
             participants: BTreeMap::new(),
+            participants_mib: 256,
             derivatives: false,
             all_parts: false,
             ignored: false,

@@ -128,7 +128,8 @@ fn check_ids(listed: &[RecordBatch], requested: &[String]) -> Result<()> {
         return Ok(());
     }
     Err(Error::Config(format!(
-        "the tables hold no result for {}; `neurosieve sql -c 'SELECT scan_id FROM scans'` lists what they hold",
+        "the tables hold no result for {}; `neurosieve sql -c 'SELECT scan_id FROM scans'` lists what they hold, \
+         and for pseudonyms `neurosieve cohort --pseudonyms-to FILE` the names behind them",
         missing.join(", ")
     )))
 }

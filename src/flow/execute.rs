@@ -234,7 +234,7 @@ impl Run {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cores: cores() as i32,
             run_number: None,
-            cohort_root: Some(self.cohort.root_id()),
+            cohort_root: Some(self.cohort_root.clone()),
         })
     }
 

@@ -102,7 +102,7 @@ impl Outages {
 
     /// Reads the first byte of a scan.
     async fn is_read(&self, entry: &ScanEntry) -> Result<()> {
-        let path = self.cohort.path_of(&entry.uri)?;
+        let path = self.cohort.path_of(entry.address())?;
         let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
         let reading = async { self.cohort.store.get_opts(&path, options).await?.bytes().await };
         let read = tokio::time::timeout(PROBE_TIME, reading).await;

@@ -34,8 +34,9 @@ pub struct Pipeline {
 }
 
 impl Validate for Pipeline {
-    // `cohort` and `model` have no number of which a value makes no sense.
+    // `model` has no number of which a value makes no sense.
     fn validate(&self) -> Result<()> {
+        self.cohort.validate()?;
         self.tables.validate()?;
         self.preprocess.iter().try_for_each(Validate::validate)?;
         self.score.validate()?;

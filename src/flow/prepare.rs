@@ -17,7 +17,7 @@ use super::journal::Journals;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::station::device_threads;
-use crate::cohort::{self, Listing, ScanEntry, report};
+use crate::cohort::{CohortConfig, Listing, ScanEntry, report};
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::cores;
@@ -35,6 +35,8 @@ const MOST_ATTEMPTS: i32 = 8;
 pub struct Run {
     pub(super) pipeline: Pipeline,
     pub(super) cohort: Location,
+    /// Identifies the cohort's address and the key of its pseudonyms in the table `runs`.
+    pub(super) cohort_root: String,
     pub(super) tables: Tables,
     pub(super) device: tch::Device,
     pub(super) budget: Arc<Budget>,
@@ -146,7 +148,7 @@ impl Run {
     }
 
     async fn prepare_with(
-        pipeline: Pipeline,
+        mut pipeline: Pipeline,
         open_cohort: impl FnOnce() -> Result<Location>,
         open_tables: impl FnOnce() -> Result<Location>,
     ) -> Result<Self> {
@@ -157,7 +159,7 @@ impl Run {
         let cohort = open_cohort()?;
         let tables = open_tables()?;
         refuse_nested(&cohort, &tables)?;
-        let listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select);
+        let listing = pipeline.cohort.list(&cohort);
         let mut listing = said_if_slow("listing the cohort", listing).await?;
         if !pipeline.model.any_contrast {
             listing.leave_out_other_contrasts(&bundle.info.modality);
@@ -166,7 +168,9 @@ impl Run {
             return Err(report::nothing_selected(&listing));
         }
         let tables = said_if_slow("opening the tables", Tables::open_or_create_at(tables)).await?;
-        refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
+        let root = Root::of(&cohort, &pipeline.cohort)?;
+        root.refuse_another_cohort(&tables, &cohort, &listing.cohort, &pipeline.cohort).await?;
+        pipeline.cohort = pipeline.cohort.recorded()?;
         let done = tables.done(&recipe_id, &listing.cohort).await?;
         let journals = Journals::of_others(tables.location(), &recipe_id).await?;
         // Scans of other shards count, because a journal names those of its run.
@@ -184,6 +188,7 @@ impl Run {
         Ok(Self {
             pipeline,
             cohort,
+            cohort_root: root.id(),
             tables,
             device,
             budget,
@@ -255,6 +260,7 @@ impl Resources {
     /// Checks the settings, and opens what a run needs of the machine.
     fn for_run(pipeline: &Pipeline) -> Result<Self> {
         pipeline.validate()?;
+        pipeline.cohort.pseudonyms()?;
         // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
         let device = device::resolve(pipeline.run.device)?;
         let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
@@ -288,18 +294,54 @@ fn refuse_nested(cohort: &Location, tables: &Location) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a cohort whose name the tables know from another address: scans of two cohorts would share their ids, and one
-/// would be taken for a new content of the other.
-async fn refuse_another_cohort(tables: &Tables, cohort: &Location, name: &str, moves: bool) -> Result<()> {
-    let last = tables.last_root(name).await?;
-    if moves || last.is_none_or(|last| last == cohort.root_id()) {
-        return Ok(());
+/// What tells whether the tables know a cohort's scans by the same ids: its address, and the key of its pseudonyms.
+struct Root {
+    place: String,
+    names: Option<String>,
+}
+
+impl Root {
+    fn of(cohort: &Location, config: &CohortConfig) -> Result<Self> {
+        let names = config.pseudonyms()?.map(|pseudonyms| pseudonyms.fingerprint());
+        Ok(Self { place: cohort.root_id(), names })
     }
-    Err(Error::Config(format!(
-        "these tables hold a cohort named {name} from another address, and its scans would be mixed up with those at \
-         {cohort}. If this is another cohort, name it: `--set cohort.name=NAME`. If it is the same one at a new address: \
-         `--set cohort.moves=true`"
-    )))
+
+    /// As the table `runs` records it.
+    fn id(&self) -> String {
+        self.names.as_ref().map_or_else(|| self.place.clone(), |names| format!("{}-{names}", self.place))
+    }
+
+    /// Refuses a cohort whose name the tables know from another address, because scans of two cohorts would share their ids and
+    /// one would be taken for a new content of the other; and one whose scans they know under other names, because a scan would
+    /// get two ids.
+    async fn refuse_another_cohort(
+        &self,
+        tables: &Tables,
+        cohort: &Location,
+        name: &str,
+        config: &CohortConfig,
+    ) -> Result<()> {
+        let Some(last) = tables.last_root(name).await? else { return Ok(()) };
+        let (place, names) = last.split_once('-').map_or((last.as_str(), None), |(place, names)| (place, Some(names)));
+        if !config.moves && place != self.place {
+            return Err(Error::Config(format!(
+                "these tables hold a cohort named {name} from another address, and its scans would be mixed up with those at \
+                 {cohort}. If this is another cohort, name it: `--set cohort.name=NAME`. If it is the same one at a new \
+                 address: `--set cohort.moves=true`"
+            )));
+        }
+        let known = match names {
+            _ if config.new_names || names == self.names.as_deref() => return Ok(()),
+            None => "their real names",
+            Some(_) if self.names.is_none() => "pseudonyms, and cohort.pseudonyms is not set",
+            Some(_) => "pseudonyms of another key than that in NEUROSIEVE_PSEUDONYM_KEY",
+        };
+        Err(Error::Config(format!(
+            "these tables hold scans of the cohort {name} under {known}: each would get a second row under a new name, and the old \
+             names would stay. Screen as before, or into new tables (`--tables`). If both names may stand here: `--set \
+             cohort.new_names=true`"
+        )))
+    }
 }
 
 fn in_flight(config: &RunConfig) -> usize {
@@ -333,6 +375,7 @@ mod tests {
             sidecar_uri: None,
             voxels_uri: None,
             voxels_etag: None,
+            origin: None,
         }
     }
 

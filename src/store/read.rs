@@ -39,7 +39,7 @@ pub async fn read(
         let source = object_store::Error::Generic { store: "body", source: "damaged".into() };
         Err(Error::storage(format!("cannot read {uri}: its bytes differ from reading to reading"), source))
     };
-    said_if_slow(&format!("reading {uri}"), with_retries(attempt)).await
+    said_if_slow("reading from the store", with_retries(attempt)).await
 }
 
 async fn read_once(

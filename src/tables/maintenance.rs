@@ -62,6 +62,16 @@ fn is_data_file(path: &str) -> bool {
     path.starts_with("part-") && path.ends_with(".parquet") && !path.contains('/')
 }
 
+/// A refused deletion as such: S3 answers it, as part of a list of deletions, without the status of a refused request.
+fn refusal(error: object_store::Error) -> object_store::Error {
+    match error {
+        object_store::Error::Generic { source, .. } if source.to_string().contains("AccessDenied") => {
+            object_store::Error::PermissionDenied { path: "a data file".to_owned(), source: "AccessDenied".into() }
+        }
+        other => other,
+    }
+}
+
 /// One commit to a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
@@ -128,7 +138,9 @@ impl Tables {
                 let path = self.location().path_of(&format!("{}/{path}", table.name()))?;
                 match self.location().store.delete(&path).await {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(self.location().explain_write("delete an old data file at", error)),
+                    Err(error) => {
+                        return Err(self.location().explain_write("delete an old data file at", refusal(error)));
+                    }
                 }
             }
         }

@@ -42,9 +42,10 @@ pub(super) async fn brains(
 ) -> Result<Vec<Brain>> {
     let config = &pipeline.train;
     let location = store::open(&pipeline.cohort.url)?;
-    let mut selection = Selection { participants: participants.clone(), ..pipeline.cohort.select.clone() };
-    selection.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
-    let listing = cohort::list(&location, pipeline.cohort.name_at(&location), &selection).await?;
+    let mut cohort = pipeline.cohort.clone();
+    cohort.select.participants = participants.clone();
+    cohort.select.participants.insert(config.split_column.clone(), vec![split.to_owned()]);
+    let listing = cohort.list(&location).await?;
     if listing.selected.is_empty() {
         return Err(Error::Config(format!(
             "no scan of the cohort has `{split}` in column `{}` of participants.tsv; training needs `train` and `val` \

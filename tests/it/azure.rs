@@ -18,14 +18,14 @@ const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6t
 const TABLES: &str = "az://study/tables";
 const RUN: [&str; 11] = quick_run("az://study/cohort", TABLES);
 
-/// Azurite with one container; none where it is not installed.
-fn azurite() -> Option<Server> {
+/// Azurite with one container; none where it is not installed. It prints a token for each of `permissions`.
+pub fn azurite(permissions: &[&str]) -> Option<Server> {
     let Some(folder) = std::env::var_os("NEUROSIEVE_AZURITE").filter(|folder| !folder.is_empty()) else {
         println!("skipped: NEUROSIEVE_AZURITE is not set (make test sets it where node and npm are)");
         return None;
     };
     let mut command = Command::new("node");
-    command.arg(script("azure_server.mjs")).arg(folder).arg(CONTAINER);
+    command.arg(script("azure_server.mjs")).arg(folder).arg(CONTAINER).args(permissions);
     Some(Server::start(command, |address| {
         // The client must know that this is the emulator, which cannot list from a name on, as Delta's log asks.
         vec![
@@ -37,7 +37,8 @@ fn azurite() -> Option<Server> {
     }))
 }
 
-async fn put(service: &Server, from: &Path, to: &str) {
+/// Puts a file into the cohort in the container.
+pub async fn put(service: &Server, from: &Path, to: &str) {
     let store = MicrosoftAzureBuilder::new()
         .with_container_name(CONTAINER)
         .with_endpoint(format!("{}/{ACCOUNT}", service.address))
@@ -54,7 +55,7 @@ async fn put(service: &Server, from: &Path, to: &str) {
 /// shows the key.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_runs_at_once_screen_a_container_and_a_later_run_screens_what_changed() {
-    let Some(service) = azurite() else { return };
+    let Some(service) = azurite(&[]) else { return };
     let folder = tempfile::tempdir().unwrap();
     let local = folder.path().join("cohort");
     let made =

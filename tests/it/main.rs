@@ -4,6 +4,7 @@
 mod support;
 
 mod azure;
+mod bounded_texts;
 mod cohort;
 mod cohort_entries;
 mod commit;
@@ -19,6 +20,7 @@ mod gpu;
 mod inspect;
 mod intensities;
 mod kills;
+mod least_privilege;
 mod log;
 mod maintenance;
 mod memory;
@@ -29,6 +31,7 @@ mod parallel;
 mod pipelines;
 mod pipes;
 mod preprocess;
+mod pseudonyms;
 mod report;
 mod resample;
 mod s3;

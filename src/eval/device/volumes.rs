@@ -137,7 +137,7 @@ async fn load(cohort: &CohortConfig, bundle: &Bundle, limit: usize) -> Result<Ve
         ));
     }
     let location = store::open(&cohort.url)?;
-    let listing = cohort::list(&location, cohort.name_at(&location), &cohort.select).await?;
+    let listing = cohort.list(&location).await?;
     let mut fetched = Vec::new();
     for entry in listing.selected.iter().take(limit) {
         fetched.push((entry.scan_id.clone(), cohort::read(&location, entry, MAX_SCAN_BYTES).await?));

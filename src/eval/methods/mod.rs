@@ -232,13 +232,13 @@ fn reconstruction(networks: &Networks, cases: &[Case]) -> Result<f64> {
 /// Reads and preprocesses the scans of a cohort, with their truth masks where `truth` names the folder of those.
 async fn cases(config: &CohortConfig, truth: Option<&str>, preprocess: &PreprocessConfig) -> Result<Vec<Case>> {
     let location = store::open(&config.url)?;
-    let listing = cohort::list(&location, config.name_at(&location), &config.select).await?;
+    let listing = config.list(&location).await?;
     let mut read = Vec::new();
     let mut missing = BTreeSet::new();
     for entry in listing.selected {
         let mask = match truth {
             None => None,
-            Some(folder) => match truth_mask(&location, folder, &entry.uri).await? {
+            Some(folder) => match truth_mask(&location, folder, entry.address()).await? {
                 Some(mask) => Some(mask),
                 None => {
                     missing.insert(entry.scan_id);

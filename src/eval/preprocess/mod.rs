@@ -36,7 +36,7 @@ pub use speed::{ScanTime, measure};
 pub use targets::Target;
 
 use super::read::image_at;
-use crate::cohort::{self, MAX_SCAN_BYTES, Participants, ScanBytes, Selection};
+use crate::cohort::{self, MAX_SCAN_BYTES, Participants, ScanBytes, Selection, Wanted};
 use crate::error::{Error, Result};
 use crate::preprocess::{self, PreprocessConfig, Steps};
 use crate::store::{self, Location};
@@ -128,7 +128,7 @@ pub struct ScanFigures {
 /// [`Error::Config`] where the cohort has no scan in the split; storage errors. A refused scan is reported as a figure.
 pub async fn evaluate(settings: &Settings) -> Result<PreprocessReport> {
     let location = store::open(&settings.cohort)?;
-    let participants = Participants::load(&location).await?.unwrap_or_default();
+    let participants = participants(&location).await?;
     let mut selection = Selection { limit: settings.limit, ..Selection::default() };
     if let Some(split) = &settings.split {
         selection.participants = in_split(split);
@@ -173,7 +173,7 @@ pub async fn evaluate(settings: &Settings) -> Result<PreprocessReport> {
 /// Storage errors, and those of decoding a mask.
 pub async fn heads_with_masks(cohort: &str, split: &str, nth: usize) -> Result<Vec<(Volume, Volume)>> {
     let location = store::open(cohort)?;
-    let participants = Participants::load(&location).await?.unwrap_or_default();
+    let participants = participants(&location).await?;
     let selection = Selection { participants: in_split(split), ..Selection::default() };
     let cases = load(&location, &selection, &participants, |head| head != Some(false)).await?;
     Ok(cases.into_iter().filter_map(|case| Some((case.native, case.reference?))).step_by(nth.max(1)).collect())
@@ -186,6 +186,13 @@ fn in_split(split: &str) -> BTreeMap<String, Vec<String>> {
 
 fn is_fine(native: &Volume) -> bool {
     native.grid.spacing().iter().all(|&mm| mm <= FINE_MM)
+}
+
+/// What the cohort says of its scans: whether they are whole heads, and where they come from.
+async fn participants(location: &Location) -> Result<Participants> {
+    let filter = ["skull", "source"].map(|column| (column.to_owned(), Vec::new())).into();
+    let wanted = Wanted { filter: &filter, subjects: None, max_mib: Selection::default().participants_mib };
+    Ok(Participants::load(location, &wanted).await?.unwrap_or_default())
 }
 
 /// Reads the selected scans with their reference masks. `wanted` filters them by whether they are whole heads, which is
