@@ -19,6 +19,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
 use tokio::sync::Semaphore;
 
+use super::audit;
 use super::commit::Commits;
 use super::order::Order;
 use super::prepare::Run;
@@ -80,6 +81,7 @@ impl Run {
         report.outcome = outcome(pending, report.quarantined, &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
+        row.message = screened.as_ref().err().map(audit::summary);
         row.n_done = (counts.done - superseded) as i64;
         row.n_failed = counts.failed as i64;
         row.scans_per_minute = (counts.ended() as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
@@ -203,6 +205,10 @@ impl Run {
             cores: cores() as i32,
             run_number: None,
             cohort_root: Some(self.cohort.root_id()),
+            host: self.pipeline.run.host_label.clone(),
+            operator: self.pipeline.run.operator.clone(),
+            image: audit::image(&self.pipeline.run),
+            message: None,
         })
     }
 

@@ -40,13 +40,16 @@
 //!
 //! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
+mod audit;
 mod budget;
 mod commit;
 mod config;
 mod execute;
+mod health;
 mod journey;
 mod limits;
 mod monitor;
+mod notify;
 mod order;
 mod pipeline;
 mod prepare;
@@ -61,17 +64,20 @@ mod stage;
 mod station;
 mod write;
 
+pub use audit::summary;
 pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
+pub use health::Night;
 pub use limits::{FailureLimit, Shard};
 pub use monitor::Monitor;
+pub use notify::Notifier;
 pub use order::Order;
 pub use pipeline::Pipeline;
 pub use prepare::Run;
 pub use progress::{Progress, Snapshot, StageSnapshot, bottleneck};
 pub use report::{RunError, RunOutcome, RunReport};
 pub use roll::RollPolicy;
-pub use schedule::{Job, JobOutcome, Schedule, Step, TableUpkeep};
+pub use schedule::{Job, JobOutcome, Schedule, Since, Step, TableUpkeep};
 pub use screen::ScreenExec;
 pub use stage::Stage;
 pub use station::{Station, StopSwitch};
