@@ -1,5 +1,5 @@
 -- Runs, newest first, with their counts and throughput. A run without an end is still active or was killed; the
--- next run continues where it stopped.
+-- next run continues where it stopped. A run that failed says why.
 SELECT
     run_id,
     cohort,
@@ -12,6 +12,7 @@ SELECT
     round(scans_per_minute, 1) AS scans_per_minute,
     device,
     cores,
-    version
+    version,
+    message
 FROM runs
-ORDER BY run_number DESC NULLS LAST, started_at DESC;
+ORDER BY started_at DESC, run_id DESC;

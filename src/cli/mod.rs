@@ -23,7 +23,7 @@ use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -31,7 +31,7 @@ use crate::error::{Domain, Error, Result};
 use crate::flow::{APART_COMMAND, screen_apart, this_is_the_program};
 use crate::model::device;
 use crate::store;
-use crate::terminal::{self, errln};
+use crate::terminal::{self, Clock, LogFormat, LogWriter, errln};
 
 /// Screens whole MRI cohorts for anomalies: from NIfTI in object storage to SQL tables.
 ///
@@ -47,6 +47,10 @@ use crate::terminal::{self, errln};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// How lines of the log look on the standard error: `text` (time, level, text) or `json` (an object per line)
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+    #[arg(hide_possible_values = true, env = LOG_FORMAT, hide_env_values = true)]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,25 +84,41 @@ const DONE_WITH_FAILURES: u8 = 3;
 const STOPPED: u8 = 4;
 const GAVE_UP: u8 = 5;
 
-/// Without `NEUROSIEVE_LOG`, only errors are logged, and what delays a run: a store that is slow or down. Of the libraries behind
-/// the tables nothing is: they return the same errors, which the program prints.
-const DEFAULT_LOG: &str = "error,neurosieve::store=warn,neurosieve::flow::outage=warn,neurosieve::flow::commit=warn,\
-                           neurosieve::flow::execute=warn,neurosieve::flow::journal=warn,buoyant_kernel=off,buoyant_kernel_engine=off,deltalake_core::kernel=off,\
-                           deltalake_core::logstore=off";
+/// What is logged without `NEUROSIEVE_LOG`. Scans that fail are rows in `failures`, and the libraries behind the tables return
+/// the errors that they log, which the program prints.
+const DEFAULT_LOG: &str = "error,neurosieve=warn,neurosieve::flow::scan=error,buoyant_kernel=off,buoyant_kernel_engine=off,\
+                           deltalake_core::kernel=off,deltalake_core::logstore=off";
+
+/// Logs errors where two runs commit at the same time and this program tries again: where it gives up, it says so itself.
+/// `NEUROSIEVE_LOG` can name it to see them.
+const NOISE: &str = "deltalake_core::kernel::transaction=off";
+
+/// The environment variable with the format of the log.
+const LOG_FORMAT: &str = "NEUROSIEVE_LOG_FORMAT";
+
+/// Starts the log in this format.
+fn start_log(format: LogFormat) {
+    terminal::set_format(format);
+    terminal::log_panics();
+    device::silence_caught_panics();
+    let asked = std::env::var("NEUROSIEVE_LOG").unwrap_or_else(|_| DEFAULT_LOG.to_owned());
+    let filter = EnvFilter::try_new(format!("{NOISE},{asked}"));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("{NOISE},{DEFAULT_LOG}")));
+    // A log line that cannot be written must not panic, as the default remark about it does on a closed pipe.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter).log_internal_errors(false);
+    let log = log.with_timer(Clock).with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
 
 /// Parses the command line, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    device::silence_caught_panics();
-    this_is_the_program();
-    let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
-    // A log line that cannot be written must not panic, as the default remark about it does on a closed pipe.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().init();
-    }
+    let log_format = cli.log_format.to_possible_value().map_or(String::new(), |format| format.get_name().to_owned());
+    this_is_the_program((LOG_FORMAT, log_format));
+    start_log(cli.log_format);
     // The names distinguish these threads from the device's in `top -H`. An existing pool is used as it is.
     let _ = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("core-{number}")).build_global();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

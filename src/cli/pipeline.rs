@@ -28,7 +28,8 @@ pub struct PipelineArgs {
     /// Where the tables are; created if missing [pipeline: tables.url]
     #[arg(long, value_name = "URL")]
     pub tables: Option<String>,
-    /// Serve Prometheus metrics at this address while the program runs; port 0: any free port [pipeline: run.metrics]
+    /// Serve Prometheus metrics, /healthz and /livez at this address while the program runs; port 0: any free port [pipeline:
+    /// run.metrics]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
     /// Write the report of the latest run to this file, as JSON: when it begins, and when it ended or failed
@@ -70,7 +71,7 @@ impl PipelineArgs {
             Ok(pipeline) => work(pipeline, &report).await,
             Err(error) => Err(error),
         };
-        outcome.inspect_err(|error| report.failed(error))
+        outcome.inspect_err(|error| drop(report.failed(error)))
     }
 }
 

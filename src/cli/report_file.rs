@@ -72,13 +72,14 @@ impl ReportFile {
         self.file.as_ref().map_or(Ok(()), |file| file.write(&written(report)))
     }
 
-    /// The run failed. An error of writing the file is printed.
-    pub fn failed(&self, error: &Error) {
+    /// The run failed; gives its report. An error of writing the file is printed.
+    pub fn failed(&self, error: &Error) -> RunReport {
         let report = match self.take_known() {
             Some(Known { progress, report }) => report.with_error(error, Some(&progress.snapshot())),
             None => RunReport::running(0, 0, 0).with_error(error, None),
         };
         print_failure(self.ended(&report));
+        report
     }
 
     fn take_known(&self) -> Option<Known> {
@@ -90,6 +91,11 @@ impl ReportFile {
             print_failure(file.write(&written(report)));
         }
     }
+}
+
+/// The JSON of the file, as text.
+pub fn json(report: &RunReport) -> String {
+    serde_json::to_string(&written(report)).unwrap_or_default()
 }
 
 fn written(report: &RunReport) -> Written<'_> {

@@ -12,8 +12,8 @@ use super::report_file::ReportFile;
 use super::{DONE_WITH_FAILURES, FAILED, GAVE_UP, STOPPED};
 use crate::cohort;
 use crate::error::Result;
-use crate::flow::{Pipeline, Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
-use crate::terminal::{errln, outln};
+use crate::flow::{Night, Pipeline, Progress, Run, RunOutcome, RunReport, Snapshot, Stage, StageSnapshot, bottleneck};
+use crate::terminal::{errln, log_lines, outln};
 
 /// Screen the scans of a cohort that have no result yet
 ///
@@ -29,7 +29,7 @@ use crate::terminal::{errln, outln};
 
 Exit codes: 0 every selected scan has a result, 1 error (also a store that stays down), 2 wrong settings or nothing selected, 3 some
 scans failed, now or in an earlier run, 4 stopped early, 5 more scans failed than --max-failures allows.
-NEUROSIEVE_LOG=info prints the log (debug: every scan).")]
+NEUROSIEVE_LOG=info prints more of the log (debug: every scan); --log-format json prints it as JSON.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub pipeline: PipelineArgs,
@@ -65,6 +65,9 @@ impl RunArgs {
     /// # Errors
     /// As [`Run::prepare`] and [`Run::execute`]; [`Error::Config`](crate::Error::Config) where the report cannot be written.
     pub async fn run(self) -> Result<ExitCode> {
+        if !std::io::stderr().is_terminal() {
+            log_lines(false);
+        }
         let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| quoted(key, value));
         let overrides = [
             text("run.device", &self.device),
@@ -120,6 +123,9 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
     let report = run.execute(stop).await;
     display.abort();
     let report = report?;
+    if let Some(monitor) = &monitor {
+        monitor.ended(Night::of(&report));
+    }
     if explain {
         outln!("{}\n{}", report.plan, stages(&report.stages));
     }

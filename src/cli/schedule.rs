@@ -1,30 +1,41 @@
 //! `neurosieve schedule`: screens new scans at the times given in a pipeline file.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{Local, SecondsFormat};
+use chrono::{DateTime, Local, SecondsFormat, Utc};
 use futures::FutureExt as _;
 use futures::future::Shared;
 
 use super::STOPPED;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
-use super::report_file::ReportFile;
+use super::report_file::{ReportFile, json};
 use super::run::summary;
 use crate::error::{Error, Result};
-use crate::flow::{Job, JobOutcome, Monitor, Pipeline, Run, Schedule, Step, TableUpkeep};
-use crate::terminal::{errln, stamp_lines};
+use crate::flow::{
+    Job, JobOutcome, Monitor, Night, Notifier, Pipeline, Run, RunReport, Schedule, Since, Step, TableUpkeep,
+};
+use crate::terminal::{errln, log_lines};
+
+/// How often the clock is read while nothing is due: a machine that slept, or whose clock was set, then notices.
+const LOOKS_EVERY: Duration = Duration::from_secs(10);
+
+/// How long the end of the program waits for reports that are on their way.
+const DELIVERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Screen new scans at the times given in a pipeline file, until stopped
 ///
 /// The section [schedule] has two cron expressions: `run` for screening, and `upkeep` for merging small files and deleting
-/// unreferenced ones. Several schedules may share the same tables: one works at a time, and if it crashes, another one can
-/// take over within five minutes.
+/// unreferenced ones. Several schedules may share the same tables. Of two that screen the same cohort, one waits until the
+/// other has ended; after a crash it waits at most three minutes. A run that was missed while no schedule ran is made up for at
+/// the start (`catch_up`), and one that was due during another job, after it.
 ///
 /// Settings, addresses, bundle, device and report file are checked at the start. After that only Ctrl-C or SIGTERM ends the
 /// schedule: it prints the error of a failed run or upkeep and waits for the next time. Ctrl-C finishes and commits the scans in
-/// flight. Every line begins with the time, UTC.
+/// flight. Every line begins with the time, UTC, and the level. `notify` is an address that gets the report of each run.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve schedule pipelines/nightly.toml --cohort s3://bucket/study --tables s3://bucket/results
@@ -48,14 +59,23 @@ impl ScheduleArgs {
     /// What is wrong at the start: as [`Run::check`] and [`Schedule::new`], and a report that cannot be written. Later errors are
     /// only printed.
     pub async fn run(self) -> Result<ExitCode> {
-        stamp_lines();
+        log_lines(true);
         let working = async |pipeline: Pipeline, report: &ReportFile| {
             let tables = pipeline.tables.url.clone();
             Run::check(&pipeline)?;
             let schedule = Schedule::new(pipeline.clone())?;
+            let notifier = Notifier::new(pipeline.schedule.as_ref().and_then(|schedule| schedule.notify.as_deref()))?;
             let monitor = monitor(&pipeline)?;
-            let nights = Nights { schedule, tables, monitor, report };
-            nights.work(self.now, asked_to_stop("stopping: finishing and committing the scans in flight")?).await
+            let nights = Nights { schedule, tables, monitor, notifier, report, due: Mutex::default() };
+            let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
+            let code = tokio::select! {
+                code = nights.work(self.now, stop) => code,
+                never = nights.live() => match never {},
+            };
+            if let Some(notifier) = &nights.notifier {
+                notifier.finish(DELIVERS_WITHIN).await;
+            }
+            code
         };
         self.pipeline.reported([], working).await
     }
@@ -66,55 +86,114 @@ struct Nights<'a> {
     schedule: Schedule,
     tables: String,
     monitor: Option<Monitor>,
+    notifier: Option<Notifier>,
     report: &'a ReportFile,
+    /// When the next run is due.
+    due: Mutex<Option<DateTime<Utc>>>,
 }
 
 impl Nights<'_> {
     /// Runs one job after the other until `stop` completes. A failed job does not end the schedule.
     async fn work(&self, now: bool, stop: Shared<impl Future<Output = ()>>) -> Result<ExitCode> {
         let mut run_now = now;
+        let mut since = tokio::select! {
+            biased;
+            () = stop.clone() => return Ok(ExitCode::SUCCESS),
+            since = self.start(now) => since,
+        };
         loop {
-            let job = if std::mem::take(&mut run_now) {
-                Job::Run
+            let (due, job) = if std::mem::take(&mut run_now) {
+                (Local::now(), Job::Run)
             } else {
                 tokio::select! {
                     biased;
                     () = stop.clone() => return Ok(ExitCode::SUCCESS),
-                    job = self.next() => job,
+                    due = self.next(&since) => due,
                 }
             };
-            // A panic in a job must not end the nights after it.
-            let working = AssertUnwindSafe(self.schedule.work(job, stop.clone(), |step| self.watch(step)));
-            let outcome = working.catch_unwind().await.unwrap_or_else(|_| Err(Error::Bug("a job panicked".into())));
-            let ran = matches!(outcome, Ok(JobOutcome::Ran { .. }));
-            if let Err(error) = outcome.and_then(|outcome| self.print(outcome)) {
-                let what = if matches!(error, Error::NothingSelected(_)) { "" } else { "error: " };
-                errln!("{what}{}", error.text());
-                if job == Job::Run && !ran {
-                    self.report.failed(&error);
+            since.began(job, due, Local::now());
+            match self.try_to(job, &since, stop.clone()).await {
+                Ok(JobOutcome::Stopped) => return Ok(ExitCode::SUCCESS),
+                Ok(outcome) => {
+                    let ran = matches!(outcome, JobOutcome::Ran { .. });
+                    self.print(outcome).await;
+                    if ran && stop.clone().now_or_never().is_some() {
+                        return Ok(ExitCode::from(STOPPED));
+                    }
                 }
-            }
-            if ran && stop.clone().now_or_never().is_some() {
-                return Ok(ExitCode::from(STOPPED));
+                Err(error) => self.failed(job, &error).await,
             }
         }
     }
 
-    /// Waits for the next job.
-    async fn next(&self) -> Job {
-        let Some((time, job)) = self.schedule.next(Local::now()) else {
+    /// From when on jobs are due: since the last run of the cohort, so that a missed one is made up for.
+    async fn start(&self, run_now: bool) -> Since {
+        let (now, catches_up) = (Local::now(), self.schedule.catches_up() && !run_now);
+        let (last, success) = match self.schedule.last_runs().await {
+            Ok(times) => times,
+            Err(error) => {
+                errln!("warning: cannot read when this cohort was last screened: {}", error.text());
+                return Since::start(now, Some(DateTime::UNIX_EPOCH).filter(|_| catches_up));
+            }
+        };
+        if let (Some(monitor), Some(time)) = (&self.monitor, success) {
+            monitor.succeeded_before(time);
+        }
+        let since = Since::start(now, last.filter(|_| catches_up));
+        if let Some(missed) = self.schedule.next_run(&since).filter(|due| *due <= now) {
+            errln!("no run has ended since {}, when one was due: running now", text(missed));
+        }
+        since
+    }
+
+    /// Does a job. A panic in it must not end the nights after it.
+    async fn try_to(&self, job: Job, since: &Since, stop: Shared<impl Future<Output = ()>>) -> Result<JobOutcome> {
+        let working = AssertUnwindSafe(self.schedule.work(job, stop, |step| self.watch(step, since)));
+        working.catch_unwind().await.unwrap_or_else(|_| Err(Error::Bug("a job panicked".into())))
+    }
+
+    /// Waits until a job is due.
+    async fn next(&self, since: &Since) -> (DateTime<Local>, Job) {
+        self.is_due(self.schedule.next_run(since));
+        let Some((time, job)) = self.schedule.next(since) else {
             errln!("no further date matches [schedule]");
             return std::future::pending().await;
         };
-        let what = if job == Job::Run { "run" } else { "upkeep" };
-        errln!("next {what}: {}", time.to_rfc3339_opts(SecondsFormat::Secs, false));
-        tokio::time::sleep((time - Local::now()).to_std().unwrap_or(Duration::ZERO)).await;
-        job
+        if time > Local::now() {
+            errln!("next {}: {}", if job == Job::Run { "run" } else { "upkeep" }, text(time));
+        }
+        while let Ok(left) = (time - Local::now()).to_std() {
+            tokio::time::sleep(left.min(LOOKS_EVERY)).await;
+        }
+        (time, job)
     }
 
-    fn watch(&self, step: Step<'_>) {
+    /// Tells the monitor when the next run is due, also while it waits for its lease.
+    fn is_due(&self, next_run: Option<DateTime<Local>>) {
+        let due = next_run.map(|time| time.with_timezone(&Utc));
+        *self.due.lock().unwrap_or_else(PoisonError::into_inner) = due;
+        if let Some(monitor) = &self.monitor {
+            monitor.alive(due);
+        }
+    }
+
+    /// Gives the monitor a sign of life every ten seconds. It is part of the loop, and stands still where that does.
+    async fn live(&self) -> Infallible {
+        loop {
+            if let Some(monitor) = &self.monitor {
+                monitor.alive(*self.due.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+        }
+    }
+
+    fn watch(&self, step: Step<'_>, since: &Since) {
         match step {
-            Step::Began(Job::Run) => self.report.began(),
+            Step::Waiting => errln!("another schedule is screening this cohort: waiting until it has ended"),
+            Step::Began(Job::Run) => {
+                self.is_due(self.schedule.next_run(since));
+                self.report.began();
+            }
             Step::Began(Job::Upkeep) => {}
             Step::Prepared(run) => {
                 self.report.prepared(run);
@@ -125,10 +204,11 @@ impl Nights<'_> {
         }
     }
 
-    /// Prints the outcome of a job, and writes the report of a run.
-    fn print(&self, outcome: JobOutcome) -> Result<()> {
+    /// Prints the outcome of a job, and writes and sends the report of a run.
+    async fn print(&self, outcome: JobOutcome) {
         match outcome {
-            JobOutcome::Busy => errln!("another schedule is active on these tables; this time is skipped"),
+            JobOutcome::Stopped => {}
+            JobOutcome::Busy => errln!("another process is maintaining these tables: this upkeep is left out"),
             JobOutcome::NoTables => errln!("upkeep is skipped: there are no tables yet, the first run creates them"),
             JobOutcome::Maintained(tables) => {
                 for TableUpkeep { table, optimized, deleted, foreign } in tables {
@@ -143,9 +223,36 @@ impl Nights<'_> {
             JobOutcome::Ran { report, left_out } => {
                 left_out.iter().for_each(|line| errln!("{line}"));
                 summary(&report, &self.tables);
-                self.report.ended(&report)?;
+                if let Err(error) = self.report.ended(&report) {
+                    errln!("error: {}", error.text());
+                }
+                self.tell(Night::of(&report), report.for_others(None)).await;
             }
         }
-        Ok(())
     }
+
+    /// Prints why a job failed, and writes and sends the report of a run.
+    async fn failed(&self, job: Job, error: &Error) {
+        let level = if matches!(error, Error::NothingSelected(_)) { "warning" } else { "error" };
+        errln!("{level}: {}", error.text());
+        if job == Job::Run {
+            let report = self.report.failed(error);
+            self.tell(Night::failed(error), report.for_others(Some(error))).await;
+        }
+    }
+
+    /// Tells the monitor and the webhook how a run ended.
+    async fn tell(&self, night: Night, report: RunReport) {
+        if let Some(monitor) = &self.monitor {
+            monitor.ended(night);
+        }
+        if let Some(notifier) = &self.notifier {
+            notifier.send(json(&report)).await;
+        }
+    }
+}
+
+/// A time in the machine's time zone.
+fn text(time: DateTime<Local>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, false)
 }

@@ -34,17 +34,25 @@ use crate::model::device::DeviceChoice;
 pub const COMMAND: &str = "screen-apart";
 
 /// The program, where this process is one. A process that only uses the library has none to start.
-static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+static PROGRAM: OnceLock<Program> = OnceLock::new();
+
+/// The program, and how another process of it logs as this one does.
+#[derive(Debug, Clone)]
+pub struct Program {
+    file: PathBuf,
+    /// A variable of the environment, with its value.
+    log_format: (&'static str, String),
+}
 
 /// Tells the library that this process is the program, which knows [`COMMAND`].
-pub fn this_is_the_program() {
-    if let Ok(program) = std::env::current_exe() {
-        PROGRAM.get_or_init(|| program);
+pub fn this_is_the_program(log_format: (&'static str, String)) {
+    if let Ok(file) = std::env::current_exe() {
+        PROGRAM.get_or_init(|| Program { file, log_format });
     }
 }
 
 /// The program, if this process is one.
-pub(super) fn program() -> Option<PathBuf> {
+pub(super) fn program() -> Option<Program> {
     PROGRAM.get().cloned()
 }
 
@@ -52,7 +60,7 @@ pub(super) fn program() -> Option<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct Apart {
     /// The program.
-    pub program: PathBuf,
+    pub program: Program,
     /// The bundle, as the pipeline names it.
     pub bundle: String,
     /// The device, as the pipeline names it.
@@ -78,8 +86,10 @@ impl Apart {
     /// printed.
     pub(super) async fn screen(&self, order: &Order, entry: &ScanEntry) -> Result<RecordBatch> {
         let failed = |e| Error::io("cannot screen a scan in a process of its own", e);
-        let mut process = Command::new(&self.program)
+        let (variable, value) = &self.program.log_format;
+        let mut process = Command::new(&self.program.file)
             .arg(COMMAND)
+            .env(variable, value)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -50,6 +50,15 @@ pub struct RunConfig {
     /// one. Metrics are counts without names, and anyone who reaches the address can read them. Default: not served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
+    /// Label of the machine in the table `runs`. Default: none; the machine's own name is never written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_label: Option<String>,
+    /// Who is responsible for the run, in the table `runs`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
+    /// The container image, in the table `runs`. Default: `NEUROSIEVE_IMAGE` of the environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 impl Default for RunConfig {
@@ -68,6 +77,9 @@ impl Default for RunConfig {
             allow_empty: false,
             max_scan_mib: 2048,
             metrics: None,
+            host_label: None,
+            operator: None,
+            image: None,
         }
     }
 }
@@ -108,6 +120,13 @@ pub struct ScheduleConfig {
     pub upkeep: Option<String>,
     /// Target size of merged files, in MiB, 1 to 1048576. Default: 128.
     pub target_mib: u64,
+    /// Runs at the start, where the last run of the cohort that `runs` records is earlier than the last time of `run`.
+    /// Default: true.
+    pub catch_up: bool,
+    /// Address (http or https) that gets the JSON report of each run by POST. The address may be secret: it is not written to
+    /// tables, reports or the log. Default: `NEUROSIEVE_NOTIFY` of the environment.
+    #[serde(skip_serializing)]
+    pub notify: Option<String>,
     /// How long files are kept that only older versions of a table refer to, in days. It must be longer than any run or
     /// query takes, at least one day. Default: 7.
     pub keep_days: u64,
@@ -115,7 +134,7 @@ pub struct ScheduleConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { run: "0 1 * * *".into(), upkeep: None, target_mib: 128, keep_days: 7 }
+        Self { run: "0 1 * * *".into(), upkeep: None, target_mib: 128, catch_up: true, notify: None, keep_days: 7 }
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::apart::{self, Apart};
+use super::audit;
 use super::commit::Commits;
 use super::journal::Journal;
 use super::order::Order;
@@ -87,6 +88,7 @@ impl Run {
         report.outcome = outcome(pending, self.without_result(), &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
+        row.message = screened.as_ref().err().map(audit::summary);
         row.n_done = (counts.done - superseded) as i64;
         row.n_failed = counts.failed as i64;
         row.scans_per_minute = (counts.ended() as f64 / started.elapsed().as_secs_f64() * 60.) as f32;
@@ -235,6 +237,10 @@ impl Run {
             cores: cores() as i32,
             run_number: None,
             cohort_root: Some(self.cohort_root.clone()),
+            host: self.pipeline.run.host_label.clone(),
+            operator: self.pipeline.run.operator.clone(),
+            image: audit::image(&self.pipeline.run),
+            message: None,
         })
     }
 

@@ -1,14 +1,22 @@
-//! Figures of the current run for a monitor: an HTTP server in Prometheus' text format.
+//! Figures and health of the program for a monitor: an HTTP server.
 //!
-//! `GET /metrics` gives counts and seconds of this process; no name of a scan, a cohort or a folder. There is no login: bind
-//! to loopback, or to a network whose members may read these figures.
+//! | path | answer |
+//! |---|---|
+//! | `/metrics` | figures of the current run and of the last one, in Prometheus' text format |
+//! | `/healthz` | 200, or 503 with the reason: a night failed or is overdue (`health.rs`) |
+//! | `/livez` | 200, or 503 where the schedule's loop no longer works |
+//!
+//! They are counts and seconds of this process; no name of a scan, a cohort or a folder. There is no login: bind to
+//! loopback, or to a network whose members may read these figures.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use tiny_http::{Header, Method, Response, Server};
 
+use super::health::{Health, Night};
 use super::progress::{Progress, Snapshot, StageSnapshot};
 use crate::error::{Error, Result};
 
@@ -19,7 +27,39 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 pub struct Monitor {
     server: Arc<Server>,
     address: SocketAddr,
-    watched: Arc<Mutex<Option<Watched>>>,
+    shown: Arc<Shown>,
+}
+
+/// What the server answers with.
+#[derive(Debug, Default)]
+struct Shown {
+    run: Mutex<Option<Watched>>,
+    health: Mutex<Health>,
+}
+
+impl Shown {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status and the text of the answer for a path; none for an unknown one.
+    fn answer(&self, path: &str) -> Option<(u16, String)> {
+        let checked = |fault: Option<String>| match fault {
+            None => (200, "ok\n".to_owned()),
+            Some(reason) => (503, reason + "\n"),
+        };
+        let now = Utc::now();
+        match path {
+            "/metrics" => {
+                let run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+                let of_run = run.as_ref().map_or_else(String::new, |run| text(&run.progress.snapshot(), run.pending));
+                Some((200, of_run + &of_nights(&self.health())))
+            }
+            "/healthz" => Some(checked(self.health().fault(now))),
+            "/livez" => Some(checked(self.health().lifeless(now))),
+            _ => None,
+        }
+    }
 }
 
 /// The run whose figures are served.
@@ -31,8 +71,8 @@ struct Watched {
 
 impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { server: _, address, watched } = self;
-        f.debug_struct("Monitor").field("address", address).field("watched", watched).finish()
+        let Self { server: _, address, shown } = self;
+        f.debug_struct("Monitor").field("address", address).field("shown", shown).finish()
     }
 }
 
@@ -46,13 +86,13 @@ impl Monitor {
         let server = Arc::new(Server::http(address).map_err(|e| refused(e.to_string()))?);
         let bound = server.server_addr().to_ip();
         let address = bound.ok_or_else(|| refused("it is not a network address".into()))?;
-        let watched: Arc<Mutex<Option<Watched>>> = Arc::default();
-        let (requests, shown) = (Arc::clone(&server), Arc::clone(&watched));
+        let shown: Arc<Shown> = Arc::default();
+        let (requests, shown_there) = (Arc::clone(&server), Arc::clone(&shown));
         std::thread::Builder::new()
             .name("monitor".to_owned())
-            .spawn(move || answer(&requests, &shown))
+            .spawn(move || answer(&requests, &shown_there))
             .map_err(|e| Error::io("cannot start the monitor's thread", e))?;
-        Ok(Self { server, address, watched })
+        Ok(Self { server, address, shown })
     }
 
     /// The address that it serves at.
@@ -62,7 +102,22 @@ impl Monitor {
 
     /// Serves the figures of this run from now on; `pending` is its number of scans at the start.
     pub fn watch(&self, progress: Arc<Progress>, pending: u64) {
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watched { progress, pending });
+        *self.shown.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watched { progress, pending });
+    }
+
+    /// The schedule's loop works, and its next run is due at this time.
+    pub fn alive(&self, next_run: Option<DateTime<Utc>>) {
+        self.shown.health().alive(Utc::now(), next_run);
+    }
+
+    /// A run, or a night that failed before its run, ended.
+    pub fn ended(&self, night: Night) {
+        self.shown.health().ended(Utc::now(), night);
+    }
+
+    /// The tables say that the last successful run began then.
+    pub fn succeeded_before(&self, time: DateTime<Utc>) {
+        self.shown.health().succeeded_before(time);
     }
 }
 
@@ -72,34 +127,70 @@ impl Drop for Monitor {
     }
 }
 
-fn answer(server: &Server, watched: &Mutex<Option<Watched>>) {
+fn answer(server: &Server, shown: &Shown) {
     let header = Header::from_bytes("Content-Type", CONTENT_TYPE).ok();
     // `recv` fails once the monitor is dropped.
     while let Ok(request) = server.recv() {
-        let outcome = if (request.method(), request.url()) == (&Method::Get, "/metrics") {
-            let watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
-            let text = watched.as_ref().map_or_else(String::new, |run| text(&run.progress.snapshot(), run.pending));
-            let mut response = Response::from_string(text);
-            header.iter().for_each(|header| response.add_header(header.clone()));
-            request.respond(response)
-        } else {
-            request.respond(Response::from_string("GET /metrics\n").with_status_code(404))
-        };
+        let known = Some(request.url()).filter(|_| *request.method() == Method::Get);
+        let (status, text) = known
+            .and_then(|path| shown.answer(path))
+            .unwrap_or_else(|| (404, "GET /metrics, /healthz or /livez\n".to_owned()));
+        let mut response = Response::from_string(text).with_status_code(status);
+        header.iter().for_each(|header| response.add_header(header.clone()));
         // Fails where the client has closed the connection.
+        let outcome = request.respond(response);
         outcome.unwrap_or_else(|error| tracing::debug!(%error, "a client closed its connection before the answer"));
     }
+}
+
+/// Rows of a metric: labels and values.
+type Rows<'a> = &'a [(String, f64)];
+
+/// Adds a metric in Prometheus' text format.
+fn family(out: &mut String, [name, kind, help]: [&str; 3], rows: Rows<'_>) {
+    // Writing to a string cannot fail.
+    let _ = write!(out, "# HELP neurosieve_{name} {help}\n# TYPE neurosieve_{name} {kind}\n");
+    for (labels, value) in rows {
+        let _ = writeln!(out, "neurosieve_{name}{labels} {value}");
+    }
+}
+
+/// What is known of the runs that ended.
+fn of_nights(health: &Health) -> String {
+    let mut out = String::new();
+    let mut gauge = |name, help, value: Option<f64>| {
+        if let Some(value) = value {
+            family(&mut out, [name, "gauge", help], &[(String::new(), value)]);
+        }
+    };
+    let seconds = |time: DateTime<Utc>| time.timestamp() as f64;
+    gauge(
+        "last_success_timestamp_seconds",
+        "When the last successful run ended, in seconds since 1970.",
+        health.last_success.map(seconds),
+    );
+    gauge(
+        "next_run_timestamp_seconds",
+        "When the next run is due, in seconds since 1970.",
+        health.next_run.map(seconds),
+    );
+    let Some((ended, night)) = &health.last else { return out };
+    gauge("last_run_timestamp_seconds", "When the last run ended, in seconds since 1970.", Some(seconds(*ended)));
+    gauge(
+        "cohort_empty",
+        "1 where the last run found no scan to select.",
+        Some(f64::from(u8::from(night.cohort_empty))),
+    );
+    gauge("all_failed", "1 where no scan of the last run has a result.", Some(f64::from(u8::from(night.all_failed))));
+    let outcome = (format!("{{outcome=\"{}\"}}", night.outcome.name()), 1.);
+    family(&mut out, ["last_run_outcome", "gauge", "1 for the outcome of the last run."], &[outcome]);
+    out
 }
 
 /// The figures in Prometheus' text format.
 fn text(now: &Snapshot, pending: u64) -> String {
     let mut out = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
-        // Writing to a string cannot fail.
-        let _ = write!(out, "# HELP neurosieve_{name} {help}\n# TYPE neurosieve_{name} {kind}\n");
-        for (labels, value) in rows {
-            let _ = writeln!(out, "neurosieve_{name}{labels} {value}");
-        }
-    };
+    let mut family = |name: &str, kind: &str, help: &str, rows: Rows<'_>| family(&mut out, [name, kind, help], rows);
     let left = pending.saturating_sub(now.ended());
     let ended = [("done", now.done), ("failed", now.failed)];
     let ended = ended.map(|(outcome, n)| (format!("{{outcome=\"{outcome}\"}}"), n as f64));

@@ -11,6 +11,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
+use super::audit;
 use super::budget::Budget;
 use super::config::RunConfig;
 use super::journal::Journals;
@@ -127,7 +130,8 @@ impl Run {
         refuse_nested(&store::open(&pipeline.cohort.url)?, &store::open_new(&pipeline.tables.url)?)
     }
 
-    /// Lists the cohort, opens the tables and skips scans that are done with this recipe.
+    /// Lists the cohort, opens the tables and skips scans that are done with this recipe. A failure becomes a row in `runs`,
+    /// where the tables exist.
     ///
     /// # Errors
     /// [`Error::Config`] where the pipeline names no cohort or no tables, or a setting is wrong;
@@ -135,8 +139,14 @@ impl Run {
     /// storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
         refuse_without_addresses(&pipeline)?;
-        let (cohort, tables) = (pipeline.cohort.url.clone(), pipeline.tables.url.clone());
-        Self::prepare_with(pipeline, || store::open(&cohort), || store::open_new(&tables)).await
+        let started = Utc::now();
+        let cohort = || store::open(&pipeline.cohort.url);
+        let tables = || store::open_new(&pipeline.tables.url);
+        let prepared = Self::prepare_with(pipeline.clone(), cohort, tables).await;
+        if let Err(error) = &prepared {
+            record_failure(&pipeline, started, error).await;
+        }
+        prepared
     }
 
     /// As [`Run::prepare`], with stores that are already built.
@@ -268,6 +278,20 @@ impl Resources {
     }
 }
 
+/// Records a run that failed before its first scan, where the tables exist. That this fails as well is only logged.
+async fn record_failure(pipeline: &Pipeline, started: DateTime<Utc>, error: &Error) {
+    let cohort = store::open(&pipeline.cohort.url).ok();
+    let recorded = async {
+        let tables = store::open_new(&pipeline.tables.url)?;
+        // Nothing may be written where the two are inside each other.
+        cohort.as_ref().map_or(Ok(()), |cohort| refuse_nested(cohort, &tables))?;
+        audit::record_failure(pipeline, cohort.as_ref(), tables, started, error).await
+    };
+    if let Err(unrecorded) = recorded.await {
+        tracing::info!(reason = unrecorded.kind(), "the failed run cannot be recorded in the table runs");
+    }
+}
+
 fn refuse_without_addresses(pipeline: &Pipeline) -> Result<()> {
     for (url, what, option) in
         [(&pipeline.cohort.url, "cohort", "--cohort"), (&pipeline.tables.url, "place for the tables", "--tables")]
@@ -354,8 +378,6 @@ fn in_flight(config: &RunConfig) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
 
     fn entry(scan_id: &str) -> ScanEntry {

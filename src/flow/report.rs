@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::audit::summary;
 use super::progress::{Snapshot, StageSnapshot, bottleneck};
 use super::stage::Stage;
 use crate::error::Error;
@@ -66,6 +67,25 @@ impl RunReport {
         }
     }
 
+    /// The report for another machine: the error without addresses, paths and what a server said, and the run's row without
+    /// the pipeline.
+    #[must_use]
+    pub fn for_others(mut self, error: Option<&Error>) -> Self {
+        if let (Some(shown), Some(error)) = (&mut self.error, error) {
+            shown.message = summary(error);
+        }
+        if let Some(run) = &mut self.run {
+            run.config.clear();
+        }
+        self
+    }
+
+    /// Whether no scan that the run selected has a result.
+    pub fn all_failed(&self) -> bool {
+        let before = self.run.as_ref().map_or(0, |run| run.n_already_done);
+        self.failed + self.quarantined > 0 && self.done + self.superseded == 0 && (before == 0 || self.failed > 0)
+    }
+
     /// The report of a run that failed with this error. `counts` are those of its scans, where it had begun to screen.
     #[must_use]
     pub fn with_error(self, error: &Error, counts: Option<&Snapshot>) -> Self {
@@ -117,6 +137,19 @@ pub enum RunOutcome {
 }
 
 impl RunOutcome {
+    /// Its name in reports and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Failed => "failed",
+            Self::NothingToDo => "nothing_to_do",
+            Self::Done => "done",
+            Self::DoneWithFailures => "done_with_failures",
+            Self::Stopped => "stopped",
+            Self::GaveUp => "gave_up",
+        }
+    }
+
     /// The status in the table `runs`.
     pub(super) fn status(self) -> &'static str {
         match self {

@@ -1,17 +1,18 @@
 //! Scheduled runs: the same pipeline at the times of a cron expression.
 //!
 //! ```text
-//! sleep until the next time ─► take the lease of the tables ─► run, or optimize and vacuum ─► give the lease back
-//!        ▲                            │ another schedule holds it                               │
-//!        └────────────────────────────┴─────────────────────────────────────────────────────────┘
+//! sleep until the next time ─► wait for the lease of the cohort      ─► run                 ─► give the lease back
+//!        ▲                 └─► take the lease of maintenance, if free ─► optimize and vacuum ─► give the lease back
+//!        └─────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
-//! Times that pass while a job is running are skipped. The caller decides what follows a failed job. Wrong settings are refused
-//! before the first job.
+//! No night is lost: a time that passes while a job is running or waiting is made up for once it has ended, and one that
+//! passed while no schedule was running, at the start. The caller decides what follows a failed job. Wrong settings are
+//! refused before the first job.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use chrono::{DateTime, Local};
+use chrono::{DateTime, Local, Utc};
 use croner::Cron;
 
 use super::config::ScheduleConfig;
@@ -48,8 +49,10 @@ pub enum JobOutcome {
     },
     /// The tables were maintained.
     Maintained(Vec<TableUpkeep>),
-    /// Nothing: another schedule is working on these tables.
+    /// Nothing: another process is maintaining these tables.
     Busy,
+    /// Nothing: `stop` completed while the job waited for its lease.
+    Stopped,
     /// Nothing to maintain: no run has created the tables yet.
     NoTables,
 }
@@ -57,7 +60,9 @@ pub enum JobOutcome {
 /// How far a job is.
 #[derive(Debug, Clone, Copy)]
 pub enum Step<'a> {
-    /// The tables are this schedule's alone, and the job begins.
+    /// Another schedule is screening this cohort; the job waits until it has ended.
+    Waiting,
+    /// The cohort or the tables are this schedule's alone, and the job begins.
     Began(Job),
     /// The scans of a run are known.
     Prepared(&'a Run),
@@ -116,30 +121,71 @@ impl Schedule {
         Ok(Self { pipeline, config, runs, upkeep })
     }
 
-    /// The first job after a time, in the machine's time zone; `None` where no further date matches.
-    pub fn next(&self, after: DateTime<Local>) -> Option<(DateTime<Local>, Job)> {
-        let time = |cron: &Cron| cron.find_next_occurrence(&after, false).ok();
-        let run = time(&self.runs).map(|time| (time, Job::Run));
-        let upkeep = self.upkeep.as_ref().and_then(time).map(|time| (time, Job::Upkeep));
+    /// The first job that is due, in the machine's time zone; `None` where no further date matches. The times in `since` are
+    /// those from which on nothing was done yet, so the job may be due already.
+    pub fn next(&self, since: &Since) -> Option<(DateTime<Local>, Job)> {
+        let upkeep =
+            self.upkeep.as_ref().and_then(|cron| time_after(cron, since.upkeep)).map(|time| (time, Job::Upkeep));
         // At the same time the run comes first.
-        run.into_iter().chain(upkeep).min_by_key(|(time, _)| *time)
+        self.next_run(since).map(|time| (time, Job::Run)).into_iter().chain(upkeep).min_by_key(|(time, _)| *time)
     }
 
-    /// Does a job, unless another schedule is working on the same tables, and reports its steps to `watch`. When `stop`
-    /// completes, a run ends early, as [`Run::execute`] says.
+    /// When the next run is due.
+    pub fn next_run(&self, since: &Since) -> Option<DateTime<Local>> {
+        time_after(&self.runs, since.run)
+    }
+
+    /// Whether the pipeline asks for missed runs to be made up for at the start.
+    pub fn catches_up(&self) -> bool {
+        self.config.catch_up
+    }
+
+    /// When the last run of this cohort began that the tables record and that did its work, and when the last that succeeded.
+    ///
+    /// # Errors
+    /// Where the tables cannot be read.
+    pub async fn last_runs(&self) -> Result<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> {
+        let Some(tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else { return Ok((None, None)) };
+        let cohort = store::open(&self.pipeline.cohort.url)?.root_id();
+        let shard = self.pipeline.run.shard.map(|shard| shard.to_string());
+        let last = async |success| tables.last_run(&cohort, shard.as_deref(), success).await;
+        Ok((last(false).await?, last(true).await?))
+    }
+
+    /// Does a job and reports its steps to `watch`. A run waits while another schedule screens the same cohort; upkeep is
+    /// left out while another process maintains the tables. When `stop` completes, the waiting ends at once, and a run ends
+    /// early, as [`Run::execute`] says.
     ///
     /// # Errors
     /// As [`Run::prepare`] and [`Run::execute`]; table and storage errors of upkeep.
-    pub async fn work(&self, job: Job, stop: impl Future<Output = ()>, watch: impl Fn(Step<'_>)) -> Result<JobOutcome> {
+    pub async fn work(
+        &self,
+        job: Job,
+        stop: impl Future<Output = ()> + Clone,
+        watch: impl Fn(Step<'_>),
+    ) -> Result<JobOutcome> {
+        if job == Job::Upkeep {
+            watch(Step::Began(job));
+            return self.maintain().await;
+        }
         let location = store::open_or_create(&self.pipeline.tables.url)?;
-        let Some(lease) = Lease::take(&location).await? else { return Ok(JobOutcome::Busy) };
-        watch(Step::Began(job));
-        let outcome = match job {
-            Job::Run => self.run(&lease, stop, watch).await,
-            Job::Upkeep => self.maintain().await,
+        let cohort = self.lease_name()?;
+        let lease = tokio::select! {
+            biased;
+            lease = Lease::wait(&location, &cohort, || watch(Step::Waiting)) => lease?,
+            () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
+        watch(Step::Began(job));
+        let outcome = self.run(&lease, stop, watch).await;
         lease.give_back().await;
         outcome
+    }
+
+    /// What identifies the cohort, or its shard that this schedule screens.
+    fn lease_name(&self) -> Result<String> {
+        let cohort = store::open(&self.pipeline.cohort.url)?.root_id();
+        let shard = self.pipeline.run.shard.map(|shard| shard.to_string().replace('/', "-of-"));
+        Ok(shard.map_or(cohort.clone(), |shard| format!("{cohort}-{shard}")))
     }
 
     async fn run(&self, lease: &Lease, stop: impl Future<Output = ()>, watch: impl Fn(Step<'_>)) -> Result<JobOutcome> {
@@ -150,7 +196,7 @@ impl Schedule {
             tokio::select! {
                 () = stop => {}
                 () = lease.lost() => {
-                    tracing::warn!("another schedule took over these tables: this run ends after the scans in flight");
+                    tracing::warn!("another schedule took over this cohort: this run ends after the scans in flight");
                 }
             }
         });
@@ -161,7 +207,7 @@ impl Schedule {
         let Some(mut tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
             return Ok(JobOutcome::NoTables);
         };
-        let lease = Lease::of_maintenance(tables.location()).await?;
+        let Some(lease) = Lease::of_maintenance_if_free(tables.location()).await? else { return Ok(JobOutcome::Busy) };
         let maintained = self.maintain_all(&mut tables).await;
         // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
         lease.give_back().await;
@@ -179,6 +225,34 @@ impl Schedule {
         }
         Ok(maintained)
     }
+}
+
+/// From when on no job of each kind has begun.
+#[derive(Debug, Clone, Copy)]
+pub struct Since {
+    run: DateTime<Local>,
+    upkeep: DateTime<Local>,
+}
+
+impl Since {
+    /// A schedule that starts, with the last run before it.
+    pub fn start(now: DateTime<Local>, last_run: Option<DateTime<Utc>>) -> Self {
+        Self { run: last_run.map_or(now, |time| time.with_timezone(&Local).min(now)), upkeep: now }
+    }
+
+    /// A job begins that was due at `due`. All its earlier times are done with it.
+    pub fn began(&mut self, job: Job, due: DateTime<Local>, now: DateTime<Local>) {
+        let since = match job {
+            Job::Run => &mut self.run,
+            Job::Upkeep => &mut self.upkeep,
+        };
+        // A clock that was put back must not make the same time due twice.
+        *since = due.max(now);
+    }
+}
+
+fn time_after(cron: &Cron, since: DateTime<Local>) -> Option<DateTime<Local>> {
+    cron.find_next_occurrence(&since, false).ok()
 }
 
 impl ScheduleConfig {
@@ -203,14 +277,37 @@ mod tests {
         Schedule::new(toml::from_str(text).unwrap())
     }
 
+    fn at(day: u32, hour: u32) -> DateTime<Local> {
+        Local.with_ymd_and_hms(2026, 11, day, hour, 0, 0).unwrap()
+    }
+
     #[test]
-    fn the_next_job_is_the_earliest() {
-        let nights = schedule("[schedule]\nrun = '0 1 * * *'\nupkeep = '30 12 * * 0'").unwrap();
-        let at = |day, hour| Local.with_ymd_and_hms(2026, 11, day, hour, 0, 0).unwrap();
-        assert_eq!(nights.next(at(24, 0)).unwrap(), (at(24, 1), Job::Run));
-        assert_eq!(nights.next(at(24, 1)).unwrap(), (at(25, 1), Job::Run));
-        // A Sunday.
-        assert_eq!(nights.next(at(29, 2)).unwrap(), (at(29, 12) + chrono::TimeDelta::minutes(30), Job::Upkeep));
+    fn the_next_job_is_the_earliest_and_a_time_that_passed_during_another_job_is_due() {
+        let nights = schedule("[schedule]\nrun = '0 1 * * *'\nupkeep = '0 12 * * 0'").unwrap();
+        let mut since = Since::start(at(28, 0), None);
+        assert_eq!(nights.next(&since).unwrap(), (at(28, 1), Job::Run));
+        // This run ends on Sunday at 20 only. The Sunday's run and upkeep are made up for, each once.
+        since.began(Job::Run, at(28, 1), at(28, 1));
+        assert_eq!(nights.next(&since).unwrap(), (at(29, 1), Job::Run));
+        since.began(Job::Run, at(29, 1), at(29, 20));
+        assert_eq!(nights.next(&since).unwrap(), (at(29, 12), Job::Upkeep));
+        since.began(Job::Upkeep, at(29, 12), at(29, 21));
+        assert_eq!(nights.next(&since).unwrap(), (at(30, 1), Job::Run));
+        // The clock was put back.
+        since.began(Job::Run, at(30, 1), at(30, 0));
+        assert!(nights.next(&since).unwrap().0 > at(30, 1));
+    }
+
+    #[test]
+    fn a_night_that_was_missed_while_no_schedule_ran_is_due_at_the_start() {
+        let nights = schedule("[schedule]\nrun = '0 1 * * *'").unwrap();
+        let due = |last: Option<DateTime<Local>>| {
+            nights.next(&Since::start(at(25, 9), last.map(|time| time.with_timezone(&Utc)))).unwrap().0
+        };
+        assert_eq!(due(Some(at(25, 2))), at(26, 1));
+        assert_eq!(due(Some(at(20, 2))), at(21, 1));
+        assert_eq!(due(None), at(26, 1));
+        assert_eq!(due(Some(at(27, 2))), at(26, 1), "a clock of another machine is ahead");
     }
 
     #[test]

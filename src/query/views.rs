@@ -38,7 +38,8 @@ const RECIPES: View = View {
               row_number() OVER (PARTITION BY cohort ORDER BY run_number DESC NULLS LAST, started_at DESC, run_id DESC) = 1
                   AS current
           FROM (
-              SELECT * FROM raw.runs
+              -- A run that failed before its first scan has no recipe.
+              SELECT * FROM raw.runs WHERE recipe_id <> ''
               QUALIFY row_number() OVER (
                   PARTITION BY cohort, recipe_id ORDER BY run_number DESC NULLS LAST, started_at DESC, run_id DESC
               ) = 1

@@ -202,7 +202,12 @@ pub(super) const RUNS: &[Column] = &[
     COHORT,
     always("started_at", Timestamp, "UTC", "when the run started"),
     maybe("finished_at", Timestamp, "UTC", "when the run ended; null while it is running or after it was killed"),
-    always("status", Text, "", "running, finished, stopped, gave_up (too many failures) or failed"),
+    always(
+        "status",
+        Text,
+        "",
+        "running, finished, stopped, gave_up (too many failures) or failed; failed with an empty recipe_id: before the first scan",
+    ),
     always("n_listed", Int64, "count", "scans found in the cohort"),
     always("n_selected", Int64, "count", "listed scans that the selection and the shard leave"),
     always("n_already_done", Int64, "count", "selected scans with an earlier result of the same recipe and content"),
@@ -223,6 +228,10 @@ pub(super) const RUNS: &[Column] = &[
         "",
         "identifies the address of the cohort without revealing it: the first 32 digits of its SHA-256",
     ),
+    maybe("host", Text, "", "label of the machine: the setting run.host_label"),
+    maybe("operator", Text, "", "who is responsible for the run: the setting run.operator"),
+    maybe("image", Text, "", "image of the container: the setting run.image, else NEUROSIEVE_IMAGE of the environment"),
+    maybe("message", Text, "", "why the run failed: the kind of error, and a text without addresses and paths"),
 ];
 
 /// A row makes an earlier outcome of a scan current again, because the scan has the content of that outcome again.

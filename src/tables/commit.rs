@@ -258,7 +258,7 @@ async fn append(delta: &mut DeltaTable, entry: &Entry, files: &mut Files<'_>) ->
         if attempt == MAX_ATTEMPTS {
             return Err(Error::table(format!("cannot commit to table {table}"), error));
         }
-        tracing::warn!(table, epoch = entry.epoch, attempt, %error, "commit failed; trying again");
+        tracing::info!(table, epoch = entry.epoch, attempt, %error, "commit failed; trying again");
         tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1)).await;
         attempt += 1;
     }

@@ -1,13 +1,13 @@
-//! Leases: the right of one schedule, and that of one maintenance command, to work on the tables alone. A crash gives a
-//! lease back.
+//! Leases: the right of one schedule to screen a cohort, and that of one maintenance command to work on the tables alone. A
+//! crash gives a lease back.
 //!
 //! | tables | what is held | after a crash |
 //! |---|---|---|
-//! | in a folder | a lock of the operating system on `_schedule.lock` or `_maintenance.lock` | it ends with the process |
-//! | in a store | an object of that name, written conditionally and renewed every minute | it expires after five minutes |
+//! | in a folder | a lock of the operating system on `_schedule-COHORT.lock` or `_maintenance.lock` | it ends with the process |
+//! | in a store | an object of that name, written conditionally and renewed every 30 seconds | it expires after three minutes |
 //!
-//! Takes the tables' location; gives the lease, or nothing where another process has it. Correctness does not depend on
-//! it, because commits are exactly once without; it keeps two schedules from doing the same work.
+//! Takes the tables' location; gives the lease, or nothing where another process has it, or waits for it. Correctness does
+//! not depend on it, because commits are exactly once without; it keeps two schedules from doing the same work.
 
 use std::fs::{File, TryLockError};
 use std::time::Duration;
@@ -19,18 +19,24 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Retry};
 use crate::store::Location;
-
-/// The lock of schedules.
-const SCHEDULE: &str = "_schedule.lock";
 
 /// The lock of commands that rewrite or delete data files.
 const MAINTENANCE: &str = "_maintenance.lock";
 
-/// How long a lease in a store lasts unless it is renewed: longer than the clocks of two machines differ.
-const TERM: TimeDelta = TimeDelta::minutes(5);
-const RENEWED_EVERY: Duration = Duration::from_secs(60);
+/// How long a lease in a store lasts unless it is renewed. At its last renewal before a crash of the store or of the network it
+/// has two and a half minutes left: longer than the clocks of two machines differ.
+const TERM: TimeDelta = TimeDelta::minutes(3);
+const RENEWED_EVERY: Duration = Duration::from_secs(30);
+
+/// How often a process that waits for a lease looks whether it is free.
+const LOOKS_EVERY: Duration = Duration::from_secs(5);
+
+/// The lock of the schedules of one cohort, or of one of its shards. `cohort` is what identifies it: hexadecimal digits.
+fn schedule_lock(cohort: &str) -> String {
+    format!("_schedule-{cohort}.lock")
+}
 
 fn unwritable(name: &str, error: std::io::Error) -> Error {
     let advice = "give yourself write permission on the folder of the tables, or choose another (--tables)";
@@ -73,12 +79,43 @@ struct Claim {
 }
 
 impl Lease {
-    /// Takes the schedules' lease of the tables at `location`; `None` where another process has it.
+    /// Takes the lease of the schedules of a cohort on the tables at `location`; `None` where another process has it.
     ///
     /// # Errors
     /// [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or written.
-    pub async fn take(location: &Location) -> Result<Option<Self>> {
-        Self::take_for(location, SCHEDULE, TERM, RENEWED_EVERY).await
+    pub async fn take(location: &Location, cohort: &str) -> Result<Option<Self>> {
+        Self::take_for(location, &schedule_lock(cohort), TERM, RENEWED_EVERY).await
+    }
+
+    /// [`take`](Lease::take), and where another process has it, calls `waiting` and waits until that process gives it back,
+    /// ends or lets it expire. While it waits, a store that fails is asked again.
+    ///
+    /// # Errors
+    /// As [`take`](Lease::take).
+    pub async fn wait(location: &Location, cohort: &str, waiting: impl FnOnce()) -> Result<Self> {
+        if let Some(lease) = Self::take(location, cohort).await? {
+            return Ok(lease);
+        }
+        waiting();
+        loop {
+            tokio::time::sleep(LOOKS_EVERY).await;
+            match Self::take(location, cohort).await {
+                Ok(Some(lease)) => return Ok(lease),
+                Ok(None) => {}
+                Err(error) if error.retry() == Retry::Backoff => {
+                    tracing::warn!(kind = error.kind(), "the lease of the cohort cannot be read; trying again");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// [`of_maintenance`](Lease::of_maintenance), or `None` where another process has it.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or written.
+    pub async fn of_maintenance_if_free(location: &Location) -> Result<Option<Self>> {
+        Self::take_for(location, MAINTENANCE, TERM, RENEWED_EVERY).await
     }
 
     /// Takes the lease of maintenance. Rewrites are safe without it; it spares two of them the same work.
@@ -87,10 +124,10 @@ impl Lease {
     /// [`Error::Config`] where another process has it; [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or
     /// written.
     pub async fn of_maintenance(location: &Location) -> Result<Self> {
-        Self::take_for(location, MAINTENANCE, TERM, RENEWED_EVERY).await?.ok_or_else(|| {
+        Self::of_maintenance_if_free(location).await?.ok_or_else(|| {
             Error::Config(format!(
                 "another process is optimizing, cleaning or repairing the tables at {location}: try again when it has ended \
-                 (after a crash, within five minutes)"
+                 (after a crash, within three minutes)"
             ))
         })
     }
@@ -183,7 +220,7 @@ async fn renew(lock: LockObject, every: Duration, mut version: UpdateVersion, lo
         match lock.write(PutMode::Update(version.clone())).await {
             Ok(renewed) => (version, until) = (renewed, Utc::now() + lock.term),
             Err(error) if error.is_about_content() => break,
-            Err(error) => tracing::warn!(%error, "the lease of the tables was not renewed; trying again"),
+            Err(error) => tracing::warn!(kind = error.kind(), "the lease of the tables was not renewed; trying again"),
         }
     }
     losing.send_replace(true);
@@ -202,10 +239,12 @@ mod tests {
     async fn a_folder_has_one_holder_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let location = open_or_create(folder.path().to_str().unwrap()).unwrap();
-        let first = Lease::take(&location).await.unwrap().unwrap();
-        assert!(Lease::take(&location).await.unwrap().is_none());
+        let first = Lease::take(&location, "c0").await.unwrap().unwrap();
+        assert!(Lease::take(&location, "c0").await.unwrap().is_none());
+        // Another cohort has a lease of its own.
+        assert!(Lease::take(&location, "c1").await.unwrap().is_some());
         first.give_back().await;
-        assert!(Lease::take(&location).await.unwrap().is_some());
+        assert!(Lease::take(&location, "c0").await.unwrap().is_some());
         // Maintenance has a lease of its own.
         let maintenance = Lease::of_maintenance(&location).await.unwrap();
         let busy = Lease::of_maintenance(&location).await.unwrap_err().to_string();
@@ -219,7 +258,8 @@ mod tests {
         let url = url::Url::parse("memory:///results").unwrap();
         let location = Location::new(Arc::new(InMemory::new()), "results".into(), url);
         let take = async || {
-            Lease::take_for(&location, SCHEDULE, TimeDelta::milliseconds(200), Duration::from_millis(20)).await
+            Lease::take_for(&location, &schedule_lock("c0"), TimeDelta::milliseconds(200), Duration::from_millis(20))
+                .await
         };
         let first = take().await.unwrap().unwrap();
         tokio::time::sleep(Duration::from_millis(400)).await;
@@ -232,7 +272,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let third = take().await.unwrap().unwrap();
         // A process whose clock is ahead takes it: the holder notices, and does not delete the object.
-        let path = location.path_of(SCHEDULE).unwrap();
+        let path = location.path_of(&schedule_lock("c0")).unwrap();
         let other = LockObject { location: location.clone(), path, holder: "other".into(), term: TERM };
         other.write(PutMode::Overwrite).await.unwrap();
         tokio::time::timeout(Duration::from_secs(5), third.lost()).await.unwrap();

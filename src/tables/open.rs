@@ -37,7 +37,7 @@ impl Tables {
     /// # Errors
     /// As [`open`](Tables::open).
     pub async fn open_if_created(url: &str) -> Result<Option<Self>> {
-        let location = store::open(url)?;
+        let location = store::open_new(url)?;
         // The first table that a run creates.
         match load(&location, Table::Scans).await? {
             None => Ok(None),

@@ -3,7 +3,10 @@
 //!
 //! The newest row of a run counts. A run that was killed stays `running` without an end, by which an operator recognises it.
 
-use arrow::array::{AsArray as _, RecordBatch};
+use arrow::array::{Array as _, AsArray as _, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
+use chrono::{DateTime, Utc};
+use datafusion::functions_aggregate::expr_fn::max;
 use datafusion::prelude::{col, lit};
 use serde::Serialize;
 
@@ -36,6 +39,10 @@ pub struct RunRow {
     pub cores: i32,
     pub run_number: Option<i64>,
     pub cohort_root: Option<String>,
+    pub host: Option<String>,
+    pub operator: Option<String>,
+    pub image: Option<String>,
+    pub message: Option<String>,
 }
 
 /// One row of `reverts`; the fields are its columns.
@@ -91,5 +98,36 @@ impl Tables {
         let rows = last.select_columns(&["cohort_root"])?.collect().await?;
         let root = |batch: &RecordBatch| Some(batch.column(0).as_string_opt::<i32>()?.value(0).to_owned());
         Ok(rows.iter().find(|batch| batch.num_rows() > 0).and_then(root))
+    }
+
+    /// When the last run began that did its work on the cohort at the address that `cohort_root` identifies, as of the last
+    /// refresh: it finished or gave up. With a shard (`2/8`), runs of this shard only; with `success`, runs that finished and
+    /// left a selected scan with a result, or had none to screen.
+    ///
+    /// # Errors
+    /// [`Error::Table`](crate::Error::Table) and [`Error::Query`](crate::Error::Query) where the table cannot be read.
+    pub async fn last_run(
+        &self,
+        cohort_root: &str,
+        shard: Option<&str>,
+        success: bool,
+    ) -> Result<Option<DateTime<Utc>>> {
+        let runs = self.raw_session().await?.table(format!("{RAW_SCHEMA}.{}", Table::Runs.name())).await?;
+        let finished = col("status").eq(lit("finished"));
+        let with_result = (col("n_done") + col("n_already_done")).gt(lit(0_i64)).or(col("n_selected").eq(lit(0_i64)));
+        let wanted = match success {
+            true => finished.and(with_result),
+            false => finished.or(col("status").eq(lit("gave_up"))),
+        };
+        let mut ended = col("cohort_root").eq(lit(cohort_root)).and(wanted);
+        if let Some(shard) = shard {
+            ended = ended.and(col("config").like(lit(format!("%shard = \"{shard}\"%"))));
+        }
+        let last = runs.filter(ended)?.aggregate(Vec::new(), vec![max(col("started_at"))])?.collect().await?;
+        let time = last.iter().find(|batch| batch.num_rows() > 0).and_then(|batch| {
+            let times = batch.column(0).as_primitive_opt::<TimestampMicrosecondType>()?;
+            times.is_valid(0).then(|| DateTime::from_timestamp_micros(times.value(0))).flatten()
+        });
+        Ok(time)
     }
 }

@@ -26,6 +26,7 @@ mod maintenance;
 mod memory;
 mod nifti;
 mod nifti_refused;
+mod nights;
 mod outages;
 mod parallel;
 mod pipelines;

@@ -11,19 +11,27 @@ use super::support::program::{WITHOUT_NETWORKS, command, number, text};
 use super::support::shared::{copy, path, sharded, study};
 
 /// A running schedule, and the lines that it prints on both outputs. Its runs are due at new year by default.
-struct Scheduled {
+pub struct Scheduled {
     process: Child,
     lines: mpsc::Receiver<String>,
     /// Lines that no test has waited for yet; those of the two outputs are interleaved in any order.
-    unread: Vec<String>,
+    pub unread: Vec<String>,
 }
 
 impl Scheduled {
-    fn start(cohort: &str, tables: &str, more: &[&str]) -> Self {
+    pub fn start(cohort: &str, tables: &str, more: &[&str]) -> Self {
+        Self::spawn(Self::command(cohort, tables, more))
+    }
+
+    pub fn command(cohort: &str, tables: &str, more: &[&str]) -> Command {
         let mut command = command(&["schedule", "pipelines/nightly.toml", "--cohort", cohort, "--tables", tables]);
         command.args(["--set", "run.device=\"cpu\"", "--set", "schedule.run=\"0 0 1 1 *\""]);
-        command.args(WITHOUT_NETWORKS).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
+        command.args(WITHOUT_NETWORKS).args(more);
+        command
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let outputs: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(process.stdout.take().unwrap()), Box::new(process.stderr.take().unwrap())];
@@ -37,7 +45,7 @@ impl Scheduled {
     }
 
     /// Waits for a line with these words.
-    fn prints(&mut self, words: &str) -> String {
+    pub fn prints(&mut self, words: &str) -> String {
         loop {
             if let Some(at) = self.unread.iter().position(|line| line.contains(words)) {
                 return self.unread.remove(at);
@@ -50,9 +58,21 @@ impl Scheduled {
     }
 
     /// The exit code after SIGTERM.
-    fn stop(mut self) -> Option<i32> {
-        assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
+    pub fn stop(mut self) -> Option<i32> {
+        self.terminate();
         self.process.wait().unwrap().code()
+    }
+
+    /// Ends it by SIGTERM; gives the lines that no test has waited for.
+    pub fn ends(mut self) -> String {
+        self.terminate();
+        self.process.wait().unwrap();
+        self.unread.extend(self.lines.iter());
+        self.unread.join("\n")
+    }
+
+    fn terminate(&self) {
+        assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
     }
 }
 
@@ -103,17 +123,6 @@ fn a_night_without_scans_is_reported_and_the_schedule_goes_on() {
     assert!([Some(0), Some(4)].contains(&schedule.stop()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_schedule_leaves_tables_alone_that_another_one_works_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let location = neurosieve::store::open(path(folder.path())).unwrap();
-    let lease = neurosieve::tables::Lease::take(&location).await.unwrap().unwrap();
-    let mut schedule = Scheduled::start(path(study()), path(folder.path()), &["--now"]);
-    schedule.prints("another schedule is active");
-    lease.give_back().await;
-    assert_eq!(schedule.stop(), Some(0));
-}
-
 #[test]
 fn a_schedule_puts_small_files_together_when_upkeep_is_due() {
     let folder = tempfile::tempdir().unwrap();
@@ -147,8 +156,8 @@ fn nothing_but_a_signal_ends_a_schedule_and_every_line_has_its_time() {
     let file = reports.join("run.json");
     let more = ["--set", "schedule.run=\"* * * * * *\"", "--report", path(&file)];
     let mut schedule = Scheduled::start(path(&other), tables, &more);
-    let line = schedule.prints("error: these tables hold a cohort named");
-    schedule.prints("error: these tables hold a cohort named");
+    let line = schedule.prints("ERROR these tables hold a cohort named");
+    schedule.prints("ERROR these tables hold a cohort named");
     let time = line.split(' ').next().unwrap();
     assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok() && time.ends_with('Z'), "{line}");
     let report = || serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&file).unwrap()).unwrap();
@@ -160,7 +169,7 @@ fn nothing_but_a_signal_ends_a_schedule_and_every_line_has_its_time() {
     std::fs::rename(&reports, folder.path().join("away")).unwrap();
     schedule.prints("the report of the run: cannot write");
     std::fs::rename(folder.path().join("away"), &reports).unwrap();
-    schedule.prints("error: these tables hold a cohort named");
+    schedule.prints("ERROR these tables hold a cohort named");
     assert!(schedule.unread.iter().all(|line| line.starts_with("20")), "{:#?}", schedule.unread);
     assert_eq!(schedule.stop(), Some(0));
 }

@@ -168,5 +168,9 @@ pub fn run_row(run_id: &str, finished_at: Option<i64>, n_done: i64) -> RunRow {
         cores: 2,
         run_number: number_of(run_id),
         cohort_root: None,
+        host: None,
+        operator: None,
+        image: None,
+        message: None,
     }
 }
