@@ -4,7 +4,7 @@
 //!  Pipeline        the settings of a run or a schedule               pipeline.rs, config.rs, limits.rs
 //!      │
 //!      ▼
-//!  Run::prepare    list the cohort, skip scans with a result         prepare.rs
+//!  Run::prepare    list the cohort, skip scans with a result         prepare.rs, pending.rs
 //!      │ pending scans
 //!      ▼
 //!  Run::execute    make order, station and plan; drive the plan      execute.rs, order.rs, station.rs
@@ -57,6 +57,7 @@ mod monitor;
 mod notify;
 mod order;
 mod outage;
+mod pending;
 mod pipeline;
 mod prepare;
 mod progress;
