@@ -131,10 +131,13 @@ impl Nights<'_> {
             JobOutcome::Busy => errln!("another schedule is active on these tables; this time is skipped"),
             JobOutcome::NoTables => errln!("upkeep is skipped: there are no tables yet, the first run creates them"),
             JobOutcome::Maintained(tables) => {
-                for TableUpkeep { table, optimized, deleted, foreign } in tables {
+                for TableUpkeep { table, optimized, deleted, foreign, ownerless } in tables {
                     let (removed, added) = (optimized.removed, optimized.added);
                     let name = table.name();
                     errln!("{name}: {removed} files became {added}, {deleted} deleted");
+                    if ownerless > 0 {
+                        errln!("{name}: {ownerless} rows without a result deleted");
+                    }
                     if foreign > 0 {
                         errln!("{name}: {foreign} files stay, because they are not of this program");
                     }

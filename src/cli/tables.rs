@@ -67,7 +67,7 @@ enum TablesCommand {
         /// Where the tables are: a folder or a URL such as s3://bucket/results
         #[arg(long, value_name = "URL")]
         tables: String,
-        /// Delete the rows without a result, except those of runs that began within the last day
+        /// Delete all but one of doubled rows, and the rows without a result, except those of runs that may be active
         #[arg(long)]
         repair: bool,
     },
@@ -119,35 +119,19 @@ impl TablesArgs {
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let lease = Lease::of_maintenance(tables.location()).await?;
-                let memory_bytes =
-                    if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
-                for table in wanted {
-                    let target = target_mib.saturating_mul(MIB);
-                    let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
-                    outln!("{}: {removed} files became {added}", table.name());
-                }
+                let optimized = optimize(&mut tables, wanted, target_mib, memory_mib).await;
+                // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
                 lease.give_back().await;
+                optimized?;
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let lease = if dry_run { None } else { Some(Lease::of_maintenance(tables.location()).await?) };
-                let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
-                for table in wanted {
-                    let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
-                    if dry_run {
-                        outln!("{}: {} files would be deleted", table.name(), deleted.len());
-                        deleted.iter().for_each(|file| outln!("  {file}"));
-                    } else {
-                        outln!("{}: {} files deleted", table.name(), deleted.len());
-                    }
-                    if !foreign.is_empty() {
-                        outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
-                        foreign.iter().for_each(|file| outln!("  {file}"));
-                    }
-                }
+                let vacuumed = vacuum(&mut tables, wanted, keep_days, dry_run).await;
                 if let Some(lease) = lease {
                     lease.give_back().await;
                 }
+                vacuumed?;
             }
             TablesCommand::Export { selected, to, format, overwrite } => {
                 export(&selected, &to, format, overwrite).await?;
@@ -166,6 +150,35 @@ impl TablesArgs {
         }
         Ok(())
     }
+}
+
+async fn optimize(tables: &mut Tables, wanted: Vec<Table>, target_mib: NonZeroU64, memory_mib: u64) -> Result<()> {
+    let memory_bytes =
+        if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
+    for table in wanted {
+        let target = target_mib.saturating_mul(MIB);
+        let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
+        outln!("{}: {removed} files became {added}", table.name());
+    }
+    Ok(())
+}
+
+async fn vacuum(tables: &mut Tables, wanted: Vec<Table>, keep_days: u64, dry_run: bool) -> Result<()> {
+    let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
+    for table in wanted {
+        let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
+        if dry_run {
+            outln!("{}: {} files would be deleted", table.name(), deleted.len());
+            deleted.iter().for_each(|file| outln!("  {file}"));
+        } else {
+            outln!("{}: {} files deleted", table.name(), deleted.len());
+        }
+        if !foreign.is_empty() {
+            outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
+            foreign.iter().for_each(|file| outln!("  {file}"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes one file per table into a folder; refuses before the first where one of them exists.
@@ -210,15 +223,16 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     let mut tables = Tables::open(url).await?;
     if repair {
         let lease = Lease::of_maintenance(tables.location()).await?;
-        for (table, rows) in tables.remove_orphans().await? {
-            outln!("{table}: {rows} rows without a result deleted");
-        }
+        let repaired = mend(&mut tables).await;
+        // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
         lease.give_back().await;
+        repaired?;
     }
+    tables.refresh().await?;
     let found = tables.check().await?;
     for (table, rows) in &found.orphans {
         outln!(
-            "{table}: {rows} rows without a result; no view shows them, and --repair deletes those older than a day"
+            "{table}: {rows} rows without a result; no view shows them, and --repair deletes those of runs that are over"
         );
     }
     for (what, scans) in
@@ -239,6 +253,17 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     }
     if found.orphans.is_empty() {
         outln!("no row is doubled, missing or without a result");
+    }
+    Ok(())
+}
+
+/// Mends doubled rows and deletes those without a result.
+async fn mend(tables: &mut Tables) -> Result<()> {
+    for (table, rows) in tables.remove_doubles().await? {
+        outln!("{table}: {rows} doubled rows deleted");
+    }
+    for (table, rows) in tables.remove_orphans().await? {
+        outln!("{table}: {rows} rows without a result deleted");
     }
     Ok(())
 }

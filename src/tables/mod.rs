@@ -29,6 +29,7 @@
 //! | superseded | a scan that was not committed because another run had committed its key first |
 //! | lease | the right of one schedule to work on the tables alone |
 
+mod activity;
 mod check;
 mod column;
 mod columns;
@@ -38,6 +39,7 @@ mod config;
 mod datafile;
 mod delta;
 mod done;
+mod doubles;
 mod evaluation;
 mod evolve;
 mod lease;
@@ -52,6 +54,7 @@ mod schema;
 mod screened;
 mod session;
 
+pub use self::activity::RunState;
 pub use self::check::CheckReport;
 pub use self::column::{Column, Kind};
 pub use self::commit::Committed;
