@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::forget::ForgetArgs;
 use super::outside_tables;
+use super::retain::RetainArgs;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
@@ -71,6 +73,8 @@ enum TablesCommand {
         #[arg(long)]
         repair: bool,
     },
+    Forget(ForgetArgs),
+    Retain(RetainArgs),
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
@@ -137,6 +141,8 @@ impl TablesArgs {
                 export(&selected, &to, format, overwrite).await?;
             }
             TablesCommand::Check { tables, repair } => check(&tables, repair).await?,
+            TablesCommand::Forget(args) => args.run().await?,
+            TablesCommand::Retain(args) => args.run().await?,
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {

@@ -73,4 +73,27 @@ impl Tables {
         }
         Ok(runs)
     }
+
+    /// Refuses work that an active run would undo or be broken by. `killed` are runs that the caller knows to be over.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a run may be active; [`Error::Table`] and [`Error::Query`] where a table cannot be read.
+    pub async fn refuse_active_runs(&self, killed: &[String]) -> Result<()> {
+        let now = Utc::now();
+        let active = |run: &RunState| run.may_be_active(now) && !killed.contains(&run.run_id);
+        let active: Vec<String> = self
+            .run_states()
+            .await?
+            .into_iter()
+            .filter(active)
+            .map(|run| format!("{} ({})", run.run_id, run.cohort))
+            .collect();
+        if active.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "run {} may be in progress: it has no end in the table runs, and gave a sign of life within the last day. Try again              when it has ended; if it was killed, say so with --killed RUN",
+            active.join(", ")
+        )))
+    }
 }

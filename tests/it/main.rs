@@ -9,6 +9,7 @@ mod cohort_entries;
 mod commit;
 mod current;
 mod damaged_tables;
+mod erasure;
 mod examples;
 mod export;
 mod failures;
