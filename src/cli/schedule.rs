@@ -211,10 +211,13 @@ impl Nights<'_> {
             JobOutcome::Busy => errln!("another process is maintaining these tables: this upkeep is left out"),
             JobOutcome::NoTables => errln!("upkeep is skipped: there are no tables yet, the first run creates them"),
             JobOutcome::Maintained(tables) => {
-                for TableUpkeep { table, optimized, deleted, foreign } in tables {
+                for TableUpkeep { table, optimized, deleted, foreign, ownerless } in tables {
                     let (removed, added) = (optimized.removed, optimized.added);
                     let name = table.name();
                     errln!("{name}: {removed} files became {added}, {deleted} deleted");
+                    if ownerless > 0 {
+                        errln!("{name}: {ownerless} rows without a result deleted");
+                    }
                     if foreign > 0 {
                         errln!("{name}: {foreign} files stay, because they are not of this program");
                     }

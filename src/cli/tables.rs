@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::forget::ForgetArgs;
 use super::outside_tables;
+use super::retain::RetainArgs;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
@@ -68,10 +70,12 @@ enum TablesCommand {
         /// Where the tables are: a folder or a URL such as s3://bucket/results
         #[arg(long, value_name = "URL")]
         tables: String,
-        /// Delete the rows without a result, except those of runs that began within the last day
+        /// Delete all but one of doubled rows, and the rows without a result, except those of runs that may be active
         #[arg(long)]
         repair: bool,
     },
+    Forget(ForgetArgs),
+    Retain(RetainArgs),
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
@@ -119,30 +123,21 @@ impl TablesArgs {
             TablesCommand::Describe => Table::ALL.iter().for_each(|table| outln!("{}", table.describe())),
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
-                let memory_bytes =
-                    if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
                 let location = tables.location().clone();
-                let work = async {
-                    for table in wanted {
-                        let target = target_mib.saturating_mul(MIB);
-                        let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
-                        outln!("{}: {removed} files became {added}", table.name());
-                    }
-                    Ok(())
-                };
-                alone(&location, work).await?;
+                alone(&location, optimize(&mut tables, wanted, target_mib, memory_mib)).await?;
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
-                let (tables, wanted) = selected.open().await?;
+                let (mut tables, wanted) = selected.open().await?;
                 let location = tables.location().clone();
-                let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
-                let work = vacuum(tables, wanted, keep, dry_run);
+                let work = vacuum(&mut tables, wanted, keep_days, dry_run);
                 if dry_run { work.await? } else { alone(&location, work).await? }
             }
             TablesCommand::Export { selected, to, format, overwrite } => {
                 export(&selected, &to, format, overwrite).await?;
             }
             TablesCommand::Check { tables, repair } => check(&tables, repair).await?,
+            TablesCommand::Forget(args) => args.run().await?,
+            TablesCommand::Retain(args) => args.run().await?,
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {
@@ -156,6 +151,35 @@ impl TablesArgs {
         }
         Ok(())
     }
+}
+
+async fn optimize(tables: &mut Tables, wanted: Vec<Table>, target_mib: NonZeroU64, memory_mib: u64) -> Result<()> {
+    let memory_bytes =
+        if memory_mib == 0 { Memory::of_process().free / 2 } else { memory_mib.saturating_mul(MIB.get()) };
+    for table in wanted {
+        let target = target_mib.saturating_mul(MIB);
+        let Optimized { removed, added } = tables.optimize(table, target, memory_bytes).await?;
+        outln!("{}: {removed} files became {added}", table.name());
+    }
+    Ok(())
+}
+
+async fn vacuum(tables: &mut Tables, wanted: Vec<Table>, keep_days: u64, dry_run: bool) -> Result<()> {
+    let keep = Duration::from_secs(keep_days.saturating_mul(24 * 3600));
+    for table in wanted {
+        let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
+        if dry_run {
+            outln!("{}: {} files would be deleted", table.name(), deleted.len());
+            deleted.iter().for_each(|file| outln!("  {file}"));
+        } else {
+            outln!("{}: {} files deleted", table.name(), deleted.len());
+        }
+        if !foreign.is_empty() {
+            outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
+            foreign.iter().for_each(|file| outln!("  {file}"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes one file per table into a folder; refuses before the first where one of them exists.
@@ -201,24 +225,6 @@ async fn alone<T>(location: &Location, work: impl Future<Output = Result<T>>) ->
     outcome
 }
 
-/// Deletes old files of these tables, or lists them, and prints what was done.
-async fn vacuum(mut tables: Tables, wanted: Vec<Table>, keep: Duration, dry_run: bool) -> Result<()> {
-    for table in wanted {
-        let Vacuumed { deleted, foreign } = tables.vacuum(table, keep, dry_run).await?;
-        if dry_run {
-            outln!("{}: {} files would be deleted", table.name(), deleted.len());
-            deleted.iter().for_each(|file| outln!("  {file}"));
-        } else {
-            outln!("{}: {} files deleted", table.name(), deleted.len());
-        }
-        if !foreign.is_empty() {
-            outln!("{}: {} files stay, because they are not of this program:", table.name(), foreign.len());
-            foreign.iter().for_each(|file| outln!("  {file}"));
-        }
-    }
-    Ok(())
-}
-
 /// Prints what a check of the tables finds, after a repair where one is asked for.
 ///
 /// # Errors
@@ -227,14 +233,13 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     let mut tables = Tables::open(url).await?;
     if repair {
         let location = tables.location().clone();
-        for (table, rows) in alone(&location, tables.remove_orphans()).await? {
-            outln!("{table}: {rows} rows without a result deleted");
-        }
+        alone(&location, mend(&mut tables)).await?;
     }
+    tables.refresh().await?;
     let found = tables.check().await?;
     for (table, rows) in &found.orphans {
         outln!(
-            "{table}: {rows} rows without a result; no view shows them, and --repair deletes those older than a day"
+            "{table}: {rows} rows without a result; no view shows them, and --repair deletes those of runs that are over"
         );
     }
     for (what, scans) in
@@ -255,6 +260,17 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     }
     if found.orphans.is_empty() {
         outln!("no row is doubled, missing or without a result");
+    }
+    Ok(())
+}
+
+/// Mends doubled rows and deletes those without a result.
+async fn mend(tables: &mut Tables) -> Result<()> {
+    for (table, rows) in tables.remove_doubles().await? {
+        outln!("{table}: {rows} doubled rows deleted");
+    }
+    for (table, rows) in tables.remove_orphans().await? {
+        outln!("{table}: {rows} rows without a result deleted");
     }
     Ok(())
 }

@@ -259,8 +259,8 @@ impl Run {
         self.pending.reverted.iter().filter_map(revert).collect()
     }
 
-    /// The effective pipeline for the table `runs`, with local folders reduced to their names: a table must not say where its
-    /// host keeps its files.
+    /// The effective pipeline for the table `runs`, with local folders reduced to their names, and without the subjects that
+    /// are excluded: a table must not say where its host keeps its files, nor name a person that it has forgotten.
     fn portable_config(&self) -> Result<String> {
         let mut pipeline = self.pipeline.clone();
         pipeline.preprocess = Some(self.preprocess.clone());
@@ -270,6 +270,10 @@ impl Run {
         };
         pipeline.cohort.url = portable(&self.cohort);
         pipeline.tables.url = portable(self.tables.location());
+        // Who is left out may be a person that the tables have forgotten (`tables forget`).
+        for pattern in pipeline.cohort.select.exclude.iter_mut().filter(|pattern| pattern.contains("sub-")) {
+            *pattern = "(names a subject)".to_owned();
+        }
         if pipeline.model.bundle != "built-in" {
             pipeline.model.bundle = self.bundle.label();
         }

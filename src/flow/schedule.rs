@@ -79,6 +79,8 @@ pub struct TableUpkeep {
     pub deleted: usize,
     /// Number of files in the table's folder that are not of this program, and that stay.
     pub foreign: usize,
+    /// Number of rows that killed runs left without a result, and that were deleted.
+    pub ownerless: usize,
 }
 
 /// A pipeline with the times of its jobs.
@@ -217,11 +219,13 @@ impl Schedule {
     async fn maintain_all(&self, tables: &mut Tables) -> Result<Vec<TableUpkeep>> {
         let (target, keep) = (self.config.target(), self.config.keep());
         let mut maintained = Vec::new();
+        let mut ownerless = tables.remove_orphans().await?;
         for table in tables.present().collect::<Vec<_>>() {
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
             let vacuumed = tables.vacuum(table, keep, false).await?;
             let (deleted, foreign) = (vacuumed.deleted.len(), vacuumed.foreign.len());
-            maintained.push(TableUpkeep { table, optimized, deleted, foreign });
+            let ownerless = ownerless.remove(table.name()).unwrap_or_default();
+            maintained.push(TableUpkeep { table, optimized, deleted, foreign, ownerless });
         }
         Ok(maintained)
     }

@@ -6,26 +6,22 @@
 //! they take space, and readers without the views see them.
 //!
 //! Takes opened tables; gives [`CheckReport`]. [`Tables::remove_orphans`] deletes rows without an owner, except those of runs
-//! that began within the last day: these may be active.
+//! that may be active (`activity.rs`), which may be about to commit the owner. Rows that are there twice are mended in
+//! `doubles.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::Int64Type;
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 use datafusion::prelude::{SessionContext, col, lit};
-use deltalake_core::protocol::DeltaOperation;
 
 use super::open::Tables;
-use super::rewrite::Rewrite;
 use super::schema::Table;
 use crate::error::Result;
 
 /// Tables whose rows belong to a row of `scans`.
-const OWNED: [Table; 3] = [Table::Tokens, Table::Masks, Table::Findings];
-
-/// How long a run may be active.
-const LONGEST_RUN: TimeDelta = TimeDelta::days(1);
+pub(super) const OWNED: [Table; 3] = [Table::Tokens, Table::Masks, Table::Findings];
 
 /// Scans in one predicate of a deletion.
 const SCANS_AT_ONCE: usize = 1000;
@@ -70,7 +66,7 @@ impl Tables {
             WHERE coalesce(t.n, 0) <> s.n_tokens OR coalesce(m.n, 0) <> 1 OR coalesce(f.n, 0) <> s.n_findings";
         let mut orphans = BTreeMap::new();
         for table in OWNED {
-            let rows = count(&self.orphans(&context, table, None).await?);
+            let rows = count(&self.orphans(&context, table).await?);
             if rows > 0 {
                 orphans.insert(table.name(), rows);
             }
@@ -82,18 +78,30 @@ impl Tables {
         Ok(CheckReport { duplicates: ids(duplicates).await?, incomplete: ids(incomplete).await?, orphans })
     }
 
-    /// Deletes the rows that no result owns, except those of runs that began within the last day; gives their number by
-    /// table.
+    /// Deletes the rows that no result owns, except those of runs that may still commit the result; gives their number by
+    /// table. Reads the newest commits first.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) for a table with features that this program cannot write, and where other processes rewrite the
     /// same files; [`Error::Table`](crate::Error::Table) and [`Error::Query`](crate::Error::Query) where a table cannot be read or written.
     pub async fn remove_orphans(&mut self) -> Result<BTreeMap<&'static str, usize>> {
-        let before = (Utc::now() - LONGEST_RUN).timestamp_micros();
-        let mut removed = BTreeMap::new();
+        self.refresh().await?;
+        let now = Utc::now();
+        let over: HashSet<String> =
+            self.run_states().await?.into_iter().filter(|run| !run.may_be_active(now)).map(|run| run.run_id).collect();
+        // A run that is over by now committed all of its results before: none of them can be missing in what is read next.
+        self.refresh().await?;
+        let context = self.raw_session().await?;
+        let mut found = Vec::new();
         for table in OWNED {
-            let context = self.raw_session().await?;
-            let orphans = self.orphans(&context, table, Some(before)).await?;
+            found.push((table, self.orphans(&context, table).await?));
+        }
+        // A run that began meanwhile has a row by now; rows of a run without one are of no run that is known.
+        self.refresh().await?;
+        let known: HashSet<String> = self.run_states().await?.into_iter().map(|run| run.run_id).collect();
+        let mut removed = BTreeMap::new();
+        for (table, mut orphans) in found {
+            orphans.retain(|run_id, _| over.contains(run_id) || !known.contains(run_id));
             for (run_id, scans) in &orphans {
                 for scans in scans.chunks(SCANS_AT_ONCE) {
                     self.delete_rows(table, run_id, scans).await?;
@@ -106,18 +114,11 @@ impl Tables {
         Ok(removed)
     }
 
-    /// The rows of a table that no result owns; with `begun_before`, microseconds since 1970, only those of runs that began
-    /// before.
-    async fn orphans(&self, context: &SessionContext, table: Table, begun_before: Option<i64>) -> Result<Orphans> {
-        let young = begun_before.map_or_else(String::new, |before| {
-            format!(
-                "AND NOT EXISTS (SELECT 1 FROM raw.runs r WHERE r.run_id = o.run_id
-                AND r.started_at >= to_timestamp_micros({before}))"
-            )
-        });
+    /// The rows of a table that no result owns.
+    async fn orphans(&self, context: &SessionContext, table: Table) -> Result<Orphans> {
         let sql = format!(
             "SELECT o.run_id, o.scan_id, count(*) AS n FROM raw.{} o
-             WHERE NOT EXISTS (SELECT 1 FROM raw.scans s WHERE s.run_id = o.run_id AND s.scan_id = o.scan_id) {young}
+             WHERE NOT EXISTS (SELECT 1 FROM raw.scans s WHERE s.run_id = o.run_id AND s.scan_id = o.scan_id)
              GROUP BY o.run_id, o.scan_id ORDER BY o.run_id, o.scan_id",
             table.name()
         );
@@ -134,16 +135,8 @@ impl Tables {
     async fn delete_rows(&mut self, table: Table, run_id: &str, scans: &[(String, usize)]) -> Result<()> {
         let ids = scans.iter().map(|(scan_id, _)| lit(scan_id.as_str())).collect();
         let which = col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(ids, false));
-        let what = Rewrite {
-            table,
-            attempted: "delete rows of",
-            operation: DeltaOperation::Delete { predicate: None },
-            removed_rows: scans.iter().map(|(_, rows)| rows).sum(),
-        };
-        let deleted = self.rewrite(&what, |copy, commit| {
-            copy.delete().with_predicate(which.clone()).with_commit_properties(commit).into_future()
-        });
-        deleted.await.map(drop)
+        let rows = scans.iter().map(|(_, rows)| rows).sum();
+        self.delete_where(table, &which, rows).await
     }
 }
 
@@ -152,7 +145,7 @@ fn count(orphans: &Orphans) -> usize {
 }
 
 /// A text column.
-fn texts(batch: &RecordBatch, column: usize) -> impl Iterator<Item = String> {
+pub(super) fn texts(batch: &RecordBatch, column: usize) -> impl Iterator<Item = String> {
     let texts = batch.column(column).as_string::<i32>();
     texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect::<Vec<_>>().into_iter()
 }

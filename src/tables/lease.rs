@@ -22,6 +22,9 @@ use tokio::task::JoinSet;
 use crate::error::{Error, Result, Retry};
 use crate::store::Location;
 
+/// What the names of the schedules' locks begin with.
+const SCHEDULE: &str = "_schedule-";
+
 /// The lock of commands that rewrite or delete data files.
 const MAINTENANCE: &str = "_maintenance.lock";
 
@@ -35,7 +38,7 @@ const LOOKS_EVERY: Duration = Duration::from_secs(5);
 
 /// The lock of the schedules of one cohort, or of one of its shards. `cohort` is what identifies it: hexadecimal digits.
 fn schedule_lock(cohort: &str) -> String {
-    format!("_schedule-{cohort}.lock")
+    format!("{SCHEDULE}{cohort}.lock")
 }
 
 fn unwritable(name: &str, error: std::io::Error) -> Error {
@@ -85,6 +88,34 @@ impl Lease {
     /// [`Error::Storage`] and [`Error::Io`] where the lock cannot be read or written.
     pub async fn take(location: &Location, cohort: &str) -> Result<Option<Self>> {
         Self::take_for(location, &schedule_lock(cohort), TERM, RENEWED_EVERY).await
+    }
+
+    /// Takes the leases of all schedules that have worked on these tables; `None` where another process has one of them.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] and [`Error::Io`] where the locks cannot be listed, read or written.
+    pub async fn of_all_schedules(location: &Location) -> Result<Option<Vec<Self>>> {
+        let root = (!location.root.is_root()).then_some(&location.root);
+        let found = location.store.list_with_delimiter(root).await.map_err(|e| location.explain("list", e))?;
+        let names = found.objects.iter().filter_map(|object| object.location.filename());
+        let mut leases = Vec::new();
+        for name in names.filter(|name| name.starts_with(SCHEDULE) && name.ends_with(".lock")) {
+            match Self::take_for(location, name, TERM, RENEWED_EVERY).await? {
+                Some(lease) => leases.push(lease),
+                None => {
+                    Self::give_all_back(leases).await;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(leases))
+    }
+
+    /// [`give_back`](Lease::give_back) for several.
+    pub async fn give_all_back(leases: Vec<Self>) {
+        for lease in leases {
+            lease.give_back().await;
+        }
     }
 
     /// [`take`](Lease::take), and where another process has it, calls `waiting` and waits until that process gives it back,

@@ -58,7 +58,7 @@ pub fn check_retention(keep: Duration) -> Result<()> {
 }
 
 /// Whether a path, relative to a table's folder, is one that this program or the Delta library gives to a data file.
-fn is_data_file(path: &str) -> bool {
+pub(super) fn is_data_file(path: &str) -> bool {
     path.starts_with("part-") && path.ends_with(".parquet") && !path.contains('/')
 }
 

@@ -29,6 +29,7 @@
 //! | superseded | a scan that was not committed because another run had committed its key first |
 //! | lease | the right of one schedule to work on the tables alone |
 
+mod activity;
 mod check;
 mod column;
 mod columns;
@@ -38,20 +39,25 @@ mod config;
 mod datafile;
 mod delta;
 mod done;
+mod doubles;
 mod evaluation;
 mod evolve;
+mod forget;
 mod lease;
 mod maintenance;
 mod open;
 mod packing;
 mod protocol;
+mod purge;
 mod receipt;
+mod retain;
 mod rewrite;
 mod run;
 mod schema;
 mod screened;
 mod session;
 
+pub use self::activity::RunState;
 pub use self::check::CheckReport;
 pub use self::column::{Column, Kind};
 pub use self::commit::Committed;
@@ -59,11 +65,14 @@ pub use self::config::TablesConfig;
 pub use self::datafile::DataFile;
 pub use self::done::{Done, Outcome};
 pub use self::evaluation::EvaluationRow;
+pub use self::forget::{Forgotten, Person};
 pub use self::lease::Lease;
 pub use self::maintenance::{Commit, Optimized, Vacuumed, check_retention};
 pub use self::open::Tables;
 pub use self::packing::{affine_from_row_major, pack_bits, pack_scores, unpack_bits, unpack_scores};
+pub use self::purge::Purged;
 pub use self::receipt::Receipt;
+pub use self::retain::{Retained, Retention};
 pub use self::run::{RevertRow, RunRow};
 pub use self::schema::Table;
 pub use self::screened::{scan_rows, screen_row, screen_schema};

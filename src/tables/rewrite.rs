@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use datafusion::logical_expr::Expr;
 use deltalake_core::kernel::transaction::{CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Version};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreConfig, LogStoreRef};
@@ -21,6 +22,7 @@ use deltalake_core::{DeltaResult, DeltaTable, DeltaTableError};
 use object_store::ObjectStore;
 use uuid::Uuid;
 
+use super::datafile::properties;
 use super::open::Tables;
 use super::protocol::refuse_unwritable;
 use super::schema::Table;
@@ -68,6 +70,24 @@ impl Tables {
             "other processes rewrote files of table {name} {MAX_PLANS} times before this one could: try again when they have \
              ended"
         )))
+    }
+}
+
+impl Tables {
+    /// Deletes the rows that meet a condition, of which there are `rows`.
+    ///
+    /// # Errors
+    /// As [`rewrite`](Tables::rewrite); [`Error::Bug`] where another number of rows meets the condition.
+    pub(super) async fn delete_where(&mut self, table: Table, which: &Expr, rows: usize) -> Result<()> {
+        // The condition stays out of the log, because it can name a person.
+        let operation = DeltaOperation::Delete { predicate: None };
+        let what = Rewrite { table, attempted: "delete rows of", operation, removed_rows: rows };
+        let properties = properties(table, false)?;
+        let deleted = self.rewrite(&what, |copy, commit| {
+            let delete = copy.delete().with_predicate(which.clone()).with_commit_properties(commit);
+            delete.with_writer_properties(properties.clone()).into_future()
+        });
+        deleted.await.map(drop)
     }
 }
 

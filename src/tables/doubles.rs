@@ -1,0 +1,149 @@
+//! Mending rows that are there twice, as two rewrites at once by an older version left them.
+//!
+//! | what is there twice | what stays |
+//! |---|---|
+//! | a row, in every column | one of them |
+//! | a result of one scan, content and recipe, by two runs | that of the run with the higher number, which the views show |
+//!
+//! Takes opened tables; gives the number of rows that were deleted. Rows of one run and scan that differ are left, and
+//! reported by [`Tables::check`]: which of them is right cannot be known.
+
+use std::collections::BTreeMap;
+
+use arrow::array::RecordBatch;
+use datafusion::prelude::{Expr, SessionContext, col, lit};
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+
+use super::check::{OWNED, texts};
+use super::datafile::properties;
+use super::open::Tables;
+use super::rewrite::Rewrite;
+use super::schema::Table;
+use super::session::RAW_SCHEMA;
+use crate::error::{Error, Result};
+
+/// Scans whose rows are held in memory at once: their masks have a megabyte each.
+const SCANS_AT_ONCE: usize = 32;
+
+/// Tables with the columns that name a row.
+const KEYS: [(Table, &str); 6] = [
+    (Table::Scans, "run_id, scan_id, content_id, recipe_id"),
+    (Table::Tokens, "run_id, scan_id, z, y, x"),
+    (Table::Masks, "run_id, scan_id"),
+    (Table::Findings, "run_id, scan_id, finding"),
+    (Table::Failures, "run_id, scan_id, content_id, recipe_id, attempts"),
+    (Table::Reverts, "run_id, scan_id, content_id, recipe_id"),
+];
+
+/// The rows of these scans of a run.
+pub(super) fn of_scans(run_id: &str, scans: &[String]) -> Expr {
+    col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(scans.iter().map(|id| lit(id.as_str())).collect(), false))
+}
+
+impl Tables {
+    /// Deletes all but one of rows that are equal, and results that a later run has made again; gives the number of deleted
+    /// rows by table.
+    ///
+    /// # Errors
+    /// As [`remove_orphans`](Tables::remove_orphans).
+    pub async fn remove_doubles(&mut self) -> Result<BTreeMap<&'static str, usize>> {
+        self.refresh().await?;
+        let mut removed = BTreeMap::new();
+        let present: Vec<Table> = self.present().collect();
+        for (table, key) in KEYS.into_iter().filter(|(table, _)| present.contains(table)) {
+            let context = self.raw_session().await?;
+            let doubled = format!(
+                "SELECT run_id, scan_id FROM (
+                     SELECT run_id, scan_id FROM raw.{} GROUP BY {key} HAVING count(*) > 1
+                 ) GROUP BY run_id, scan_id ORDER BY run_id, scan_id",
+                table.name()
+            );
+            for (run_id, scans) in scans_by_run(&context, &doubled).await? {
+                for scans in scans.chunks(SCANS_AT_ONCE) {
+                    *removed.entry(table.name()).or_default() += self.keep_one(table, &run_id, scans).await?;
+                }
+            }
+        }
+        self.remove_earlier_results(&mut removed).await?;
+        removed.retain(|_, rows| *rows > 0);
+        Ok(removed)
+    }
+
+    /// Replaces the rows of these scans of a run by one of each; gives how many that leaves out.
+    async fn keep_one(&mut self, table: Table, run_id: &str, scans: &[String]) -> Result<usize> {
+        let unreadable = |e| Error::table(format!("cannot read table {}", table.name()), e);
+        let schema = self.delta(table).snapshot().map_err(unreadable)?.schema();
+        let columns: Vec<String> = schema.fields().map(|field| field.name().clone()).collect();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let which = of_scans(run_id, scans);
+        let context = self.raw_session().await?;
+        let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?.filter(which.clone())?;
+        let rows = rows.select_columns(&columns)?;
+        let before = rows.clone().count().await?;
+        let order = table.sorted_by().iter().map(|name| col(*name).sort(true, false)).collect();
+        let distinct: Vec<RecordBatch> = rows.distinct()?.sort(order)?.collect().await?;
+        let removed_rows = before - distinct.iter().map(RecordBatch::num_rows).sum::<usize>();
+        if removed_rows == 0 {
+            return Ok(0);
+        }
+        let operation = DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by: None, predicate: None };
+        let what = Rewrite { table, attempted: "mend doubled rows of", operation, removed_rows };
+        let properties = properties(table, false)?;
+        let mended = self.rewrite(&what, |copy, commit| {
+            let write =
+                copy.write(distinct.clone()).with_save_mode(SaveMode::Overwrite).with_replace_where(which.clone());
+            write.with_writer_properties(properties.clone()).with_commit_properties(commit).into_future()
+        });
+        mended.await?;
+        Ok(removed_rows)
+    }
+
+    /// Deletes results that a run with a higher number has made again, with their rows in the other tables.
+    async fn remove_earlier_results(&mut self, removed: &mut BTreeMap<&'static str, usize>) -> Result<()> {
+        let context = self.raw_session().await?;
+        let order = "PARTITION BY scan_id, content_id, recipe_id
+                     ORDER BY coalesce(run_number, -1) DESC, finished_at DESC, run_id DESC";
+        let earlier = format!(
+            "SELECT DISTINCT run_id, scan_id FROM (
+                 SELECT run_id, scan_id, first_value(run_id) OVER ({order}) AS kept FROM raw.scans
+             ) WHERE run_id <> kept ORDER BY run_id, scan_id"
+        );
+        for (run_id, scans) in scans_by_run(&context, &earlier).await? {
+            for scans in scans.chunks(SCANS_AT_ONCE) {
+                // `scans` first: rows without a result are hidden, a result without rows is not.
+                for table in [Table::Scans].into_iter().chain(OWNED) {
+                    *removed.entry(table.name()).or_default() +=
+                        self.delete_counted(table, &of_scans(&run_id, scans)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the rows that meet a condition; gives their number.
+    pub(super) async fn delete_counted(&mut self, table: Table, which: &Expr) -> Result<usize> {
+        let rows = self.count_where(table, which).await?;
+        if rows > 0 {
+            self.delete_where(table, which, rows).await?;
+        }
+        Ok(rows)
+    }
+
+    /// How many rows meet a condition, as of the last refresh.
+    pub(super) async fn count_where(&self, table: Table, which: &Expr) -> Result<usize> {
+        let context = self.raw_session().await?;
+        let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?.filter(which.clone())?;
+        Ok(rows.count().await?)
+    }
+}
+
+/// The rows (run_id, scan_id) of a query, by run.
+async fn scans_by_run(context: &SessionContext, sql: &str) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut scans: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for batch in context.sql(sql).await?.collect().await? {
+        for (run_id, scan_id) in texts(&batch, 0).zip(texts(&batch, 1)) {
+            scans.entry(run_id).or_default().push(scan_id);
+        }
+    }
+    Ok(scans)
+}
