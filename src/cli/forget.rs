@@ -1,6 +1,7 @@
 //! `neurosieve tables forget`: removes a person from the tables.
 
 use crate::error::{Error, Result};
+use crate::flow::delete_journals;
 use crate::tables::{Forgotten, Lease, Person, Tables};
 use crate::terminal::outln;
 
@@ -70,6 +71,9 @@ impl ForgetArgs {
                     Ok(()) => tables.forget(&person, self.even_unknown, false).await,
                     Err(error) => Err(error),
                 };
+                // They name scans by digests, which who knows a scan's id can compute.
+                let journals = delete_journals(&location).await;
+                let outcome = outcome.and_then(|forgotten| journals.map(|()| forgotten));
                 maintenance.give_back().await;
                 outcome
             }

@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::TryStreamExt as _;
-use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, watch};
@@ -145,6 +145,28 @@ impl Shared {
     }
 }
 
+/// Deletes all journals of the tables at `location`, of which no run is active.
+///
+/// # Errors
+/// [`Error::Storage`] where they cannot be listed or deleted.
+pub async fn delete_journals(location: &Location) -> Result<()> {
+    for object in listed(location).await? {
+        match location.store.delete(&object.location).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(location.explain_write("delete a journal at", error)),
+        }
+    }
+    Ok(())
+}
+
+async fn listed(location: &Location) -> Result<Vec<ObjectMeta>> {
+    match location.store.list(Some(&location.path_of(FOLDER)?)).try_collect().await {
+        Ok(found) => Ok(found),
+        Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
+        Err(error) => Err(location.explain("list", error)),
+    }
+}
+
 /// The journals that runs which did not end in order have left, and those of runs that are under way.
 #[derive(Debug, Default)]
 pub(super) struct Journals(Vec<(Path, BTreeSet<String>)>);
@@ -155,11 +177,7 @@ impl Journals {
     /// # Errors
     /// [`Error::Storage`] where they cannot be listed or read.
     pub(super) async fn of_others(location: &Location, recipe_id: &str) -> Result<Self> {
-        let folder = location.path_of(FOLDER)?;
-        let found: Vec<_> = location.store.list(Some(&folder)).try_collect().await.or_else(|e| match e {
-            object_store::Error::NotFound { .. } => Ok(Vec::new()),
-            e => Err(location.explain("list", e)),
-        })?;
+        let found = listed(location).await?;
         let mut journals = Vec::new();
         for object in found.iter().filter(|object| object.size <= LARGEST) {
             let Some(uri) = location.relative(&object.location) else { continue };

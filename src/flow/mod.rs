@@ -77,7 +77,7 @@ pub use audit::summary;
 pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
 pub use health::Night;
-pub use journal::Journal;
+pub use journal::{Journal, delete_journals};
 pub use limits::{FailureLimit, Shard};
 pub use monitor::Monitor;
 pub use notify::Notifier;

@@ -178,7 +178,9 @@ async fn nobody_is_forgotten_while_a_run_may_be_in_progress() {
     let mut tables = open(folder.path()).await;
     commit(&mut tables, "r1", vec![finished("r1", "sub-zebra17", DAY_ONE, 0.5)]).await;
     let location = store::open(at).unwrap();
-    for lease in [Lease::take(&location, "0123").await.unwrap().unwrap(), Lease::of_maintenance(&location).await.unwrap()] {
+    for lease in
+        [Lease::take(&location, "0123").await.unwrap().unwrap(), Lease::of_maintenance(&location).await.unwrap()]
+    {
         let refused = forget(at, &["--subject", PERSON]);
         assert!(
             refused.status.code() == Some(2) && text(&refused.stderr).contains("try again"),
