@@ -402,7 +402,7 @@ mod tests {
         .unwrap();
         let said = format!("{:?}", pseudonyms().record(&config));
         assert!(!said.contains("anna") && said.contains(&pseudonyms().subject("anna")), "{said}");
-        for short in ["", "secret", "15 bytes of key"] {
+        for short in ["", "s3same", "15 bytes of key"] {
             let said = Pseudonyms::new(short.as_bytes()).unwrap_err().to_string();
             assert!(said.contains(KEY) && (short.is_empty() || !said.contains(short)), "{said}");
         }
