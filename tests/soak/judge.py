@@ -123,17 +123,19 @@ class Soak:
                 lease = path.endswith(".lock") and (maintenance or "_maintenance" not in path)
                 if lease and request["status"] == 200:
                     claims[path.rsplit("/", 1)[-1]].append((request["t"], request["client"] if put else None))
-        stops = [e for e in self.of("signal") if e["signal"] in ("KILL", "STOP")]
+        stops, awake = [e for e in self.of("signal") if e["signal"] in ("KILL", "STOP")], self.of("signal", signal="CONT")
         for of_lock in claims.values():
             for (t, who), (until, _) in zip(of_lock, [*of_lock[1:], (self.end, None)]):
-                until = min(until, t + LEASE_S)
-                spans += [(e["t"], until + 20) for e in stops if e["who"] == who and t <= e["t"] < until]
+                for stop in stops:
+                    if stop["who"] != who or not t <= stop["t"] < (ends := min(until, t + LEASE_S)):
+                        continue
+                    woken = [e["t"] for e in awake if e["who"] == who and e["t"] > stop["t"]]
+                    spans.append((stop["t"], min([ends, *(woken if stop["signal"] == "STOP" else [])]) + 20))
         return spans
 
-    def times(self, minutes):
-        """The times at which something was due, from the first start of a schedule to the end without the grace."""
-        step, first = 60 * minutes, self.of("started")[0]["t"]
-        last = self.end - 60 * self.settings["grace"]
+    def times(self, minutes, grace):
+        """The times at which something was due, from the first start of a schedule to the end without the grace (s)."""
+        step, first, last = 60 * minutes, self.of("started")[0]["t"], self.end - grace
         return [t for t in range(int(first // step + 1) * step, int(last) + 1, step)]
 
     def nights(self):
@@ -149,7 +151,7 @@ class Soak:
         for upload in self.of("upload"):
             of_scan[upload["scan"]].append(upload)
         judged = []
-        for night in self.times(self.settings["night_every"]):
+        for night in self.times(self.settings["night_every"], 60 * self.settings["grace"]):
             done = [min((run["ended"] for run in runs if run["began"] >= night - 1), default=None)]
             for scan, uploads in of_scan.items():
                 for upload, later in zip(uploads, uploads[1:] + [None]):
@@ -174,7 +176,7 @@ class Soak:
                 if found := re.match(r"(20\S+Z) .*\bscans: \d+ files became", line):
                     done.append(datetime.datetime.fromisoformat(found[1]).timestamp())
         kept = []
-        for time in self.times(self.settings["upkeep_every"]):
+        for time in self.times(self.settings["upkeep_every"], UPKEEP_GRACE_S):
             at = min((t for t in done if t >= time), default=self.end)
             kept.append((time, at - time - excused.within(time, at)))
         return kept, len(done)
@@ -263,7 +265,7 @@ def verdict(folder):
         show_cohort(soak, row, bar)
     for event in soak.of("final"):
         if event["name"] in ("last run", "run after the last", "check"):
-            row(event["name"], f"exit code {event['code']}; {event['printed'].splitlines()[0] if event['printed'] else ''}")
+            row(event["name"], f"exit code {event['code']}; {event['printed'].split('. ')[0][:300]}")
     expected = {"last run": (0, 3), "run after the last": (0, 3), "check": (0,)}
     for name, codes in expected.items():
         codes_seen = [event["code"] for event in soak.of("final", name=name)]
@@ -294,8 +296,9 @@ def show_processes(soak, row, bar):
     said = [re.sub(r"^20\S+Z ", "", line) for log in soak.logs.values() for line in log]
     bar(not any("panicked" in line for line in said), "a schedule panicked")
     row("times skipped as busy", sum("this time is skipped" in line for line in said))
-    errors = collections.Counter(re.sub(r"\d+|[0-9a-f-]{36}", "#", line)[:150] for line in said if re.match("error", line, re.I))
-    row("errors printed", sum(errors.values()))
+    failed = [line for line in said if re.match("error", line, re.I) or re.search(r"\b(WARN|ERROR)\b", line)]
+    errors = collections.Counter(re.sub(r"[0-9a-f-]{36}|\d+", "#", line)[:150] for line in failed)
+    row("errors and warnings", sum(errors.values()))
     for line, n in errors.most_common(8):
         row("", f"{n} x {line}")
 
@@ -317,7 +320,8 @@ def show_nights(soak, row, bar):
     if took:
         row("seconds until done", f"median {took[len(took) // 2]:.0f}, longest {took[-1]:.0f}; excuses are not counted")
     for t, counted_s, wall in lost:
-        bar(False, f"night {clock(t)} lost: " + (f"done after {wall:.0f} s, {counted_s:.0f} s of them count" if wall else "never done"))
+        how = f"done after {wall:.0f} s, {counted_s:.0f} s of them count" if wall else "never done"
+        bar(False, f"night {clock(t)} lost: {how}")
     upkeep, done = soak.upkeep()
     late = [t for t, seconds in upkeep if seconds > UPKEEP_GRACE_S]
     row("upkeep", f"{len(upkeep)} due, {len(upkeep) - len(late)} kept, {len(late)} lost; {done} done")

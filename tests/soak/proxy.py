@@ -164,7 +164,8 @@ class Proxy:
                 return False
             bodiless = method == "HEAD" or status.split()[1] in ("204", "304")
             lines = [f"HTTP/1.1 {status.split(' ', 1)[1]}"]
-            lines += [f"{k}: {v}" for k, v in answered if k.lower() not in HOP and (bodiless or k.lower() != "content-length")]
+            left_out = HOP if bodiless else HOP | {"content-length"}
+            lines += [f"{k}: {v}" for k, v in answered if k.lower() not in left_out]
             lines += [] if bodiless else [f"Content-Length: {len(content)}"]
             writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + content[:cut])
             await writer.drain()

@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import contract
 import judge
 from feeder import Feeder, material
 from fleet import CLIENTS, COHORT, REPOSITORY, TABLES, Events, Front, Schedule, Store, environment
@@ -42,8 +43,8 @@ def arguments():
     parser.add_argument("--percent", type=float, default=1, help="share of requests with a fault [default: %(default)s]")
     parser.add_argument("--kinds", help='weights of faults as JSON, such as {"503": 1, "flip": 1} [default: proxy.py]')
     parser.add_argument("--grace", type=float, default=5, help="minutes that a night may take [default: %(default)s]")
-    parser.add_argument("--stop-within", type=float, default=120, help="seconds from SIGTERM to the end [default: %(default)s]")
-    parser.add_argument("--slope", type=float, default=60, help="growth of memory allowed, MiB per hour [default: %(default)s]")
+    parser.add_argument("--stop-within", type=float, default=120, help="seconds from SIGTERM on [default: %(default)s]")
+    parser.add_argument("--slope", type=float, default=60, help="memory's growth, MiB per hour [default: %(default)s]")
     options = parser.parse_args()
     options.program = options.program.resolve(strict=True)
     options.seconds = 3600 * options.hours if options.hours else 60 * options.minutes
@@ -126,7 +127,7 @@ class Chaos:
             if not self.calm(schedule):
                 schedule.signal(what, victim)
             return
-        # Now and then longer than a lease lasts: another schedule takes over, and this one wakes up in the middle of its work.
+        # Now and then longer than a lease lasts: another schedule takes over, and this one wakes up within its work.
         long = self.options.seconds >= 3600 and self.random.random() < 0.2
         seconds = self.random.uniform(320, 400) if long else self.random.uniform(5, 60)
         schedule.signal("STOP", victim, seconds=round(seconds))
@@ -164,11 +165,15 @@ class Chaos:
 
 
 def soak(options, folder, events):
-    events("begin", program=str(options.program), seed=options.seed, seconds=options.seconds, grace=options.grace,
-           night_every=options.night_every, upkeep_every=options.upkeep_every, slope=options.slope, stop_within=options.stop_within)  # fmt: skip
+    kept = ("seed", "seconds", "grace", "night_every", "upkeep_every", "slope", "stop_within")
+    events("begin", program=str(options.program), **{name: getattr(options, name) for name in kept})
     store = Store()
     front = Front(folder, store, options)
+    front.off.touch()
     front.start()
+    contract.check(front.ports["A"], store.port)
+    events("store", contract="conditional writes, ranges and entity tags pass")
+    front.off.unlink()
     schedules = [Schedule(name, folder, front.ports[name], options, events) for name in CLIENTS]
     try:
         contents = material(options.program, folder, 10 + int(2 * options.seconds / options.scan_every), options.seed)
@@ -186,6 +191,7 @@ def soak(options, folder, events):
         watch(schedules, lambda: None, lambda: 1, samples, lambda: time.time() > until)
         events("end")
         for schedule in schedules:
+            schedule.start_at = None
             if schedule.process:
                 schedule.signal("TERM", "end")
         watch(schedules, lambda: None, lambda: None, samples, lambda: all(one.process is None for one in schedules))
@@ -231,7 +237,8 @@ def final(options, folder, events, variables):
     for name in ("scans", "failures"):
         columns = "scan_id, size_bytes" if name == "scans" else "scan_id, kind, message, attempts"
         sql = f"SELECT {columns} FROM {name} ORDER BY 1"
-        done = program(f"view {name}", "sql", "--tables", TABLES, "--format", "nd-json", "--output", f"{name}.jsonl", "-c", sql)
+        query = ["sql", "--tables", TABLES, "--format", "nd-json", "--output", f"{name}.jsonl", "-c", sql]
+        done = program(f"view {name}", *query)
         lines = (folder / f"{name}.jsonl").read_text().splitlines() if done.returncode == 0 else []
         views[name] = [json.loads(line) for line in lines]
     views["raw"] = judge.read_tables(TABLES, variables)
