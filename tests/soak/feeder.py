@@ -10,6 +10,7 @@ import threading
 import time
 
 import boto3
+from botocore.config import Config
 
 from fleet import BUCKET
 
@@ -32,7 +33,7 @@ class Feeder:
         self.random = random.Random(f"{options.seed}/feeder")
         self.client = boto3.client(
             "s3", endpoint_url=f"http://127.0.0.1:{store.port}", region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key="test",
+            aws_access_key_id="test", aws_secret_access_key="test", config=Config(read_timeout=600),
         )  # fmt: skip
         # Scan -> contents that it had, the last one is current; a damaged one is None.
         self.scans = {}

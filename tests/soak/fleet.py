@@ -107,8 +107,9 @@ class Schedule:
         self.lives += 1
         command = [self.options.program, "schedule", REPOSITORY / "tests/soak/pipeline.toml"]
         command += ["--cohort", COHORT, "--tables", TABLES]
-        for key, minutes in (("run", self.options.night_every), ("upkeep", self.options.upkeep_every)):
-            command.append(f'--set=schedule.{key}="*/{minutes} * * * *"')
+        options = self.options
+        for key, first, every in (("run", 0, options.night_every), ("upkeep", options.upkeep_offset, options.upkeep_every)):
+            command.append(f'--set=schedule.{key}="{first}-59/{every} * * * *"')
         log = open(self.folder / f"{self.name}.log", "a")
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(self.port), cwd=self.folder)
         self.frozen, self.ending_since, self.start_at = False, None, None

@@ -120,9 +120,10 @@ class Soak:
         for request in self.requests:
             put = request["method"] == "PUT"
             for path in [request["path"]] if put else request.get("deletes", []):
-                lease = path.endswith(".lock") and (maintenance or "_maintenance" not in path)
+                name = path.rsplit("/", 1)[-1]
+                lease = re.match(r"_.*(lock|lease)", name) and (maintenance or "_maintenance" not in name)
                 if lease and request["status"] == 200:
-                    claims[path.rsplit("/", 1)[-1]].append((request["t"], request["client"] if put else None))
+                    claims[name].append((request["t"], request["client"] if put else None))
         stops, awake = [e for e in self.of("signal") if e["signal"] in ("KILL", "STOP")], self.of("signal", signal="CONT")
         for of_lock in claims.values():
             for (t, who), (until, _) in zip(of_lock, [*of_lock[1:], (self.end, None)]):
@@ -133,10 +134,10 @@ class Soak:
                     spans.append((stop["t"], min([ends, *(woken if stop["signal"] == "STOP" else [])]) + 20))
         return spans
 
-    def times(self, minutes, grace):
+    def times(self, minutes, grace, offset=0):
         """The times at which something was due, from the first start of a schedule to the end without the grace (s)."""
         step, first, last = 60 * minutes, self.of("started")[0]["t"], self.end - grace
-        return [t for t in range(int(first // step + 1) * step, int(last) + 1, step)]
+        return [t for t in range(int(first // step) * step + 60 * offset, int(last) + 1, step) if t > first]
 
     def nights(self):
         """(time, seconds of the clock until it was done, wall seconds, or none where it never was) of every night."""
@@ -176,7 +177,7 @@ class Soak:
                 if found := re.match(r"(20\S+Z) .*\bscans: \d+ files became", line):
                     done.append(datetime.datetime.fromisoformat(found[1]).timestamp())
         kept = []
-        for time in self.times(self.settings["upkeep_every"], UPKEEP_GRACE_S):
+        for time in self.times(self.settings["upkeep_every"], UPKEEP_GRACE_S, self.settings.get("upkeep_offset", 0)):
             at = min((t for t in done if t >= time), default=self.end)
             kept.append((time, at - time - excused.within(time, at)))
         return kept, len(done)

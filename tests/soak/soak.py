@@ -37,6 +37,7 @@ def arguments():
     parser.add_argument("--folder", type=Path, help="folder of the logs, which must not exist [default: temporary]")
     parser.add_argument("--night-every", type=int, default=2, help="minutes between runs; divides 60 [default: %(default)s]")
     parser.add_argument("--upkeep-every", type=int, default=10, help="the same of upkeep [default: %(default)s]")
+    parser.add_argument("--upkeep-offset", type=int, default=0, help="minutes after a run's time [default: %(default)s]")
     parser.add_argument("--scan-every", type=float, default=45, help="mean seconds between uploads [default: %(default)s]")
     parser.add_argument("--kill-every", type=float, default=150, help="mean seconds between kills [default: %(default)s]")
     parser.add_argument("--outage-every", type=float, default=600, help="the same of the store [default: %(default)s]")
@@ -165,7 +166,7 @@ class Chaos:
 
 
 def soak(options, folder, events):
-    kept = ("seed", "seconds", "grace", "night_every", "upkeep_every", "slope", "stop_within")
+    kept = ("seed", "seconds", "grace", "night_every", "upkeep_every", "upkeep_offset", "slope", "stop_within")
     events("begin", program=str(options.program), **{name: getattr(options, name) for name in kept})
     store = Store()
     front = Front(folder, store, options)
