@@ -62,7 +62,8 @@ def application(environ, start_response):
         start_response("503 Service Unavailable", [])
         return [b""]
     # The body arrives as fast as the client sends it, which is no reason for others to wait.
-    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+    if length := environ.get("CONTENT_LENGTH"):
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(length)))
     with one_at_a_time:
         answer = list(served(environ, start_response))
     pid = fires(environ, "after")
