@@ -1,4 +1,5 @@
--- Scans without a result, by reason. Permanent failures need a new file; the next run tries the others again.
+-- Scans without a result, by reason. Permanent failures need a new file (too_large: a higher limit); later runs try the others
+-- again.
 SELECT
     stage,
     kind,

@@ -2,10 +2,25 @@
 //!
 //! An error gives its [`Domain`] (where the fault lies) and its [`Retry`] (what may help). A scan's failure becomes one row
 //! in the `failures` table, with the error's kind and message and the stage that the scan had reached.
+//!
+//! Messages go to logs and tables. They say of a store's error only what `reason.rs` allows; the error itself, with the server's
+//! reply, stays behind [`std::error::Error::source`].
+
+mod reason;
 
 use datafusion::error::DataFusionError;
 
+use self::reason::{causes, reason, without_replies};
 use crate::volume;
+
+/// The kind of a scan that exceeds `run.max_scan_mib`, and of one that needs more memory than the run has. Whether it can be
+/// screened depends on the limits of a run, and not on its content alone.
+pub const TOO_LARGE: &str = "too_large";
+/// See [`TOO_LARGE`].
+pub const TOO_LARGE_FOR_MEMORY: &str = "too_large_for_memory";
+
+/// The kind of a scan during which processes died.
+pub const CRASHED: &str = "crashed";
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -23,8 +38,16 @@ pub enum Error {
         /// What was found, what was expected, and what to do next.
         message: String,
     },
+    /// A scan that needs more memory than the run has for scans. A run with more memory can screen it.
+    #[error("{message}")]
+    NeedsMemory {
+        /// What it needs, what there is, and what to do next.
+        message: String,
+        /// The memory that it needs, bytes.
+        bytes: u64,
+    },
     /// A request to an object store failed.
-    #[error("{context}: {source}")]
+    #[error("{context}: {}", reason(source))]
     Storage {
         /// What was being attempted.
         context: String,
@@ -33,7 +56,7 @@ pub enum Error {
         source: object_store::Error,
     },
     /// A Delta table could not be read or written.
-    #[error("{context}: {source}")]
+    #[error("{context}: {}", without_replies(source.as_ref()))]
     Table {
         /// What was being attempted.
         context: String,
@@ -42,7 +65,7 @@ pub enum Error {
         source: Box<deltalake_core::DeltaTableError>,
     },
     /// The query engine refused a query or failed.
-    #[error("{0}{next}", next = next_step(.0))]
+    #[error("{}{}", without_replies(.0), next_step(.0))]
     Query(#[from] DataFusionError),
     /// libtorch failed on a device.
     #[error("{message}")]
@@ -56,6 +79,9 @@ pub enum Error {
     /// the scan healthy.
     #[error("{0}")]
     NotFinite(String),
+    /// A process died while it screened this scan alone.
+    #[error("{0}")]
+    Crashed(String),
     /// A scan exceeded its time limit.
     #[error("not finished after {seconds} s; raise run.scan_timeout_s to give such scans more time")]
     TimedOut {
@@ -145,7 +171,7 @@ impl Error {
     /// Where the fault lies.
     pub fn domain(&self) -> Domain {
         match self {
-            Self::Input { .. } | Self::TimedOut { .. } => Domain::Input,
+            Self::Input { .. } | Self::NeedsMemory { .. } | Self::Crashed(_) | Self::TimedOut { .. } => Domain::Input,
             Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
             Self::Device { .. } | Self::NotFinite(_) => Domain::Device,
             Self::Model(_) => Domain::Model,
@@ -168,8 +194,35 @@ impl Error {
                 | S::UnknownConfigurationKey { .. } => Retry::Never,
                 _ => Retry::Backoff,
             },
-            Self::Device { .. } | Self::TimedOut { .. } | Self::Table { .. } | Self::Io { .. } => Retry::Backoff,
+            Self::Device { .. } | Self::Crashed(_) | Self::TimedOut { .. } | Self::Table { .. } | Self::Io { .. } => {
+                Retry::Backoff
+            }
             _ => Retry::Never,
+        }
+    }
+
+    /// True where a store failed or refused the credentials in a way that may pass, and that may concern every object. Whether it
+    /// concerns one object alone, only a request for another one can tell. A full disk is not meant: it stays full.
+    pub fn is_of_store(&self) -> bool {
+        use object_store::Error as S;
+        let says_so = |error: &S| {
+            matches!(
+                error,
+                S::Generic { .. } | S::PermissionDenied { .. } | S::Unauthenticated { .. } | S::JoinError { .. }
+            )
+        };
+        let is_full = |cause: &(dyn std::error::Error + 'static)| {
+            use std::io::ErrorKind as K;
+            let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            matches!(kind, Some(K::StorageFull | K::QuotaExceeded | K::ReadOnlyFilesystem | K::FileTooLarge))
+        };
+        if std::error::Error::source(self).is_some_and(|source| causes(source).any(is_full)) {
+            return false;
+        }
+        match self {
+            Self::Storage { source, .. } => says_so(source),
+            Self::Table { source, .. } => causes(source.as_ref()).filter_map(|cause| cause.downcast_ref()).any(says_so),
+            _ => false,
         }
     }
 
@@ -188,6 +241,8 @@ impl Error {
         use object_store::Error as S;
         match self {
             Self::Input { kind, .. } => kind,
+            Self::NeedsMemory { .. } => TOO_LARGE_FOR_MEMORY,
+            Self::Crashed(_) => CRASHED,
             Self::Storage { source: S::NotFound { .. }, .. } => "not_found",
             Self::Storage { source: S::PermissionDenied { .. } | S::Unauthenticated { .. }, .. } => "permission",
             Self::Storage { source: S::Precondition { .. }, .. } => "changed_while_reading",

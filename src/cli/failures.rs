@@ -8,8 +8,9 @@ use crate::tables::Tables;
 
 /// Show which scans have no result, and why
 ///
-/// Every run tries the temporary failures again. A permanent failure is tried again only after the scan's file has changed,
-/// or with `neurosieve run --retry`.
+/// The next run tries a temporary failure again, and later runs after further failures, up to eight times in all. A permanent
+/// failure is tried again after the scan's file has changed; too_large and too_large_for_memory also under higher limits
+/// (`run.max_scan_mib`, `run.memory_mib`). `neurosieve run --retry` tries all.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve failures --tables ./results

@@ -19,7 +19,7 @@ mod tables;
 mod train;
 mod twin;
 
-use std::io::IsTerminal;
+use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -28,6 +28,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::error::{Domain, Error, Result};
+use crate::flow::{APART_COMMAND, screen_apart, this_is_the_program};
 use crate::model::device;
 use crate::store;
 use crate::terminal::{self, errln};
@@ -67,6 +68,9 @@ enum Command {
     FitBorder(fit_border::FitBorderArgs),
     #[command(hide = true)]
     Twin(twin::TwinArgs),
+    /// Screen one scan for a run, which starts this command by itself
+    #[command(hide = true, name = APART_COMMAND)]
+    ScreenApart,
 }
 
 /// Exit codes of the program besides 0.
@@ -76,15 +80,17 @@ const DONE_WITH_FAILURES: u8 = 3;
 const STOPPED: u8 = 4;
 const GAVE_UP: u8 = 5;
 
-/// Without `NEUROSIEVE_LOG`, only errors are logged, and of the libraries behind the tables none: they return the same errors,
-/// which the program prints.
-const DEFAULT_LOG: &str = "error,buoyant_kernel=off,buoyant_kernel_engine=off,deltalake_core::kernel=off,\
+/// Without `NEUROSIEVE_LOG`, only errors are logged, and what delays a run: a store that is slow or down. Of the libraries behind
+/// the tables nothing is: they return the same errors, which the program prints.
+const DEFAULT_LOG: &str = "error,neurosieve::store=warn,neurosieve::flow::outage=warn,neurosieve::flow::commit=warn,\
+                           neurosieve::flow::execute=warn,neurosieve::flow::journal=warn,buoyant_kernel=off,buoyant_kernel_engine=off,deltalake_core::kernel=off,\
                            deltalake_core::logstore=off";
 
 /// Parses the command line, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     device::silence_caught_panics();
+    this_is_the_program();
     let filter = EnvFilter::try_from_env("NEUROSIEVE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     // A log line that cannot be written must not panic, as the default remark about it does on a closed pipe.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
@@ -123,6 +129,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::FitBorder(args) => args.run().await.map(done),
         Command::Twin(args) => args.run().map(done),
         Command::Doctor(args) => args.run().await.map(done),
+        Command::ScreenApart => screen_apart(BufReader::new(std::io::stdin()), std::io::stdout()).await.map(done),
     }
 }
 

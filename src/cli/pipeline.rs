@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use futures::FutureExt as _;
 use futures::future::Shared;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
+use super::STOPPED;
 use super::report_file::ReportFile;
 use crate::config;
 use crate::error::{Error, Result};
@@ -89,7 +91,7 @@ pub fn monitor(pipeline: &Pipeline) -> Result<Option<Monitor>> {
     Ok(monitor)
 }
 
-/// Completes at the first Ctrl-C or SIGTERM and prints `message`. After this call, these signals no longer end the program.
+/// Completes at the first Ctrl-C or SIGTERM and prints `message`. The second one ends the program at once.
 ///
 /// # Errors
 /// [`Error::Io`] where the program cannot listen for signals.
@@ -97,12 +99,21 @@ pub fn asked_to_stop(message: &'static str) -> Result<Shared<impl Future<Output 
     let listen = |kind| signal(kind).map_err(|e| Error::io("cannot listen for signals", e));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     // A separate task, so that the message is printed at once.
-    let signalled = tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        errln!("{message}");
+    let (first, signalled) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut signal = async || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        signal().await;
+        errln!("{message}; a second Ctrl-C or SIGTERM ends at once");
+        // There is no receiver where the program is ending anyway.
+        let _ = first.send(());
+        signal().await;
+        errln!("ended at once; the next run screens what was not committed");
+        std::process::exit(i32::from(STOPPED));
     });
     Ok(signalled.map(drop).shared())
 }

@@ -26,8 +26,8 @@ pub struct ReportFile {
 #[derive(Debug)]
 struct Known {
     progress: Arc<Progress>,
-    pending: u64,
-    quarantined: u64,
+    /// The report of the run as it begins.
+    report: RunReport,
 }
 
 /// The JSON of the file.
@@ -51,14 +51,15 @@ impl ReportFile {
     /// A run begins. It screens even if the file cannot be written; the reason is printed.
     pub fn began(&self) {
         self.take_known();
-        self.running(&RunReport::running(0, 0));
+        self.running(&RunReport::running(0, 0, 0));
     }
 
     /// The scans of the run are known.
     pub fn prepared(&self, run: &Run) {
-        let known =
-            Known { progress: run.progress(), pending: run.pending() as u64, quarantined: run.quarantined() as u64 };
-        self.running(&RunReport::running(known.pending, known.quarantined));
+        let [pending, quarantined, waiting] = [run.pending(), run.quarantined(), run.waiting()].map(|n| n as u64);
+        let report = RunReport::running(pending, quarantined, waiting);
+        self.running(&report);
+        let known = Known { progress: run.progress(), report };
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
@@ -74,10 +75,8 @@ impl ReportFile {
     /// The run failed. An error of writing the file is printed.
     pub fn failed(&self, error: &Error) {
         let report = match self.take_known() {
-            Some(Known { progress, pending, quarantined }) => {
-                RunReport::running(pending, quarantined).with_error(error, Some(&progress.snapshot()))
-            }
-            None => RunReport::running(0, 0).with_error(error, None),
+            Some(Known { progress, report }) => report.with_error(error, Some(&progress.snapshot())),
+            None => RunReport::running(0, 0, 0).with_error(error, None),
         };
         print_failure(self.ended(&report));
     }

@@ -18,8 +18,8 @@ use crate::terminal::{errln, outln};
 /// Screen the scans of a cohort that have no result yet
 ///
 /// Reads a pipeline file, lists the cohort, skips scans that have a result for the same content and settings, and screens
-/// the others. A scan that cannot be screened becomes a row in `failures`. Ctrl-C finishes and commits the scans in flight;
-/// the same command then screens the rest.
+/// the others. A scan that cannot be screened becomes a row in `failures`. Ctrl-C commits what is finished, and gives the scans
+/// in flight 25 s (run.stop_s) to finish; a second Ctrl-C ends at once. The same command then screens the rest.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results
@@ -27,8 +27,8 @@ use crate::terminal::{errln, outln};
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
 
-Exit codes: 0 every selected scan has a result, 1 error, 2 wrong settings or nothing selected, 3 some scans failed, now or in an
-earlier run, 4 stopped early, 5 given up because more scans failed than --max-failures allows.
+Exit codes: 0 every selected scan has a result, 1 error (also a store that stays down), 2 wrong settings or nothing selected, 3 some
+scans failed, now or in an earlier run, 4 stopped early, 5 more scans failed than --max-failures allows.
 NEUROSIEVE_LOG=info prints the log (debug: every scan).")]
 pub struct RunArgs {
     #[command(flatten)]
@@ -47,9 +47,13 @@ pub struct RunArgs {
     /// run.max_failures]
     #[arg(long, value_name = "N|P%")]
     pub max_failures: Option<String>,
-    /// Also try quarantined scans again: those whose content was found unusable [pipeline: run.retry]
+    /// Also try quarantined scans again: those whose content was found unusable, or that failed too often [pipeline: run.retry]
     #[arg(long)]
     pub retry: bool,
+    /// Do nothing, successfully, where no scan of the cohort is selected, instead of ending with an error [pipeline:
+    /// run.allow_empty]
+    #[arg(long)]
+    pub allow_empty: bool,
     /// At the end, print the physical plan with times and counts per operator
     #[arg(long)]
     pub explain: bool,
@@ -68,6 +72,7 @@ impl RunArgs {
             text("run.max_failures", &self.max_failures),
             self.limit.map(|n| format!("run.limit={n}")),
             self.retry.then(|| "run.retry=true".to_owned()),
+            self.allow_empty.then(|| "run.allow_empty=true".to_owned()),
         ];
         let screening = async |pipeline: Pipeline, report: &ReportFile| {
             report.began();
@@ -90,12 +95,13 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
     }
     let listing = run.listing();
     errln!(
-        "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {pending} pending",
+        "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {} waiting, {pending} pending",
         listing.cohort,
         listing.selected.len(),
         listing.skipped.len(),
         run.already_done(),
         run.quarantined(),
+        run.waiting(),
     );
     for line in cohort::report::faults(listing) {
         errln!("{line}");
@@ -104,7 +110,10 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
         errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
     }
 
-    let no_scan_in_shard = listing.selected.is_empty();
+    let nothing_to_screen = listing.selected.is_empty().then(|| match run.in_other_shards() {
+        0 => "Nothing to do: no scan of the cohort is selected.",
+        _ => "Nothing to do: none of the selected scans belongs to this shard.",
+    });
 
     let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
     let display = tokio::spawn(show(run.progress(), pending));
@@ -114,10 +123,9 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
     if explain {
         outln!("{}\n{}", report.plan, stages(&report.stages));
     }
-    if no_scan_in_shard {
-        outln!("Nothing to do: none of the selected scans belongs to this shard.");
-    } else {
-        summary(&report, &tables);
+    match nothing_to_screen {
+        Some(text) => outln!("{text}"),
+        None => summary(&report, &tables),
     }
     file.ended(&report)?;
     Ok(match report.outcome {
@@ -204,9 +212,27 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Why a scan is quarantined, and the next step.
-const QUARANTINED: &str = "They are quarantined, because their content was found unusable: see the reasons with the command below. \
-                           They are screened again when their content changes, or with --retry.";
+/// The selected scans that have no result from earlier runs and were not pending: why, and when they are tried again.
+fn without_result(report: &RunReport) -> Option<String> {
+    let quarantined = (report.quarantined > 0).then(|| {
+        format!(
+            "{} are quarantined, because their content was found unusable or failed too often; they are tried again when it \
+             changes.",
+            report.quarantined
+        )
+    });
+    let waiting =
+        (report.waiting > 0).then(|| format!("{} failed repeatedly and wait for a later run.", report.waiting));
+    let reasons: Vec<String> = quarantined.into_iter().chain(waiting).collect();
+    (!reasons.is_empty()).then(|| {
+        let n = report.quarantined + report.waiting;
+        format!(
+            "Selected scans without a result from earlier runs: {n}. {} With --retry all are tried now. See the reasons with the \
+             command below.",
+            reasons.join(" ")
+        )
+    })
+}
 
 /// Prints the results of a run and the next steps.
 pub(super) fn summary(report: &RunReport, tables: &str) {
@@ -217,10 +243,10 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
         );
     }
     let Some(run) = report.run.as_ref().filter(|_| report.pending > 0) else {
-        match report.quarantined {
-            0 => outln!("Nothing to do: every selected scan has a result for its content and these settings."),
-            n => {
-                outln!("Nothing to do. Selected scans without a result: {n}. {QUARANTINED}");
+        match without_result(report) {
+            None => outln!("Nothing to do: every selected scan has a result for its content and these settings."),
+            Some(text) => {
+                outln!("Nothing to do. {text}");
                 outln!("Next:   neurosieve failures --tables {tables}");
             }
         }
@@ -238,21 +264,21 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
     if report.superseded > 0 {
         outln!("{} more were already committed by another run, whose results are kept.", report.superseded);
     }
-    if report.quarantined > 0 {
-        outln!("Selected scans without a result from earlier runs: {}. {QUARANTINED}", report.quarantined);
+    if let Some(text) = without_result(report) {
+        outln!("{text}");
     }
     let left = report.pending.saturating_sub(ended);
     match report.outcome {
         RunOutcome::Stopped => outln!("Stopped with {left} scans left. The same command screens them."),
         RunOutcome::GaveUp => outln!(
-            "Gave up with {left} scans left: more failed than run.max_failures allows. See the reasons with the command \
-             below. The same run command screens the rest."
+            "More scans failed than run.max_failures allows; {left} are left. See the reasons with the command below. The same \
+             run command screens the rest."
         ),
         _ => {}
     }
     outln!("Tables: {tables}");
     outln!("Next:   neurosieve sql --tables {tables} -f sql/most_anomalous_scans.sql");
-    if report.failed + report.quarantined > 0 {
+    if report.failed + report.quarantined + report.waiting > 0 {
         outln!("        neurosieve failures --tables {tables}");
     }
     outln!("Research use only; not a medical device.");

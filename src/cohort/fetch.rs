@@ -1,10 +1,11 @@
 //! Reading one scan: its file, or both files of a pair.
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::bids::{self, Part};
 use super::manifest::ScanEntry;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TOO_LARGE};
 use crate::store::{self, Location};
 use crate::volume::nifti::{self, Decoded};
 
@@ -32,6 +33,18 @@ impl ScanBytes {
         match self {
             Self::File(bytes) => bytes.len(),
             Self::Pair { header, voxels } => header.len() + voxels.len(),
+        }
+    }
+
+    /// The SHA-256 of the bytes; of a pair, that of the header's SHA-256 followed by the image's.
+    pub fn sha256(&self) -> [u8; 32] {
+        match self {
+            Self::File(bytes) => Sha256::digest(bytes).into(),
+            Self::Pair { header, voxels } => Sha256::new()
+                .chain_update(Sha256::digest(header))
+                .chain_update(Sha256::digest(voxels))
+                .finalize()
+                .into(),
         }
     }
 
@@ -83,7 +96,7 @@ async fn read_object(location: &Location, uri: &str, etag: Option<&str>, limit_b
             return Ok(());
         }
         Err(Error::input(
-            "too_large",
+            TOO_LARGE,
             format!("{uri} has {size} bytes, more than run.max_scan_mib allows ({limit_bytes} bytes)"),
         ))
     };

@@ -12,8 +12,9 @@
 //! | its rows are made | [`SCORED`] |
 //!
 //! A scan that turns out larger than estimated gives its share back and waits for a larger one; its compressed object, which
-//! it holds meanwhile, is not counted. A scan larger than the budget gets all of it and runs alone. Reservations are made in
-//! DataFusion's memory pool too, so the writer notices a full pool and writes its rows at once.
+//! it holds meanwhile, is not counted. A scan that needs more than the budget has for all scans is refused ([`Budget::refuse`]):
+//! it would end the process. Reservations are made in DataFusion's memory pool too, so the writer notices a full pool and writes
+//! its rows at once.
 
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ const PLAIN_RATIO: u64 = 4;
 /// The memory of scans in flight, reserved in MiB.
 #[derive(Debug)]
 pub struct Budget {
+    total_mib: u64,
     scans_mib: u32,
     free: Arc<Semaphore>,
     pool: Arc<dyn MemoryPool>,
@@ -85,15 +87,45 @@ impl Budget {
         let scans_mib = ((total - fixed) as f64 * SCANS_SHARE) as u64 / MIB;
         let scans_mib = u32::try_from(scans_mib).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32);
         Ok(Self {
+            total_mib: total / MIB,
             scans_mib,
             free: Arc::new(Semaphore::new(scans_mib as usize)),
             pool: Arc::new(GreedyMemoryPool::new((total - fixed) as usize)),
         })
     }
 
+    /// Memory of the whole run, MiB.
+    pub fn total_mib(&self) -> u64 {
+        self.total_mib
+    }
+
     /// Memory for scans in flight, MiB.
     pub fn scans_mib(&self) -> u32 {
         self.scans_mib
+    }
+
+    /// Refuses a scan that needs more memory than there is for scans. Its size may be that of its header alone, which is read
+    /// before the voxels are decoded.
+    ///
+    /// # Errors
+    /// [`Error::NeedsMemory`] with the need and the advice.
+    pub fn refuse(&self, bytes: u64) -> Result<()> {
+        let (needs, has) = (bytes.div_ceil(MIB), u64::from(self.scans_mib));
+        if needs <= has {
+            return Ok(());
+        }
+        Err(Error::NeedsMemory {
+            message: format!(
+                "the scan needs about {needs} MiB of memory, and this run has {has} MiB for scans: raise run.memory_mib or use \
+                 a machine with more memory, which tries it again, or resample the scan"
+            ),
+            bytes: needs * MIB,
+        })
+    }
+
+    /// Memory for scans in flight, bytes.
+    pub fn scans_bytes(&self) -> u64 {
+        u64::from(self.scans_mib) * MIB
     }
 
     /// The pool that all operators of the run reserve from.
@@ -145,6 +177,11 @@ pub fn before_fetching(entry: &ScanEntry, limit_bytes: u64) -> u64 {
     object.saturating_mul(2).saturating_add(object.saturating_mul(ratio).min(limit_bytes)).saturating_add(SCRATCH)
 }
 
+/// Bytes that a scan needs at least until it is fetched.
+pub fn least_for_fetching(entry: &ScanEntry) -> u64 {
+    u64::try_from(entry.size_bytes).unwrap_or(0).saturating_mul(2).saturating_add(SCRATCH)
+}
+
 /// Bytes that a scan needs from its fetch to the end of its preprocessing. `object` is the number of bytes read, `voxels`
 /// that of the decoded voxels; it is `None` without a valid header, and decoding will refuse the scan.
 pub fn before_scoring(object: usize, voxels: Option<u64>, limit_bytes: u64) -> u64 {
@@ -187,8 +224,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_scan_larger_than_the_budget_runs_alone() {
+    async fn a_scan_larger_than_the_budget_is_refused_and_an_estimate_above_it_takes_all() {
         let budget = budget(300);
+        assert!(budget.refuse(budget.scans_bytes()).is_ok());
+        let refused = budget.refuse(budget.scans_bytes() + 1).unwrap_err();
+        assert!(refused.to_string().contains("run.memory_mib"), "{refused}");
+        assert!(matches!(refused, Error::NeedsMemory { bytes, .. } if bytes == budget.scans_bytes() + MIB));
         let alone = budget.take(u64::MAX).await.unwrap();
         assert_eq!(budget.free.available_permits(), 0);
         drop(alone);

@@ -2,17 +2,21 @@
 //!
 //! A commit costs about the same whatever it holds, and each one makes later ones slower, because the log grows. So rolls are
 //! as large as memory allows, and commits are rare: after `tables.commit_scans` scans or `tables.commit_seconds`, whichever
-//! comes first. A kill loses at most the scans since the last commit.
+//! comes first. A kill loses at most the scans since the last commit. Where the run is to end early, every roll is committed at
+//! once.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use datafusion::error::Result as DataFusionResult;
 use futures::{Stream, StreamExt as _};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::progress::Progress;
+use super::roll::RunLimits;
 use crate::error::Result;
+use crate::store::{Pauses, said_if_slow};
 use crate::tables::{Committed, Receipt, Tables, TablesConfig};
 
 /// The commits of one run; no other process commits for it.
@@ -20,6 +24,7 @@ pub(super) struct Commits<'a> {
     tables: &'a mut Tables,
     run_id: &'a str,
     progress: &'a Progress,
+    limits: RunLimits,
     uncommitted: Uncommitted,
     /// Number of the next commit.
     epoch: i64,
@@ -28,8 +33,14 @@ pub(super) struct Commits<'a> {
 }
 
 impl<'a> Commits<'a> {
-    pub(super) fn new(tables: &'a mut Tables, config: &TablesConfig, run_id: &'a str, progress: &'a Progress) -> Self {
-        Self { tables, run_id, progress, uncommitted: Uncommitted::new(config), epoch: 0, superseded: 0 }
+    pub(super) fn new(
+        tables: &'a mut Tables,
+        config: &TablesConfig,
+        run_id: &'a str,
+        progress: &'a Progress,
+        limits: RunLimits,
+    ) -> Self {
+        Self { tables, run_id, progress, limits, uncommitted: Uncommitted::new(config), epoch: 0, superseded: 0 }
     }
 
     /// Commits all rolls, each of which is one batch of receipts; gives the number of superseded scans. If the plan
@@ -41,7 +52,9 @@ impl<'a> Commits<'a> {
         &mut self,
         mut rolls: impl Stream<Item = DataFusionResult<RecordBatch>> + Unpin,
     ) -> Result<u64> {
+        let stop = Arc::clone(&self.limits.stop);
         let ended = loop {
+            let is_stopping = stop.is_pressed();
             tokio::select! {
                 roll = rolls.next() => match roll {
                     Some(Ok(roll)) => self.uncommitted.add(Receipt::from_batch(&roll)?),
@@ -49,8 +62,9 @@ impl<'a> Commits<'a> {
                     None => break Ok(()),
                 },
                 () = tokio::time::sleep_until(self.uncommitted.due_at().into()), if !self.uncommitted.is_empty() => {}
+                () = stop.pressed(), if !is_stopping => {}
             }
-            if self.uncommitted.is_due(Instant::now()) {
+            if stop.is_pressed() || self.uncommitted.is_due(Instant::now()) {
                 self.commit().await?;
             }
         };
@@ -64,12 +78,27 @@ impl<'a> Commits<'a> {
         }
         let started = Instant::now();
         let (receipts, scans) = self.uncommitted.take();
-        let Committed { tables, superseded } = self.tables.commit(self.run_id, self.epoch, &receipts).await?;
+        let Committed { tables, superseded } = self.commit_through_outages(&receipts).await?;
         info!(epoch = self.epoch, tables = tables.len(), files = receipts.len(), superseded, "committed");
         self.progress.commit(scans, started.elapsed());
         self.superseded += superseded as u64;
         self.epoch += 1;
         Ok(())
+    }
+
+    /// Repeats a commit while the store is down, as long as the run's limit allows. A commit that was made is not made again.
+    async fn commit_through_outages(&mut self, receipts: &[Receipt]) -> Result<Committed> {
+        let mut pauses = Pauses::within(self.limits.longest_outage);
+        loop {
+            let committing = self.tables.commit(self.run_id, self.epoch, receipts);
+            let error = match said_if_slow("committing", committing).await {
+                Err(error) if error.is_of_store() => error,
+                outcome => return outcome,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            warn!(kind = error.kind(), "a commit failed; trying again in {} s", pause.as_secs());
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 

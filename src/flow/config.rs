@@ -36,6 +36,14 @@ pub struct RunConfig {
     /// Time limit of a scan from its fetch to its rows, in seconds; waiting for memory does not count. 0: no limit.
     /// At most 30 days. Default: 3600.
     pub scan_timeout_s: u64,
+    /// Longest outage of a store that a run waits for, in seconds: while it does not answer, or refuses the credentials, scans
+    /// wait and none fails. Then the run ends with an error. At most 30 days. Default: 300.
+    pub outage_s: u64,
+    /// Time that scans in flight have when the run is asked to stop, in seconds. What is not finished then is left to the next
+    /// run. At most 30 days. Default: 25.
+    pub stop_s: u64,
+    /// Whether a cohort of which no scan is selected is no error. Default: false.
+    pub allow_empty: bool,
     /// Largest decompressed size of a scan, in MiB, 1 to 1048576. Default: 2048.
     pub max_scan_mib: u64,
     /// Address that serves metrics in Prometheus' text format during a run, such as `"127.0.0.1:9184"`; port 0 picks a free
@@ -55,9 +63,19 @@ impl Default for RunConfig {
             max_failures: None,
             retry: false,
             scan_timeout_s: 3600,
+            outage_s: 300,
+            stop_s: 25,
+            allow_empty: false,
             max_scan_mib: 2048,
             metrics: None,
         }
+    }
+}
+
+impl RunConfig {
+    /// [`max_scan_mib`](Self::max_scan_mib) in bytes.
+    pub(super) fn max_scan_bytes(&self) -> u64 {
+        self.max_scan_mib.saturating_mul(1 << 20)
     }
 }
 
@@ -66,7 +84,11 @@ impl Validate for RunConfig {
         let section = Section("run");
         section.within("memory_mib", self.memory_mib, 0..=1 << 30)?;
         section.within("scans_in_flight", self.scans_in_flight, 0..=4096)?;
-        section.within("scan_timeout_s", self.scan_timeout_s, 0..=30 * 24 * 3600)?;
+        for (key, seconds) in
+            [("scan_timeout_s", self.scan_timeout_s), ("outage_s", self.outage_s), ("stop_s", self.stop_s)]
+        {
+            section.within(key, seconds, 0..=30 * 24 * 3600)?;
+        }
         section.within("max_scan_mib", self.max_scan_mib, 1..=MOST_MIB)
     }
 }

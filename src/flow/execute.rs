@@ -6,6 +6,7 @@
 //! The row of the run in `runs` is written before the first scan and again at the end. A run that is stopped finishes the
 //! scans in flight and commits them; started again, it screens the rest.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,17 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
 use tokio::sync::Semaphore;
+use tracing::warn;
 
+use super::apart::{self, Apart};
 use super::commit::Commits;
+use super::journal::Journal;
 use super::order::Order;
+use super::outage::Outages;
 use super::prepare::Run;
 use super::progress::{Snapshot, bottleneck};
 use super::report::{RunOutcome, RunReport};
-use super::roll::RollPolicy;
+use super::roll::{RollPolicy, RunLimits};
 use super::screen::ScreenExec;
 use super::station::{Station, StopSwitch, device_name, device_threads};
 use super::write::WriteExec;
@@ -55,10 +60,10 @@ impl Run {
         let started = Instant::now();
         let pending = self.pending() as u64;
         let mut report = RunReport {
-            outcome: if self.quarantined() == 0 { RunOutcome::NothingToDo } else { RunOutcome::DoneWithFailures },
+            outcome: if self.without_result() == 0 { RunOutcome::NothingToDo } else { RunOutcome::DoneWithFailures },
             reverted: self.pending.reverted.len() as u64,
             stages: self.progress.snapshot().stages.to_vec(),
-            ..RunReport::running(pending, self.quarantined() as u64)
+            ..RunReport::running(pending, self.quarantined() as u64, self.waiting() as u64)
         };
         let mut row = self.run_row()?;
         if pending == 0 {
@@ -77,7 +82,9 @@ impl Run {
 
         let counts = self.progress.snapshot();
         let (gave_up, superseded) = screened.as_ref().map_or((false, 0), |done| (done.gave_up, done.superseded));
-        report.outcome = outcome(pending, report.quarantined, &counts, gave_up);
+        let limit = self.pipeline.run.max_failures;
+        let gave_up = gave_up || limit.is_some_and(|limit| limit.was_passed(counts.done, counts.failed));
+        report.outcome = outcome(pending, self.without_result(), &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
         row.n_done = (counts.done - superseded) as i64;
@@ -97,32 +104,43 @@ impl Run {
         Ok(report)
     }
 
+    /// Selected scans that have no result and are not pending.
+    fn without_result(&self) -> u64 {
+        (self.pending.quarantined + self.pending.waiting) as u64
+    }
+
     /// Builds the plan, executes it and commits its receipts.
     async fn screen(&mut self, row: &RunRow, stop: impl Future<Output = ()>) -> Result<Screened> {
         let order = Arc::new(self.order(row)?);
         let station = Arc::new(self.station(&order).await?);
-        let plan = self.plan(order, Arc::clone(&station))?;
+        let longest_outage = Duration::from_secs(self.pipeline.run.outage_s);
+        let limits = RunLimits { stop: Arc::clone(&station.stop), longest_outage };
+        let plan = self.plan(order, Arc::clone(&station), limits.clone())?;
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
         let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
 
-        let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, &row.run_id, &self.progress);
+        let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, &row.run_id, &self.progress, limits);
         let committing = async {
             // WriteExec drives every partition in a task of its own, so all of them work while a commit is under way.
             let receipts = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
             commits.take_all(stream::select_all(receipts)).await
         };
-        tokio::pin!(committing);
+        let time_to_finish = Duration::from_secs(self.pipeline.run.stop_s);
         // In this order: a run that is to stop before it starts begins no scan.
         let superseded = tokio::select! {
             biased;
-            () = stop => {
-                station.stop.press();
-                committing.await
-            }
-            superseded = &mut committing => superseded,
-        }?;
-        let plan = DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string();
-        Ok(Screened { plan, gave_up: station.stop.gave_up(), superseded })
+            never = stopping(&station.stop, stop, time_to_finish) => match never {},
+            superseded = committing => superseded,
+        };
+        if let Some(journal) = &station.journal {
+            journal.close().await;
+        }
+        let superseded = superseded?;
+        if let Some(error) = station.stop.take_failure() {
+            return Err(error);
+        }
+        let shown = DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string();
+        Ok(Screened { plan: shown, gave_up: station.stop.gave_up(), superseded })
     }
 
     fn order(&self, row: &RunRow) -> Result<Order> {
@@ -135,10 +153,11 @@ impl Run {
             preprocess: self.preprocess.clone(),
             score: self.pipeline.score.clone(),
             bundle: self.bundle.label(),
-            max_scan_bytes: config.max_scan_mib.saturating_mul(1 << 20),
+            max_scan_bytes: config.max_scan_bytes(),
             scan_timeout: Some(Duration::from_secs(config.scan_timeout_s)).filter(|limit| !limit.is_zero()),
             max_failures: config.max_failures,
             attempts: self.pending.attempts.clone(),
+            apart: self.pending.apart.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
@@ -152,20 +171,33 @@ impl Run {
             cohort: self.cohort.clone(),
             settings,
             worker,
+            on: self.device,
             device: device_name(self.device),
             in_flight: self.in_flight,
             permits: Arc::new(Semaphore::new(self.in_flight)),
             budget: Arc::clone(&self.budget),
             progress: Arc::clone(&self.progress),
-            stop: StopSwitch::default(),
+            outages: Outages::new(
+                self.cohort.clone(),
+                &self.listing.selected,
+                Duration::from_secs(self.pipeline.run.outage_s),
+            ),
+            journal: Some(Journal::new(self.tables.location().clone(), &order.run_id, &self.recipe_id)),
+            apart: apart::program().map(|program| Apart {
+                program,
+                bundle: self.pipeline.model.bundle.clone(),
+                device: self.pipeline.run.device,
+                memory_mib: self.budget.total_mib(),
+            }),
+            stop: Arc::default(),
         })
     }
 
-    fn plan(&self, order: Arc<Order>, station: Arc<Station>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn plan(&self, order: Arc<Order>, station: Arc<Station>, limits: RunLimits) -> Result<Arc<dyn ExecutionPlan>> {
         let leaf = MemorySourceConfig::try_new_exec(&self.manifest()?, manifest::schema(), None)?;
         let screen = Arc::new(ScreenExec::new(leaf, order, station));
         let policy = RollPolicy::within(&self.pipeline.tables);
-        Ok(Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?))
+        Ok(Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?.within(limits)))
     }
 
     /// The pending scans as one manifest batch per partition, dealt out in turn.
@@ -239,12 +271,27 @@ impl Run {
     }
 }
 
-/// How a run with `pending` scans ended, whether or not its plan succeeded.
-fn outcome(pending: u64, quarantined: u64, counts: &Snapshot, gave_up: bool) -> RunOutcome {
-    match (pending.saturating_sub(counts.ended()), counts.failed + quarantined) {
+/// Has the run stop when `stop` completes or something else presses the switch, and abandons the scans that are then not
+/// finished in time.
+async fn stopping(switch: &StopSwitch, stop: impl Future<Output = ()>, time_to_finish: Duration) -> Infallible {
+    tokio::select! {
+        biased;
+        () = stop => switch.press(),
+        () = switch.pressed() => {}
+    }
+    tokio::time::sleep(time_to_finish).await;
+    warn!("scans are not finished {} s after the run was to stop; the next run screens them", time_to_finish.as_secs());
+    switch.abandon();
+    std::future::pending().await
+}
+
+/// How a run with `pending` scans ended, whether or not its plan succeeded; `without_result` is the number of the other selected
+/// scans that have no result.
+fn outcome(pending: u64, without_result: u64, counts: &Snapshot, gave_up: bool) -> RunOutcome {
+    match (pending.saturating_sub(counts.ended()), counts.failed + without_result) {
+        _ if gave_up => RunOutcome::GaveUp,
         (0, 0) => RunOutcome::Done,
         (0, _) => RunOutcome::DoneWithFailures,
-        _ if gave_up => RunOutcome::GaveUp,
         _ => RunOutcome::Stopped,
     }
 }

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// A percentage applies once this many scans have ended: before, a single failure could exceed it.
+/// During a run a percentage applies once this many scans have ended: before, a single failure could exceed it. At the end of
+/// the run it applies in any case.
 const LEAST_ENDED: u64 = 20;
 
 /// How many scans may fail before a run ends early: a number (`25`), or a percentage of the scans that ended (`5%`).
@@ -30,6 +31,14 @@ enum Given {
 }
 
 impl FailureLimit {
+    /// Whether an ended run with these numbers of finished and failed scans exceeded the limit, however few they were.
+    pub fn was_passed(self, done: u64, failed: u64) -> bool {
+        match self {
+            Self::Scans(_) => self.is_passed(done, failed),
+            Self::Percent(most) => failed as f64 > most / 100. * (done + failed) as f64,
+        }
+    }
+
     /// Whether a run with these numbers of finished and failed scans exceeds the limit.
     pub fn is_passed(self, done: u64, failed: u64) -> bool {
         match self {
@@ -146,6 +155,7 @@ mod tests {
         let limit = |text: &str| text.parse::<FailureLimit>().unwrap();
         assert!(!limit("2").is_passed(0, 2) && limit("2").is_passed(1000, 3) && limit("0").is_passed(0, 1));
         assert!(!limit("10%").is_passed(0, 19), "too few have ended");
+        assert!(limit("10%").was_passed(0, 19) && !limit("10%").was_passed(18, 2) && limit("2").was_passed(0, 3));
         assert!(!limit("10%").is_passed(18, 2) && limit("10%").is_passed(17, 3));
         for wrong in ["", "many", "-1", "101%", "5 per cent"] {
             assert!(wrong.parse::<FailureLimit>().unwrap_err().to_string().contains("5%"), "{wrong}");

@@ -15,6 +15,8 @@
 //!      │             score ─► assess
 //!      │             its stages and times                            stage.rs, journey.rs, progress.rs
 //!      │             its memory                                      budget.rs
+//!      │             whose fault it is when it cannot be read         outage.rs
+//!      │             what a crash would leave behind                  journal.rs, apart.rs
 //!      │             its rows                                        rows.rs
 //!      ▼
 //!  WriteExec       operator; holds scans, writes rolls               write.rs, roll.rs
@@ -40,14 +42,17 @@
 //!
 //! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
+mod apart;
 mod budget;
 mod commit;
 mod config;
 mod execute;
+mod journal;
 mod journey;
 mod limits;
 mod monitor;
 mod order;
+mod outage;
 mod pipeline;
 mod prepare;
 mod progress;
@@ -61,16 +66,19 @@ mod stage;
 mod station;
 mod write;
 
+pub use apart::{Apart, COMMAND as APART_COMMAND, serve as screen_apart, this_is_the_program};
 pub use budget::{Budget, Grant};
 pub use config::{RunConfig, ScheduleConfig};
+pub use journal::Journal;
 pub use limits::{FailureLimit, Shard};
 pub use monitor::Monitor;
 pub use order::Order;
+pub use outage::Outages;
 pub use pipeline::Pipeline;
 pub use prepare::Run;
 pub use progress::{Progress, Snapshot, StageSnapshot, bottleneck};
 pub use report::{RunError, RunOutcome, RunReport};
-pub use roll::RollPolicy;
+pub use roll::{RollPolicy, RunLimits};
 pub use schedule::{Job, JobOutcome, Schedule, Step, TableUpkeep};
 pub use screen::ScreenExec;
 pub use stage::Stage;

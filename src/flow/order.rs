@@ -4,7 +4,7 @@
 //! how data files are named. It holds no handle, no opened store and nothing specific to a machine; those belong to the
 //! [`Station`](super::Station) of the process that executes the order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ pub struct Order {
     pub max_failures: Option<FailureLimit>,
     /// Earlier failed attempts by scan id, with this content and recipe; scans without any are left out.
     pub attempts: HashMap<String, i32>,
+    /// Scans that may have ended a process, by scan id. Each is screened in a process of its own.
+    pub apart: BTreeSet<String>,
     /// Version of the program that gave the order.
     pub version: String,
 }
@@ -68,6 +70,7 @@ mod tests {
             scan_timeout: Some(Duration::from_secs(3600)),
             max_failures: Some("2.5%".parse().unwrap()),
             attempts: [("study/sub-01_T1w".to_owned(), 2)].into(),
+            apart: ["study/sub-02_T1w".to_owned()].into(),
             version: "0.1.0".into(),
         };
         let json = serde_json::to_string(&order).unwrap();

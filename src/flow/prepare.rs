@@ -1,15 +1,19 @@
 //! Preparing a run: which scans of the cohort are still to be screened.
 //!
 //! ```text
-//! list cohort ─► take the shard ─► skip scans done with this recipe (anti-join) ─► limit ─► pending scans
+//! list cohort ─► take the shard ─► skip scans done with this recipe (anti-join) ─► new scans first ─► limit ─► pending scans
 //! ```
+//! A scan that has failed and may succeed is tried again by the next run, and after each further failure twice as many runs
+//! later; after [`MOST_ATTEMPTS`] it is quarantined. So scans that always fail take no night from new ones.
+//!
 //! Wrong settings, a missing device or bundle, and an unreachable cohort or tables end a run here, before a scan is read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::budget::Budget;
 use super::config::RunConfig;
+use super::journal::Journals;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
 use super::station::device_threads;
@@ -20,8 +24,11 @@ use crate::machine::cores;
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
 use crate::score::recipe_id;
-use crate::store::{self, Location};
-use crate::tables::{Done, Tables};
+use crate::store::{self, Location, said_if_slow};
+use crate::tables::{Done, Outcome, Tables};
+
+/// Failed attempts at one content after which no run tries it again by itself.
+const MOST_ATTEMPTS: i32 = 8;
 
 /// A run that knows which scans are pending. [`Run::execute`] screens them.
 #[derive(Debug)]
@@ -44,29 +51,43 @@ pub struct Run {
 /// The selected scans of a run by what earlier runs did with the same content and recipe.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Scans to screen, in the order of the listing.
+    /// Scans to screen: new ones in the order of the listing, then those that have failed, fewer attempts first, and last those
+    /// that may have ended a process.
     pub(super) scans: Vec<ScanEntry>,
+    /// Those that may have ended a process, by scan id.
+    pub(super) apart: BTreeSet<String>,
     /// Failed attempts so far of those that have failed before, by scan id.
     pub(super) attempts: HashMap<String, i32>,
     /// Scans with a result.
     pub(super) already_done: usize,
-    /// Scans whose content was found unusable.
+    /// Scans whose content was found unusable, or failed too often.
     pub(super) quarantined: usize,
+    /// Scans that have failed repeatedly and are tried again by a later run.
+    pub(super) waiting: usize,
     /// Scans with a result and quarantined scans whose current outcome belongs to another content. The outcome of their present
     /// content becomes the current one.
     pub(super) reverted: Vec<ScanEntry>,
 }
 
 impl Pending {
-    fn new(selected: &[ScanEntry], done: &Done, config: &RunConfig) -> Self {
+    fn new(selected: &[ScanEntry], done: &Done, journals: &Journals, config: &RunConfig, memory_bytes: u64) -> Self {
         let mut pending = Self::default();
+        let scan_bytes = config.max_scan_bytes();
+        let is_unusable =
+            |outcome: &Outcome| outcome.is_unusable(scan_bytes, memory_bytes) || outcome.attempts >= MOST_ATTEMPTS;
         for entry in selected {
             match done.outcome(&entry.scan_id, &entry.content_id) {
                 Some(outcome) if outcome.finished => pending.already_done += 1,
-                Some(outcome) if outcome.permanent && !config.retry => pending.quarantined += 1,
+                Some(outcome) if !config.retry && is_unusable(outcome) => pending.quarantined += 1,
+                Some(outcome) if !config.retry && done.runs_since(outcome) < runs_between(outcome.attempts) => {
+                    pending.waiting += 1;
+                }
                 tried => {
                     let attempts = tried.map(|outcome| (entry.scan_id.clone(), outcome.attempts));
                     pending.attempts.extend(attempts);
+                    if journals.name(entry) || tried.is_some_and(|outcome| outcome.crashed) {
+                        pending.apart.insert(entry.scan_id.clone());
+                    }
                     pending.scans.push(entry.clone());
                     continue;
                 }
@@ -75,11 +96,21 @@ impl Pending {
                 pending.reverted.push(entry.clone());
             }
         }
+        let (attempts, apart) = (&pending.attempts, &pending.apart);
+        let order = |entry: &ScanEntry| {
+            (apart.contains(&entry.scan_id), attempts.get(&entry.scan_id).copied().unwrap_or_default())
+        };
+        pending.scans.sort_by_key(order);
         if config.limit > 0 {
             pending.scans.truncate(config.limit);
         }
         pending
     }
+}
+
+/// How many runs leave out a scan after its last failed attempt: 0, 1, 3, 7 and so on.
+fn runs_between(attempts: i32) -> u64 {
+    (1 << (attempts - 1).clamp(0, MOST_ATTEMPTS)) - 1
 }
 
 impl Run {
@@ -126,22 +157,28 @@ impl Run {
         let cohort = open_cohort()?;
         let tables = open_tables()?;
         refuse_nested(&cohort, &tables)?;
-        let mut listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select).await?;
+        let listing = cohort::list(&cohort, pipeline.cohort.name_at(&cohort), &pipeline.cohort.select);
+        let mut listing = said_if_slow("listing the cohort", listing).await?;
         if !pipeline.model.any_contrast {
             listing.leave_out_other_contrasts(&bundle.info.modality);
         }
-        if listing.selected.is_empty() {
+        if listing.selected.is_empty() && !pipeline.run.allow_empty {
             return Err(report::nothing_selected(&listing));
         }
+        let tables = said_if_slow("opening the tables", Tables::open_or_create_at(tables)).await?;
+        refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
+        let done = tables.done(&recipe_id, &listing.cohort).await?;
+        let journals = Journals::of_others(tables.location(), &recipe_id).await?;
+        // Scans of other shards count, because a journal names those of its run.
+        let is_open = |entry: &&ScanEntry| done.outcome(&entry.scan_id, &entry.content_id).is_none();
+        journals.delete_unless_they_name(tables.location(), listing.selected.iter().filter(is_open)).await;
+
         let selected = listing.selected.len();
         if let Some(shard) = pipeline.run.shard {
             listing.selected.retain(|entry| shard.holds(&entry.scan_id));
         }
         let in_other_shards = selected - listing.selected.len();
-
-        let tables = Tables::open_or_create_at(tables).await?;
-        refuse_another_cohort(&tables, &cohort, &listing.cohort, pipeline.cohort.moves).await?;
-        let pending = Pending::new(&listing.selected, &tables.done(&recipe_id).await?, &pipeline.run);
+        let pending = Pending::new(&listing.selected, &done, &journals, &pipeline.run, budget.scans_bytes());
         let in_flight = in_flight(&pipeline.run);
         let progress = Arc::new(Progress::new(in_flight, cores(), device_threads(device)));
         Ok(Self {
@@ -176,9 +213,14 @@ impl Run {
         self.pending.already_done
     }
 
-    /// Scans whose content an earlier run found unusable; they are tried again when it changes.
+    /// Scans whose content an earlier run found unusable, or that failed too often; they are tried again when it changes.
     pub fn quarantined(&self) -> usize {
         self.pending.quarantined
+    }
+
+    /// Scans that have failed repeatedly and are tried again by a later run.
+    pub fn waiting(&self) -> usize {
+        self.pending.waiting
     }
 
     /// Selected scans that belong to other shards of the cohort.
@@ -294,6 +336,16 @@ mod tests {
         }
     }
 
+    const MEMORY: u64 = 1 << 30;
+
+    fn planned(selected: &[ScanEntry], done: &Done, config: &RunConfig) -> Pending {
+        Pending::new(selected, done, &Journals::default(), config, MEMORY)
+    }
+
+    fn ids(pending: &Pending) -> Vec<String> {
+        pending.scans.iter().map(|entry| entry.scan_id.clone()).collect()
+    }
+
     #[test]
     fn only_scans_without_a_result_are_pending() {
         let mut done = Done::default();
@@ -302,16 +354,52 @@ mod tests {
         done.fail(["damaged", "v1"], Some(1), 0, (1, true));
         done.fail(["unlucky", "v1"], Some(1), 0, (3, false));
         let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(entry);
-        let ids = |pending: &Pending| pending.scans.iter().map(|entry| entry.scan_id.clone()).collect::<Vec<_>>();
 
-        let pending = Pending::new(&selected, &done, &RunConfig::default());
+        let pending = planned(&selected, &done, &RunConfig::default());
         assert_eq!(ids(&pending), ["new", "replaced", "unlucky"]);
-        assert_eq!((pending.already_done, pending.quarantined), (1, 1));
+        assert_eq!((pending.already_done, pending.quarantined, pending.waiting), (1, 1, 0));
         assert_eq!(pending.attempts, [("unlucky".to_owned(), 3)].into());
 
-        let pending = Pending::new(&selected, &done, &RunConfig { retry: true, limit: 2, ..RunConfig::default() });
-        assert_eq!((ids(&pending), pending.quarantined), (vec!["damaged".to_owned(), "new".to_owned()], 0));
+        let pending = planned(&selected, &done, &RunConfig { retry: true, limit: 2, ..RunConfig::default() });
+        assert_eq!((ids(&pending), pending.quarantined), (vec!["new".to_owned(), "replaced".to_owned()], 0));
+        let pending = planned(&selected, &done, &RunConfig { retry: true, ..RunConfig::default() });
+        assert_eq!(ids(&pending), ["new", "replaced", "damaged", "unlucky"]);
         assert_eq!(pending.attempts["damaged"], 1);
+    }
+
+    #[test]
+    fn scans_that_always_fail_take_no_run_from_new_ones_and_are_tried_less_and_less() {
+        let new_after = |attempts: i32, runs_later: i64| {
+            let mut done = Done::default();
+            done.fail(["a", "v1"], Some(5), 0, (attempts, false));
+            done.ran((1..=5 + runs_later).collect());
+            let pending = planned(&["a", "b"].map(entry), &done, &RunConfig { limit: 1, ..RunConfig::default() });
+            assert_eq!(ids(&pending), ["b"], "the new scan comes first");
+            let pending = planned(&["a", "b"].map(entry), &done, &RunConfig::default());
+            assert_eq!(pending.scans.len() + pending.waiting + pending.quarantined, 2);
+            (pending.scans.len() == 2, pending.waiting, pending.quarantined)
+        };
+        let (tried, waits, given_up) = ((true, 0, 0), (false, 1, 0), (false, 0, 1));
+        assert_eq!([new_after(1, 0), new_after(2, 0), new_after(2, 1)], [tried, waits, tried]);
+        assert_eq!(
+            [new_after(4, 6), new_after(4, 7), new_after(7, 62), new_after(7, 63)],
+            [waits, tried, waits, tried]
+        );
+        assert_eq!(new_after(MOST_ATTEMPTS, 10_000), given_up);
+    }
+
+    #[test]
+    fn a_scan_above_a_limit_is_tried_again_under_a_higher_one() {
+        let mut done = Done::default();
+        done.fail(["large", "v1"], Some(1), 0, (1, false)).needs_scan_bytes = Some((5 << 20) + 1);
+        done.fail(["hungry", "v1"], Some(1), 0, (1, false)).needs_memory_bytes = Some(MEMORY as i64 + 1);
+        let selected = ["hungry", "large"].map(entry);
+        let under = |max_scan_mib, memory| {
+            let config = RunConfig { max_scan_mib, ..RunConfig::default() };
+            ids(&Pending::new(&selected, &done, &Journals::default(), &config, memory))
+        };
+        assert_eq!(under(5, MEMORY), [""; 0]);
+        assert_eq!((under(6, MEMORY), under(5, MEMORY + 1)), (vec!["large".to_owned()], vec!["hungry".to_owned()]));
     }
 
     #[test]
@@ -327,12 +415,12 @@ mod tests {
         done.fail(["retried", "v1"], Some(1), 0, (1, false));
         done.finish(["retried", "v1"], Some(2), 0);
         let selected = ["broken", "good", "mended", "retried"].map(entry);
-        let pending = Pending::new(&selected, &done, &RunConfig::default());
+        let pending = planned(&selected, &done, &RunConfig::default());
         let reverted: Vec<&str> = pending.reverted.iter().map(|entry| entry.scan_id.as_str()).collect();
         assert_eq!(reverted, ["broken", "good", "mended"]);
         assert_eq!((pending.scans.len(), pending.already_done, pending.quarantined), (0, 3, 1));
         // With --retry the failure is tried again, and gives a new outcome.
-        let pending = Pending::new(&selected, &done, &RunConfig { retry: true, ..RunConfig::default() });
+        let pending = planned(&selected, &done, &RunConfig { retry: true, ..RunConfig::default() });
         assert_eq!((pending.scans.len(), pending.reverted.len()), (1, 2));
     }
 }

@@ -26,8 +26,10 @@ pub struct RunReport {
     pub failed: u64,
     /// Scans that finished here after another run had committed them; the other run's results stand.
     pub superseded: u64,
-    /// Scans that are not tried again, because their content was found unusable by an earlier run.
+    /// Scans that are not tried again, because an earlier run found their content unusable, or because they failed too often.
     pub quarantined: u64,
+    /// Scans that have failed repeatedly and are tried again by a later run.
+    pub waiting: u64,
     /// Scans that have an earlier content again; the outcome of that content is their current one.
     pub reverted: u64,
     /// Wall time of the screening.
@@ -45,7 +47,7 @@ pub struct RunReport {
 
 impl RunReport {
     /// The report of a run that is under way.
-    pub fn running(pending: u64, quarantined: u64) -> Self {
+    pub fn running(pending: u64, quarantined: u64, waiting: u64) -> Self {
         Self {
             outcome: RunOutcome::Running,
             error: None,
@@ -55,6 +57,7 @@ impl RunReport {
             failed: 0,
             superseded: 0,
             quarantined,
+            waiting,
             reverted: 0,
             elapsed: Duration::ZERO,
             stages: Vec::new(),
@@ -109,7 +112,7 @@ pub enum RunOutcome {
     DoneWithFailures,
     /// The run was asked to stop; some scans are still pending.
     Stopped,
-    /// More scans failed than the limit allows; some scans are still pending.
+    /// More scans failed than the limit allows; scans may still be pending.
     GaveUp,
 }
 
@@ -142,11 +145,12 @@ mod tests {
             outcome: RunOutcome::NothingToDo,
             elapsed: Duration::from_millis(1500),
             plan: "not in the report".into(),
-            ..RunReport::running(0, 1)
+            ..RunReport::running(0, 1, 0)
         };
         let json = serde_json::to_value(report).unwrap();
         let names: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        let counts = ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined", "reverted"];
+        let counts =
+            ["outcome", "run", "pending", "done", "failed", "superseded", "quarantined", "waiting", "reverted"];
         let expected = counts.into_iter().chain(["elapsed_s", "places", "bottleneck", "error"]);
         assert_eq!(names, expected.collect());
         assert_eq!((&json["outcome"], &json["elapsed_s"]), (&"nothing_to_do".into(), &1.5.into()));

@@ -1,6 +1,7 @@
 //! Rolls: scans that are held in memory and written together, one data file per table.
 //!
-//! A roll is the unit of a commit. Its files share a batch id, and its scans are complete in them.
+//! A roll is the unit of a commit. Its files share a batch id, and its scans are complete in them. When the run is to end early,
+//! what is held is written at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use futures::future::try_join_all;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+use super::station::StopSwitch;
 use crate::error::Error;
-use crate::store::Location;
+use crate::store::{self, Location};
 use crate::tables::{DataFile, Receipt, Table, TablesConfig, scan_rows};
 
 /// When held scans become a roll: at whichever bound is reached first.
@@ -46,10 +48,20 @@ impl Default for RollPolicy {
     }
 }
 
+/// What a writer of rolls heeds of its run.
+#[derive(Debug, Clone, Default)]
+pub struct RunLimits {
+    /// When pressed, held scans are written at once.
+    pub stop: Arc<StopSwitch>,
+    /// How long an outage of the store is waited for.
+    pub longest_outage: Duration,
+}
+
 /// One partition's writer of rolls.
 pub(super) struct RollWriter {
     target: Location,
     policy: RollPolicy,
+    limits: RunLimits,
     /// Name of the partition in the memory pool.
     consumer: String,
     pool: Arc<dyn MemoryPool>,
@@ -63,7 +75,7 @@ pub(super) struct RollWriter {
 impl RollWriter {
     pub(super) fn new(
         target: Location,
-        policy: RollPolicy,
+        (policy, limits): (RollPolicy, RunLimits),
         pool: Arc<dyn MemoryPool>,
         metrics: &ExecutionPlanMetricsSet,
         partition: usize,
@@ -71,6 +83,7 @@ impl RollWriter {
         Self {
             target,
             policy,
+            limits,
             consumer: format!("WriteExec[{partition}]"),
             pool,
             baseline: BaselineMetrics::new(metrics, partition),
@@ -96,7 +109,8 @@ impl RollWriter {
         // Dropped with this future, the task stops.
         let mut rolling: Option<SpawnedTask<Result<RecordBatch>>> = None;
         loop {
-            if rolling.is_none() && !held.scans.is_empty() && (ended || held.is_due(&self.policy)) {
+            let is_stopping = self.limits.stop.is_pressed();
+            if rolling.is_none() && !held.scans.is_empty() && (ended || is_stopping || held.is_due(&self.policy)) {
                 let roll = std::mem::replace(&mut held, self.hold());
                 rolling = Some(SpawnedTask::spawn(Arc::clone(&self).roll(roll)));
             }
@@ -116,6 +130,7 @@ impl RollWriter {
                 }
                 () = tokio::time::sleep_until(held.since + self.policy.every),
                     if rolling.is_none() && !ended && !held.scans.is_empty() => {}
+                () = self.limits.stop.pressed(), if !is_stopping => {}
             }
         }
     }
@@ -155,7 +170,8 @@ impl RollWriter {
         batch_id: &str,
         (n_scans, n_failed): (i64, i64),
     ) -> crate::error::Result<Receipt> {
-        let path = file.put(&self.target, table).await?;
+        let writing = store::with_patience(self.limits.longest_outage, || file.put(&self.target, table));
+        let path = store::said_if_slow("writing a data file", writing).await?;
         self.bytes_written.add(file.bytes.len());
         self.files_written.add(1);
         Ok(Receipt {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::journey::StageTimes;
 use super::order::Order;
 use crate::cohort::ScanEntry;
-use crate::error::{Error, Result, Retry};
+use crate::error::{Error, Result, TOO_LARGE};
 use crate::preprocess::{Prepared, REGIONS, region};
 use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
 use crate::tables::{Table, pack_bits, pack_scores, screen_row};
@@ -30,6 +30,8 @@ pub(super) struct Finished<'a> {
     pub(super) threshold: f32,
     pub(super) device: &'a str,
     pub(super) times: StageTimes,
+    /// SHA-256 of the bytes that were read, hexadecimal.
+    pub(super) sha256: &'a str,
 }
 
 /// Millilitres in the scan's own space per millilitre of MNI space: heads differ in size, and findings are measured in the
@@ -72,19 +74,33 @@ struct FailureRow<'a> {
     attempts: i32,
     failed_at: i64,
     run_number: i64,
+    needs_bytes: Option<i64>,
+    content_sha256: Option<&'a str>,
 }
 
-/// A scan that failed, as one row of `screen_schema`; `message` is what a reader sees of `error`.
+/// Everything known of a scan that failed.
+pub(super) struct Failed<'a> {
+    /// The stage that it had reached.
+    pub(super) stage: &'a str,
+    pub(super) error: &'a Error,
+    /// What a reader sees of the error.
+    pub(super) message: String,
+    /// [`Finished::sha256`], where the scan was read.
+    pub(super) sha256: Option<&'a str>,
+}
+
+/// A scan that failed, as one row of `screen_schema`.
 ///
 /// # Errors
 /// [`Error::Bug`] where the row does not fit the table.
-pub(super) fn failed(
-    order: &Order,
-    entry: &ScanEntry,
-    stage: &str,
-    error: &Error,
-    message: String,
-) -> Result<RecordBatch> {
+pub(super) fn failed(order: &Order, entry: &ScanEntry, scan: Failed<'_>) -> Result<RecordBatch> {
+    let Failed { stage, error, message, sha256 } = scan;
+    // How much more than the limit it needs is not known: its size may be that of a compressed file.
+    let needs = match error {
+        Error::NeedsMemory { bytes, .. } => Some(*bytes),
+        Error::Input { kind: TOO_LARGE, .. } => Some(order.max_scan_bytes.saturating_add(1)),
+        _ => None,
+    };
     let row = FailureRow {
         run_id: &order.run_id,
         scan_id: &entry.scan_id,
@@ -95,10 +111,12 @@ pub(super) fn failed(
         stage,
         kind: error.kind(),
         message,
-        permanent: error.retry() == Retry::Never && matches!(error, Error::Input { .. }),
+        permanent: matches!(error, Error::Input { .. } | Error::NeedsMemory { .. }),
         attempts: order.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
         failed_at: microseconds(Utc::now()),
         run_number: order.run_number,
+        needs_bytes: needs.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        content_sha256: sha256,
     };
     let mut tables = Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()));
     for (table, rows) in Table::SCREENED.into_iter().zip(&mut tables) {
@@ -156,6 +174,7 @@ struct ScanRow<'a> {
     bundle: &'a str,
     version: &'a str,
     run_number: i64,
+    content_sha256: &'a str,
 }
 
 fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
@@ -209,6 +228,7 @@ fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<Record
         bundle: &order.bundle,
         version: &order.version,
         run_number: order.run_number,
+        content_sha256: scan.sha256,
     };
     Table::Scans.rows(&[row])
 }

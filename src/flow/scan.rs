@@ -1,10 +1,11 @@
 //! One scan's way from its manifest entry to its rows: fetch, decode, preprocess, score, assess.
 //!
 //! A volume lives inside one scan's future from the fetch to the rows; only rows leave it. An error or a panic at any stage
-//! becomes the scan's row in `failures`. [`Journey`] hears of every stage; this file holds the steps.
+//! becomes the scan's row in `failures`, unless the fault is the store's or the device's: then the run ends with an error, and
+//! its scans stay pending. [`Journey`] hears of every stage; this file holds the steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -15,15 +16,17 @@ use url::Url;
 use super::budget::{self, Grant};
 use super::journey::{Journey, ScreenMetrics};
 use super::order::Order;
-use super::rows::{self, Finished};
+use super::outage::Verdict;
+use super::rows::{self, Failed, Finished};
 use super::stage::Stage;
 use super::station::Station;
 use crate::cohort::{self, ScanBytes, ScanEntry};
 use crate::error::{Error, Result};
+use crate::model::device;
 use crate::preprocess::{self, Prepared};
 use crate::score::{self, Inference};
 
-/// Screens one scan and gives its row of `screen_schema`; `None` where the run stops before the scan is started.
+/// Screens one scan and gives its row of `screen_schema`; `None` where the run stops before the scan is started or has ended.
 ///
 /// # Errors
 /// [`Error::Bug`] where the row cannot be made. A failure of the scan itself is a row.
@@ -34,13 +37,42 @@ pub(super) async fn screen(
     entry: ScanEntry,
 ) -> Result<Option<RecordBatch>> {
     let Some(_permit) = station.admit().await else { return Ok(None) };
+    let _in_flight = match &station.journal {
+        Some(journal) => Some(journal.enter(&entry).await),
+        None => None,
+    };
     let journey = Journey::begin(Arc::clone(&station.progress), metrics);
-    let scan = Arc::new(Scan { order, station, entry, journey });
-    let first_share = budget::before_fetching(&scan.entry, scan.order.max_scan_bytes);
-    let grant = scan.station.budget.take(first_share).await?;
+    let scan = Arc::new(Scan { order, station, entry, journey, sha256: OnceLock::new() });
     let span = info_span!("scan", scan_id = %scan.entry.scan_id);
-    let results = scan.results(grant).instrument(span.clone()).await;
-    span.in_scope(|| scan.end(results)).map(Some)
+    let results = tokio::select! {
+        biased;
+        results = scan.results().instrument(span.clone()) => results,
+        () = scan.station.stop.abandoned() => return Ok(None),
+    };
+    if let Err(error) = scan.refuse_broken_device(&results).await {
+        scan.station.stop.fail(error);
+        return Ok(None);
+    }
+    match results {
+        Err(Ended::Run) => Ok(None),
+        Err(Ended::Scan(error)) => span.in_scope(|| scan.end(Err(error))).map(Some),
+        Ok(rows) => span.in_scope(|| scan.end(Ok(rows))).map(Some),
+    }
+}
+
+/// Why a scan has no results.
+#[derive(Debug)]
+enum Ended {
+    /// It failed.
+    Scan(Error),
+    /// The run ends, for a reason that is not the scan's.
+    Run,
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self::Scan(error)
+    }
 }
 
 /// A scan in flight. Steps on other threads hold it as well.
@@ -49,6 +81,8 @@ struct Scan {
     station: Arc<Station>,
     entry: ScanEntry,
     journey: Journey,
+    /// SHA-256 of the bytes that were read first.
+    sha256: OnceLock<String>,
 }
 
 /// A preprocessed scan; its bytes are dropped.
@@ -59,10 +93,39 @@ struct PreparedScan {
 }
 
 impl Scan {
-    /// The five steps. `grant` is the memory that the scan may take until it is fetched.
-    async fn results(self: &Arc<Self>, grant: Grant) -> Result<RecordBatch> {
-        let timeout = self.order.scan_timeout;
-        let bytes = in_time(timeout, Duration::ZERO, self.fetch()).await?;
+    /// Reads and screens the scan. A content that is found unusable is read once more: a bit that was flipped on the way must
+    /// not quarantine a good scan.
+    async fn results(self: &Arc<Self>) -> Result<RecordBatch, Ended> {
+        if let Some(apart) = self.station.apart.as_ref().filter(|_| self.order.apart.contains(&self.entry.scan_id)) {
+            // All memory for scans: the scan may need more than it seems to.
+            let _all = self.station.budget.take(u64::MAX).await?;
+            self.journey.enter(Stage::Decode);
+            let screening = apart.screen(&self.order, &self.entry);
+            return Ok(in_time(self.order.scan_timeout, Duration::ZERO, screening).await?);
+        }
+        let (grant, bytes) = self.fetch().await?;
+        let unusable = match self.results_of(grant, bytes).await {
+            Err(error @ Error::Input { .. }) => error,
+            outcome => return Ok(outcome?),
+        };
+        let (grant, bytes) = self.fetch().await?;
+        let (bytes, second) = digested(bytes).await?;
+        if self.sha256.get() == Some(&second) {
+            return Err(unusable.into());
+        }
+        warn!(kind = unusable.kind(), "the bytes differ from reading to reading; going on with the second reading");
+        match self.results_of(grant, bytes).await {
+            Err(Error::Input { .. }) => {
+                let source = object_store::Error::Generic { store: "body", source: "differs".into() };
+                let context = format!("{} has other bytes at every reading, none of them usable", self.entry.uri);
+                Err(Error::storage(context, source).into())
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// The steps after the fetch. `grant` is the memory that the scan may take until then.
+    async fn results_of(self: &Arc<Self>, grant: Grant, bytes: ScanBytes) -> Result<RecordBatch> {
         // Not within the timeout: a scan that waits for others' memory is not stuck.
         let grant = self.wait_for_memory(grant, &bytes).await?;
         let remaining_steps = async {
@@ -71,21 +134,58 @@ impl Scan {
             let inference = self.score(&scan.prepared).await?;
             self.assess(scan, inference).await
         };
-        in_time(timeout, self.journey.spent(Stage::Fetch), remaining_steps).await
+        in_time(self.order.scan_timeout, self.journey.spent(Stage::Fetch), remaining_steps).await
     }
 
-    async fn fetch(&self) -> Result<ScanBytes> {
+    /// Reads the scan, and again after an outage of the store.
+    async fn fetch(&self) -> Result<(Grant, ScanBytes), Ended> {
+        let limit = self.order.max_scan_bytes;
+        if self.journey.stage() != Stage::Memory {
+            self.journey.enter(Stage::Memory);
+        }
+        self.station.budget.refuse(budget::least_for_fetching(&self.entry))?;
+        let grant = self.station.budget.take(budget::before_fetching(&self.entry, limit)).await?;
         self.journey.enter(Stage::Fetch);
-        let bytes = cohort::read(&self.station.cohort, &self.entry, self.order.max_scan_bytes).await?;
-        self.journey.count_fetched(bytes.n_bytes());
-        Ok(bytes)
+        loop {
+            let outages = self.station.outages.ended().await;
+            let reading = cohort::read(&self.station.cohort, &self.entry, limit);
+            let error = match in_time(self.order.scan_timeout, Duration::ZERO, reading).await {
+                Ok(bytes) => {
+                    self.journey.count_fetched(bytes.n_bytes());
+                    return Ok((grant, bytes));
+                }
+                Err(error) => error,
+            };
+            let judged = tokio::select! {
+                judged = self.station.outages.judge(&self.entry, error, outages) => judged,
+                // An outage is not waited for by a run that is to end.
+                () = self.station.stop.pressed() => return Err(Ended::Run),
+            };
+            match judged {
+                Verdict::OfScan(error) => return Err(error.into()),
+                Verdict::Over => {}
+                Verdict::Down(error) => {
+                    self.station.stop.fail(error);
+                    return Err(Ended::Run);
+                }
+            }
+        }
     }
 
-    /// Waits for the share that the fetched header asks for.
+    /// Waits for the share that the fetched header asks for, which is refused where there is not as much.
     async fn wait_for_memory(&self, grant: Grant, bytes: &ScanBytes) -> Result<Grant> {
         self.journey.enter(Stage::Memory);
         let share = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), self.order.max_scan_bytes);
+        self.station.budget.refuse(share)?;
         self.station.budget.settle(grant, share).await
+    }
+
+    /// Tells an error of the device from one that a scan caused.
+    async fn refuse_broken_device(&self, results: &Result<RecordBatch, Ended>) -> Result<()> {
+        let Err(Ended::Scan(Error::Device { smaller: false, .. })) = results else { return Ok(()) };
+        let on = self.station.on;
+        let check = tokio::task::spawn_blocking(move || device::check(on)).await;
+        check.map_err(|e| Error::Bug(format!("the check of the device ended: {e}")))?
     }
 
     /// Decodes and preprocesses in one go, so that decoded volumes do not pile up. The work holds the grant itself: it takes
@@ -95,6 +195,7 @@ impl Scan {
         let scan = Arc::clone(self);
         on_rayon(move || {
             scan.journey.begin_work();
+            scan.sha256.get_or_init(|| hexadecimal(&bytes.sha256()));
             let decoded = bytes.decode(scan.order.max_scan_bytes)?;
             drop(bytes);
             scan.journey.enter(Stage::Preprocess);
@@ -137,6 +238,7 @@ impl Scan {
                 threshold: settings.mask_threshold,
                 device: &scan.station.device,
                 times: scan.journey.times(),
+                sha256: scan.sha256.get().map_or("", String::as_str),
             };
             let rows = rows::finished(&scan.order, &scan.entry, &finished)?;
             scan.journey.enter(Stage::Commit);
@@ -159,7 +261,8 @@ impl Scan {
                 self.give_up_after_too_many_failures();
                 let message = without_folder(&error.to_string(), &self.order.cohort);
                 warn!(stage, kind = error.kind(), "failed: {message}");
-                rows::failed(&self.order, &self.entry, stage, &error, message)
+                let sha256 = self.sha256.get().map(String::as_str);
+                rows::failed(&self.order, &self.entry, Failed { stage, error: &error, message, sha256 })
             }
         }
     }
@@ -170,6 +273,19 @@ impl Scan {
             self.station.stop.give_up();
         }
     }
+}
+
+/// The bytes, and their SHA-256 in hexadecimal digits.
+async fn digested(bytes: ScanBytes) -> Result<(ScanBytes, String)> {
+    on_rayon(move || {
+        let digest = hexadecimal(&bytes.sha256());
+        Ok((bytes, digest))
+    })
+    .await
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A message without the folder of a local cohort: neither logs nor tables may say where a host keeps its files.

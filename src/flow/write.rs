@@ -15,8 +15,8 @@
 //! [`Table::sorted_by`](crate::tables::Table::sorted_by). **Memory**: one roll that is written and one that is held, per
 //! partition; when both are full the input waits. A pool that refuses more ends the roll but not the run: the rows exist
 //! already, and losing them would be worse. **Faults**: a scan that breaks its contract stops the plan, since that is a defect
-//! of this program; a store that fails stops it with an I/O error, which an engine may retry. Files without a commit are not
-//! part of any table.
+//! of this program; a store that fails for longer than [`RunLimits`] allow stops it with an I/O error, which an engine may
+//! retry. Files without a commit are not part of any table.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use datafusion::physical_plan::{
     ReplaceChildrenOptions,
 };
 
-use super::roll::{RollPolicy, RollWriter};
+use super::roll::{RollPolicy, RollWriter, RunLimits};
 use crate::error::Error;
 use crate::store::Location;
 use crate::tables::{Receipt, screen_schema};
@@ -43,6 +43,7 @@ pub struct WriteExec {
     input: Arc<dyn ExecutionPlan>,
     target: Location,
     policy: RollPolicy,
+    limits: RunLimits,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -63,7 +64,14 @@ impl WriteExec {
             EmissionType::Incremental,
             input.boundedness(),
         );
-        Ok(Self { input, target, policy, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() })
+        let (limits, metrics) = (RunLimits::default(), ExecutionPlanMetricsSet::new());
+        Ok(Self { input, target, policy, limits, properties: Arc::new(properties), metrics })
+    }
+
+    /// The same writer within the limits of a run.
+    #[must_use]
+    pub fn within(self, limits: RunLimits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The root of the tables.
@@ -79,7 +87,7 @@ impl WriteExec {
 
 impl fmt::Debug for WriteExec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { input, target, policy, properties: _, metrics: _ } = self;
+        let Self { input, target, policy, limits: _, properties: _, metrics: _ } = self;
         f.debug_struct("WriteExec").field("input", input).field("target", target).field("policy", policy).finish()
     }
 }
@@ -127,7 +135,7 @@ impl ExecutionPlan for WriteExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let [input] = <[_; 1]>::try_from(children)
             .map_err(|c| DataFusionError::Internal(format!("WriteExec has one input, not {}", c.len())))?;
-        Ok(Arc::new(Self::try_new(input, self.target.clone(), self.policy)?))
+        Ok(Arc::new(Self::try_new(input, self.target.clone(), self.policy)?.within(self.limits.clone())))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -137,7 +145,8 @@ impl ExecutionPlan for WriteExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let pool = Arc::clone(context.memory_pool());
-        let writer = RollWriter::new(self.target.clone(), self.policy, pool, &self.metrics, partition);
+        let when = (self.policy, self.limits.clone());
+        let writer = RollWriter::new(self.target.clone(), when, pool, &self.metrics, partition);
         // Capacity 1: a driver that commits slowly slows the writing down; receipts do not pile up in memory.
         let mut builder = RecordBatchReceiverStream::builder(Receipt::schema(), 1);
         builder.spawn(Arc::new(writer).run(input, builder.tx()));

@@ -35,6 +35,16 @@ pub fn free_disk(folder: &Path) -> Option<u64> {
     holding.max_by_key(|disk| disk.mount_point().components().count()).map(sysinfo::Disk::available_space)
 }
 
+/// Limits the memory that this process may take. An allocation beyond it fails; otherwise the system would kill the process, or
+/// all that share its control group. Does nothing where the system has no such limit.
+#[cfg(unix)]
+#[allow(unsafe_code, reason = "the limits of a process have no safe interface in the standard library")]
+pub fn limit_memory(bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes as libc::rlim_t, rlim_max: bytes as libc::rlim_t };
+    // SAFETY: the pointer is valid during the call. If it fails, the process goes on without the limit.
+    unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) };
+}
+
 /// Memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {

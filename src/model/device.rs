@@ -133,6 +133,19 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// Whether the device still computes. After some errors of CUDA no call succeeds until the process ends.
+///
+/// # Errors
+/// [`Error::Device`] where it does not.
+pub fn check(device: tch::Device) -> Result<()> {
+    caught(|| {
+        let sum = tch::Tensor::f_ones([8], (tch::Kind::Float, device))?.f_sum(tch::Kind::Float)?;
+        let sum = f64::try_from(sum)?;
+        let message = format!("the device computes 8 ones to {sum}: check it with `neurosieve doctor`");
+        if sum == 8. { Ok(()) } else { Err(Error::Device { message, smaller: false }) }
+    })
+}
+
 /// The device to compute on. Call this before any other use of libtorch: libtorch looks for its CUDA part once, at its
 /// first use.
 ///

@@ -10,6 +10,7 @@ use object_store::list::PaginatedListStore;
 use object_store::path::Path;
 use url::Url;
 
+use super::checksum::Etags;
 use crate::error::{Error, Result};
 
 /// A root inside an object store: where a cohort's scans are, or where its tables are written.
@@ -26,6 +27,7 @@ pub struct Location {
     pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
     /// The root as a local folder.
     pub(super) folder: Option<PathBuf>,
+    pub(super) etags: Arc<Etags>,
 }
 
 /// What was attempted at a location, which decides the next step after an error.
@@ -44,7 +46,7 @@ impl Location {
         let container = Some(url.username()).filter(|user| !user.is_empty());
         let bucket = container.or(url.host_str()).unwrap_or("cohort");
         let name = root.filename().unwrap_or(bucket).to_owned();
-        Self { store, root, url: without_secrets(url), name, pages: None, folder: None }
+        Self { store, root, url: without_secrets(url), name, pages: None, folder: None, etags: Arc::default() }
     }
 
     /// The last component of the path, or the bucket. A cohort without a name of its own takes this one.

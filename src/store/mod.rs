@@ -14,15 +14,18 @@
 //! machine's role, never from the address. Refuses an unknown scheme, a local folder that does not exist, and an address
 //! with a login, a query or a fragment.
 //!
-//! Retries have two layers: the store's client repeats single requests, and `with_retries` repeats whole calls
-//! (`retry.rs`).
+//! Retries have three layers: the store's client repeats single requests, `with_retries` repeats whole calls (`retry.rs`), and
+//! `with_patience` waits for an outage to end (`patience.rs`). `checksum.rs` detects bytes that changed on
+//! the way.
 
+mod checksum;
 mod entry;
 mod folder;
 mod list;
 mod location;
 mod open;
 mod pages;
+mod patience;
 mod place;
 mod profile;
 mod read;
@@ -31,6 +34,7 @@ mod retry;
 pub use self::entry::{Entry, Fault, Unusable, printable};
 pub use self::location::Location;
 pub use self::open::{open, open_new, open_or_create};
+pub(crate) use self::patience::{said_if_slow, with_patience};
 pub use self::place::resolved;
 pub use self::read::read;
-pub(crate) use self::retry::with_retries;
+pub(crate) use self::retry::{Pauses, with_retries};

@@ -106,6 +106,7 @@ pub(super) const SCANS: &[Column] = &[
     always("bundle", Text, "", "name of the model bundle"),
     always("version", Text, "", "version of the program"),
     RUN_NUMBER,
+    CONTENT_SHA256,
 ];
 
 pub(super) const TOKENS: &[Column] = &[
@@ -180,7 +181,21 @@ pub(super) const FAILURES: &[Column] = &[
     always("attempts", Int32, "count", "attempts so far with this content and recipe"),
     always("failed_at", Timestamp, "UTC", "when the scan failed, by the clock of its machine"),
     RUN_NUMBER,
+    maybe(
+        "needs_bytes",
+        Int64,
+        "bytes",
+        "where the scan exceeds a limit of the run (too_large, too_large_for_memory): what it needs at least",
+    ),
+    CONTENT_SHA256,
 ];
+
+const CONTENT_SHA256: Column = maybe(
+    "content_sha256",
+    Text,
+    "",
+    "SHA-256 of the bytes that were read, hexadecimal; of a pair, that of the digests of .hdr and .img; null where none were read",
+);
 
 pub(super) const RUNS: &[Column] = &[
     RUN_ID,

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use deltalake_core::kernel::Version;
-use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, MetadataExt as _, Protocol, StructType, Version, new_metadata};
 use deltalake_core::logstore::{StorageConfig, default_logstore};
-use deltalake_core::operations::create::CreateBuilder;
-use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use deltalake_core::{DeltaResult, DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt as _;
 use futures::future::join_all;
 use object_store::prefix::PrefixStore;
 use object_store::{Error as Store, ObjectStoreExt as _, PutMode};
+use serde_json::json;
 use url::Url;
 
 use super::schema::Table;
@@ -102,21 +103,41 @@ async fn refuse_empty_commits(location: &Location, table: Table, version: Versio
 /// others.
 pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
     refuse_files_of_others(location, table).await?;
-    let created = CreateBuilder::new()
-        .with_log_store(handle(location, table)?.log_store())
-        .with_table_name(table.name())
-        .with_comment(table.doc())
-        .with_columns(table.delta_fields()?)
-        .with_configuration_property(TableProperty::SetTransactionRetentionDuration, Some(TRANSACTION_RETENTION))
-        .with_configuration_property(TableProperty::CheckpointInterval, Some(CHECKPOINT_INTERVAL))
-        // With retries, the second of two processes would commit its metadata over that of the first.
-        .with_commit_properties(CommitProperties::default().with_max_retries(0))
-        .await;
-    match created {
-        Ok(delta) => Ok(delta),
-        // Another process may have created it meanwhile.
-        Err(error) => load(location, table).await?.ok_or_else(|| uncreated(location, table, error)),
+    let created = commit_creation(location, table).await;
+    // Where another process has created it meanwhile, this commit has failed.
+    match (load(location, table).await?, created) {
+        (Some(delta), _) => Ok(delta),
+        (None, Err(error)) => Err(uncreated(location, table, error)),
+        (None, Ok(())) => Err(Error::Bug(format!("table {} is created and not there", table.name()))),
     }
+}
+
+/// Commits the first entry of a table's log. Not with the library's builder, which writes the table's address into it: the log
+/// must not say in which folder a machine keeps its tables.
+async fn commit_creation(location: &Location, table: Table) -> DeltaResult<()> {
+    let unusable = |e: Error| DeltaTableError::Generic(e.to_string());
+    let schema = StructType::try_new(table.delta_fields().map_err(unusable)?)?;
+    let properties = [
+        (TableProperty::SetTransactionRetentionDuration, TRANSACTION_RETENTION),
+        (TableProperty::CheckpointInterval, CHECKPOINT_INTERVAL),
+    ];
+    let properties = properties.map(|(key, value)| (key.as_ref().to_owned(), value));
+    let metadata = new_metadata(&schema, [] as [&str; 0], properties)?;
+    let metadata = metadata.with_name(table.name().to_owned())?.with_description(table.doc().to_owned())?;
+    let protocol: Protocol = serde_json::from_value(json!({"minReaderVersion": 1, "minWriterVersion": 2}))?;
+    let operation = DeltaOperation::Create {
+        mode: SaveMode::ErrorIfExists,
+        location: Url::parse(&format!("table:///{}", table.name()))
+            .map_err(|e| DeltaTableError::Generic(e.to_string()))?,
+        protocol: protocol.clone(),
+        metadata: metadata.clone(),
+    };
+    // With retries, the second of two processes would commit its metadata over that of the first.
+    CommitBuilder::from(CommitProperties::default().with_max_retries(0))
+        .with_actions(vec![Action::Protocol(protocol), Action::Metadata(metadata)])
+        .build(None, handle(location, table).map_err(unusable)?.log_store(), operation)
+        .await
+        .map(drop)
 }
 
 /// Refuses to make a table of a folder with files of others, which `vacuum` would delete, and of a data set's own folder.

@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::functions_aggregate::expr_fn::{bool_or, max};
-use datafusion::prelude::{DataFrame, SessionContext, col, lit};
+use datafusion::prelude::{DataFrame, SessionContext, col, lit, when};
 
 use super::open::Tables;
 use super::schema::Table;
 use super::session::RAW_SCHEMA;
-use crate::error::{Error, Result};
+use crate::error::{CRASHED, Error, Result, TOO_LARGE, TOO_LARGE_FOR_MEMORY};
 
 /// What was done with one content of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +26,16 @@ pub struct Outcome {
     pub finished: bool,
     /// Failed attempts.
     pub attempts: i32,
-    /// Whether a further attempt cannot succeed.
+    /// Whether a further attempt cannot succeed, whatever the limits of the run.
     pub permanent: bool,
+    /// Bytes that the scan needs at least, where it exceeded `run.max_scan_mib`.
+    pub needs_scan_bytes: Option<i64>,
+    /// Bytes that the scan needs at least, where it exceeded the memory of the run.
+    pub needs_memory_bytes: Option<i64>,
+    /// Whether a process died while it screened the content alone.
+    pub crashed: bool,
+    /// Number of the last run that failed with it.
+    failed_in: Option<i64>,
     /// Number of the last run that gave or found this outcome; null, in rows of older versions, comes first.
     run_number: Option<i64>,
     /// When the outcome was given; orders those without a number.
@@ -41,6 +49,10 @@ impl Outcome {
             finished: false,
             attempts: 0,
             permanent: false,
+            needs_scan_bytes: None,
+            needs_memory_bytes: None,
+            crashed: false,
+            failed_in: None,
             run_number: None,
             at: 0,
         }
@@ -49,6 +61,12 @@ impl Outcome {
     /// Sorts the outcomes of a scan; the last one is current.
     fn order(&self) -> (Option<i64>, i64, bool) {
         (self.run_number, if self.run_number.is_none() { self.at } else { 0 }, self.finished)
+    }
+
+    /// Whether no run with these limits, in bytes, can screen the content.
+    pub fn is_unusable(&self, scan_bytes: u64, memory_bytes: u64) -> bool {
+        let exceeds = |needs: Option<i64>, limit: u64| needs.is_some_and(|needs| i128::from(needs) > i128::from(limit));
+        self.permanent || exceeds(self.needs_scan_bytes, scan_bytes) || exceeds(self.needs_memory_bytes, memory_bytes)
     }
 
     fn given(&mut self, run_number: Option<i64>, at: i64) {
@@ -61,6 +79,8 @@ impl Outcome {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Done {
     scans: HashMap<String, Vec<Outcome>>,
+    /// Numbers of the runs that asked for the recipe, in ascending order.
+    runs: Vec<i64>,
 }
 
 impl Done {
@@ -74,6 +94,12 @@ impl Done {
         let current =
             self.scans.get(scan_id).and_then(|outcomes| outcomes.iter().max_by_key(|outcome| outcome.order()));
         current.is_some_and(|outcome| outcome.content_id == content_id)
+    }
+
+    /// Number of runs that asked for the recipe after the last one that failed with this outcome.
+    pub fn runs_since(&self, outcome: &Outcome) -> u64 {
+        let Some(failed_in) = outcome.failed_in else { return u64::MAX };
+        self.runs.iter().rev().take_while(|&&number| number > failed_in).count() as u64
     }
 
     /// Records a result that the run of this number gave, at a time in microseconds since 1970.
@@ -90,10 +116,18 @@ impl Done {
         run_number: Option<i64>,
         at: i64,
         (attempts, permanent): (i32, bool),
-    ) {
+    ) -> &mut Outcome {
         let outcome = self.entry(scan_id, content_id);
-        (outcome.attempts, outcome.permanent) = (attempts, permanent);
+        (outcome.attempts, outcome.permanent, outcome.failed_in) = (attempts, permanent, run_number);
         outcome.given(run_number, at);
+        outcome
+    }
+
+    /// Records the runs that asked for the recipe.
+    pub(crate) fn ran(&mut self, mut numbers: Vec<i64>) {
+        numbers.sort_unstable();
+        numbers.dedup();
+        self.runs = numbers;
     }
 
     /// The outcome of this content, added where the scan has none yet.
@@ -108,12 +142,12 @@ impl Done {
 }
 
 impl Tables {
-    /// What was done with `recipe_id`, as of the last refresh. Reads a few columns of `scans`, `failures` and `reverts`; holds
-    /// two strings per scan in memory.
+    /// What was done with `recipe_id`, and which runs on `cohort` asked for it, as of the last refresh. Reads a few columns of
+    /// `scans`, `failures`, `reverts` and `runs`; holds two strings per scan in memory.
     ///
     /// # Errors
     /// [`Error::Table`] and [`Error::Query`] where the tables cannot be read.
-    pub async fn done(&self, recipe_id: &str) -> Result<Done> {
+    pub async fn done(&self, recipe_id: &str, cohort: &str) -> Result<Done> {
         let context = self.raw_session().await?;
         let mut done = Done::default();
 
@@ -125,17 +159,31 @@ impl Tables {
                 done.finish([scan_id, content_id], numbers(i), times(i));
             }
         }
+        let unlimited = col("kind").in_list(vec![lit(TOO_LARGE), lit(TOO_LARGE_FOR_MEMORY)], true);
+        let needs = |kind: &str| Ok::<_, Error>(when(col("kind").eq(lit(kind)), col("needs_bytes")).end()?);
         let failures = of_recipe(&context, Table::Failures, recipe_id).await?.aggregate(
             vec![col("scan_id"), col("content_id")],
-            vec![max(col("attempts")), bool_or(col("permanent")), max(col("run_number")), max(col("failed_at"))],
+            vec![
+                max(col("attempts")),
+                bool_or(col("permanent").and(unlimited)),
+                max(col("run_number")),
+                max(col("failed_at")),
+                max(needs(TOO_LARGE)?),
+                max(needs(TOO_LARGE_FOR_MEMORY)?),
+                bool_or(col("kind").eq(lit(CRASHED))),
+            ],
         )?;
         for batch in failures.collect().await? {
             let attempts = batch.column(2).as_primitive_opt::<Int32Type>().ok_or_else(unexpected)?;
             let permanent = batch.column(3).as_boolean_opt().ok_or_else(unexpected)?;
-            let (numbers, times) = (numbers(&batch, 4)?, times(&batch, 5)?);
+            let (at_run, times) = (numbers(&batch, 4)?, times(&batch, 5)?);
+            let crashed = batch.column(8).as_boolean_opt().ok_or_else(unexpected)?;
+            let (scan_bytes, memory_bytes) = (numbers(&batch, 6)?, numbers(&batch, 7)?);
             for (i, (scan_id, content_id)) in keys(&batch)?.enumerate() {
                 let tried = (attempts.value(i), permanent.value(i));
-                done.fail([scan_id, content_id], numbers(i), times(i), tried);
+                let outcome = done.fail([scan_id, content_id], at_run(i), times(i), tried);
+                (outcome.needs_scan_bytes, outcome.needs_memory_bytes) = (scan_bytes(i), memory_bytes(i));
+                outcome.crashed = crashed.value(i);
             }
         }
         let reverts = of_recipe(&context, Table::Reverts, recipe_id).await?;
@@ -146,6 +194,13 @@ impl Tables {
                 done.entry(scan_id, content_id).given(numbers(i), 0);
             }
         }
+        let runs = of_recipe(&context, Table::Runs, recipe_id).await?.filter(col("cohort").eq(lit(cohort)))?;
+        let mut ran = Vec::new();
+        for batch in runs.select_columns(&["run_number"])?.collect().await? {
+            let numbers = numbers(&batch, 0)?;
+            ran.extend((0..batch.num_rows()).filter_map(numbers));
+        }
+        done.ran(ran);
         Ok(done)
     }
 }

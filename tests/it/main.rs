@@ -24,6 +24,7 @@ mod maintenance;
 mod memory;
 mod nifti;
 mod nifti_refused;
+mod outages;
 mod parallel;
 mod pipelines;
 mod pipes;

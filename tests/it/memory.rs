@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::support::cohorts::synth;
-use super::support::program::{printed, screen, screening, text, with_peak_memory};
+use neurosieve::volume::{Affine, Grid, Volume, nifti};
+
+use super::support::cohorts::{scan, synth};
+use super::support::program::{WITHOUT_NETWORKS, printed, rows, screen, screening, text, with_peak_memory};
 use super::support::shared::{path, study};
 
 #[test]
@@ -66,4 +68,40 @@ fn a_process_outside_a_container_sees_the_limits_of_its_own_control_group() {
     let found = printed(&output);
     assert!(found.contains("1.0 GiB of 2.0 GiB available"), "{found}");
     assert!(found.contains("1 cores for this process"), "{found}");
+}
+
+/// A header that promises more voxels than the run has memory for, in a small file.
+#[test]
+fn a_scan_that_does_not_fit_into_memory_is_one_failure_and_the_others_are_screened() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cohort, tables) = (folder.path().join("study"), folder.path().join("tables"));
+    synth(path(&cohort), &["--subjects", "3", "--lesions", "0", "--spacing", "4"]);
+    let grid = Grid { shape: [400; 3], affine: Affine::translation([0.; 3]) };
+    let huge = Volume::new(grid, (0..400 * 400 * 400).map(|i| i16::from(i % 97 == 0)).collect());
+    std::fs::write(cohort.join(scan(2)), nifti::encode(&huge, "")).unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let budget_mib = 384 + 96 * cores + 300;
+    let run = |budget_mib: usize| {
+        let budget = format!("run.memory_mib={budget_mib}");
+        with_peak_memory(screening(
+            path(&cohort),
+            path(&tables),
+            &[&WITHOUT_NETWORKS[..], &["--set", &budget]].concat(),
+        ))
+    };
+    let (status, peak_mib) = run(budget_mib);
+    println!("peak {peak_mib} MiB of {budget_mib}");
+    assert_eq!(status.code(), Some(3));
+    assert!(peak_mib as f64 <= 1.15 * budget_mib as f64, "{peak_mib} MiB, budget {budget_mib} MiB");
+    assert_eq!(rows(path(&tables), "SELECT 1 FROM scans").len(), 2);
+    let failed = &rows(path(&tables), "SELECT kind, message, needs_bytes FROM failures")[0];
+    assert_eq!(failed["kind"], "too_large_for_memory", "{failed}");
+    assert!(failed["message"].as_str().unwrap().contains("run.memory_mib"), "{failed}");
+    let needs_mib = failed["needs_bytes"].as_u64().unwrap() >> 20;
+    assert!(needs_mib > 488, "twice the voxels in f32: {failed}");
+    // With as much memory it is tried: its content is no brain.
+    assert_eq!(run(budget_mib).0.code(), Some(3));
+    let (status, _) = run(384 + 96 * cores + 2 * needs_mib as usize);
+    assert_eq!(status.code(), Some(3));
+    assert_ne!(rows(path(&tables), "SELECT kind FROM failures")[0]["kind"], "too_large_for_memory");
 }

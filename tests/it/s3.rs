@@ -16,13 +16,13 @@ use super::support::cohorts::{scan, scan_id};
 use super::support::program::{printed, python, quick_run, text, with_peak_memory};
 use super::support::server::{Server, script};
 
-const BUCKET: &str = "study";
+pub const BUCKET: &str = "study";
 
-const TABLES: &str = "s3://study/tables";
-const RUN: [&str; 11] = quick_run("s3://study/cohort", TABLES);
+pub const TABLES: &str = "s3://study/tables";
+pub const RUN: [&str; 11] = quick_run("s3://study/cohort", TABLES);
 
 /// moto with one bucket; none without the Python of the tests.
-fn moto() -> Option<Server> {
+pub fn moto() -> Option<Server> {
     let mut command = Command::new(python()?);
     command.arg(script("s3_server.py")).arg(BUCKET);
     Some(Server::start(command, |address| {
@@ -48,16 +48,21 @@ fn killed_at(server: &mut Server, arguments: &[&str], moment: &str, method: &str
 }
 
 /// From now on requests that match take this many seconds longer.
-fn slow(server: &mut Server, seconds: f64, method: &str, pattern: &str) {
-    writeln!(server.process.stdin.as_mut().unwrap(), "slow {seconds} {method} {pattern}").unwrap();
+pub fn slow(server: &mut Server, seconds: f64, method: &str, pattern: &str) {
+    ask(server, &format!("slow {seconds} {method} {pattern}"));
 }
 
-async fn put(server: &Server, folder: &Path, from: &str, to: &str) {
+/// A line to the server, which `s3_server.py` explains.
+pub fn ask(server: &mut Server, line: &str) {
+    writeln!(server.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+}
+
+pub async fn put(server: &Server, folder: &Path, from: &str, to: &str) {
     let bytes = std::fs::read(folder.join(from)).unwrap();
     store(server).put(&Key::from(format!("cohort/{to}")), bytes.into()).await.unwrap();
 }
 
-fn store(server: &Server) -> impl ObjectStore {
+pub fn store(server: &Server) -> impl ObjectStore {
     AmazonS3Builder::new()
         .with_bucket_name(BUCKET)
         .with_region("us-east-1")

@@ -223,14 +223,14 @@ async fn a_failure_is_shown_until_the_scan_has_a_result() {
     // The earlier result of a scan that fails now is still its result.
     assert_eq!(counts(&tables, ["scans WHERE scan_id = 'worse'"]).await, [1]);
 
-    let done = tables.done("recipe").await.unwrap();
+    let done = tables.done("recipe", "cohort").await.unwrap();
     let outcome = |scan: &str| {
         let outcome = done.outcome(scan, &format!("{scan}-v1")).unwrap();
         (outcome.finished, outcome.attempts, outcome.permanent)
     };
     assert_eq!(["healed", "worse", "broken"].map(outcome), [(true, 1, false), (true, 1, true), (false, 2, true)]);
     assert_eq!(done.outcome("healed", "another content"), None);
-    assert_eq!(tables.done("another recipe").await.unwrap(), Default::default());
+    assert_eq!(tables.done("another recipe", "cohort").await.unwrap(), Default::default());
 }
 
 #[tokio::test(flavor = "multi_thread")]

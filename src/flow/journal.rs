@@ -1,0 +1,212 @@
+//! The journal of a run: which scans are in flight, for the case that the process dies.
+//!
+//! ```text
+//! a scan begins ─► _in_flight/<run id>.json names it ─► it is screened ─► the run ends: the journal is deleted
+//!                                                             │ the process dies: the journal stays
+//!                                                             ▼
+//!                         the next run screens the scans that it names last, each in a process of its own (apart.rs)
+//! ```
+//! Scans are named by a digest, so that a journal that stays says nothing about a subject. Scans that begin while the object is
+//! written share the next write. A journal whose scans all have an outcome is deleted by the next run.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::TryStreamExt as _;
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::cohort::ScanEntry;
+use crate::error::{Error, Result};
+use crate::store::{self, Location, with_retries};
+
+/// The folder of the journals, beside the tables.
+const FOLDER: &str = "_in_flight";
+
+/// A larger object is no journal.
+const LARGEST: u64 = 1 << 20;
+
+/// The journal of this run.
+#[derive(Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    /// Dropped with this, the writer stops.
+    _writer: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    location: Location,
+    uri: String,
+    recipe_id: String,
+    scans: Mutex<InFlight>,
+    changed: Notify,
+    /// The last change that is written.
+    written: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct InFlight {
+    keys: BTreeSet<String>,
+    changes: u64,
+}
+
+/// The content of the object.
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    recipe_id: String,
+    scans: BTreeSet<String>,
+}
+
+/// A scan in flight; dropping it takes the scan out of the journal.
+#[derive(Debug)]
+pub(super) struct Entered {
+    shared: Arc<Shared>,
+    key: String,
+}
+
+impl Journal {
+    /// The journal of a run, beside the tables at `location`. It is written when the first scan begins.
+    pub(super) fn new(location: Location, run_id: &str, recipe_id: &str) -> Self {
+        let shared = Arc::new(Shared {
+            location,
+            uri: format!("{FOLDER}/{run_id}.json"),
+            recipe_id: recipe_id.to_owned(),
+            scans: Mutex::default(),
+            changed: Notify::new(),
+            written: watch::Sender::new(0),
+        });
+        let mut writer = JoinSet::new();
+        writer.spawn(Arc::clone(&shared).write_changes());
+        Self { shared, _writer: writer }
+    }
+
+    /// Notes that a scan begins; completes when that is written. A journal that cannot be written delays no scan.
+    pub(super) async fn enter(&self, entry: &ScanEntry) -> Entered {
+        let key = key(entry);
+        let change = {
+            let mut scans = self.shared.scans();
+            scans.keys.insert(key.clone());
+            scans.changes += 1;
+            scans.changes
+        };
+        self.shared.changed.notify_one();
+        // Fails only without a sender, and `shared` is one.
+        let _ = self.shared.written.subscribe().wait_for(|&written| written >= change).await;
+        Entered { shared: Arc::clone(&self.shared), key }
+    }
+
+    /// The run ends in order: deletes the journal.
+    pub(super) async fn close(&self) {
+        if *self.shared.written.borrow() > 0 {
+            delete(&self.shared.location, &self.shared.uri).await;
+        }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.shared.scans().keys.remove(&self.key);
+    }
+}
+
+impl Shared {
+    fn scans(&self) -> std::sync::MutexGuard<'_, InFlight> {
+        self.scans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write_changes(self: Arc<Self>) {
+        loop {
+            self.changed.notified().await;
+            let (content, change) = {
+                let scans = self.scans();
+                (Content { recipe_id: self.recipe_id.clone(), scans: scans.keys.clone() }, scans.changes)
+            };
+            if let Err(error) = self.put(&content).await {
+                warn!(kind = error.kind(), "the journal of scans in flight cannot be written: {error}");
+            }
+            self.written.send_replace(change);
+        }
+    }
+
+    async fn put(&self, content: &Content) -> Result<()> {
+        let path = self.location.path_of(&self.uri)?;
+        let bytes = serde_json::to_vec(content).map_err(|e| Error::Bug(format!("the journal as JSON: {e}")))?;
+        let put = async || {
+            let put = self.location.store.put(&path, bytes.clone().into()).await;
+            put.map(drop).map_err(|e| self.location.explain_write("write a journal under", e))
+        };
+        with_retries(put).await
+    }
+}
+
+/// The journals that runs which did not end in order have left, and those of runs that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Journals(Vec<(Path, BTreeSet<String>)>);
+
+impl Journals {
+    /// Reads the journals of runs with this recipe.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where they cannot be listed or read.
+    pub(super) async fn of_others(location: &Location, recipe_id: &str) -> Result<Self> {
+        let folder = location.path_of(FOLDER)?;
+        let found: Vec<_> = location.store.list(Some(&folder)).try_collect().await.or_else(|e| match e {
+            object_store::Error::NotFound { .. } => Ok(Vec::new()),
+            e => Err(location.explain("list", e)),
+        })?;
+        let mut journals = Vec::new();
+        for object in found.iter().filter(|object| object.size <= LARGEST) {
+            let Some(uri) = location.relative(&object.location) else { continue };
+            let bytes = match store::read(location, uri, None, |_| Ok(())).await {
+                Ok(bytes) => bytes,
+                // Its run has ended meanwhile.
+                Err(Error::Storage { source: object_store::Error::NotFound { .. }, .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            match serde_json::from_slice::<Content>(&bytes) {
+                Ok(content) if content.recipe_id == recipe_id => {
+                    journals.push((object.location.clone(), content.scans))
+                }
+                _ => {}
+            }
+        }
+        Ok(Self(journals))
+    }
+
+    /// Whether a journal names the scan.
+    pub(super) fn name(&self, entry: &ScanEntry) -> bool {
+        !self.0.is_empty() && self.0.iter().any(|(_, scans)| scans.contains(&key(entry)))
+    }
+
+    /// Deletes the journals that name none of these scans: what they name has an outcome, or is not in the cohort any more.
+    pub(super) async fn delete_unless_they_name(&self, location: &Location, scans: impl Iterator<Item = &ScanEntry>) {
+        if self.0.is_empty() {
+            return;
+        }
+        let open: BTreeSet<String> = scans.map(key).collect();
+        for (path, _) in self.0.iter().filter(|(_, scans)| scans.is_disjoint(&open)) {
+            if let Some(uri) = location.relative(path) {
+                delete(location, uri).await;
+            }
+        }
+    }
+}
+
+/// Deletes a journal. One that cannot be deleted is deleted by a later run.
+async fn delete(location: &Location, uri: &str) {
+    if let Ok(path) = location.path_of(uri) {
+        let _ = location.store.delete(&path).await;
+    }
+}
+
+/// Names a scan and its content: the first 32 digits of a SHA-256.
+fn key(entry: &ScanEntry) -> String {
+    let digest = Sha256::digest(format!("{}\0{}", entry.scan_id, entry.content_id));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
