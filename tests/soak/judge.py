@@ -266,7 +266,8 @@ def verdict(folder):
         show_cohort(soak, row, bar)
     for event in soak.of("final"):
         if event["name"] in ("last run", "run after the last", "check"):
-            row(event["name"], f"exit code {event['code']}; {event['printed'].split('. ')[0][:300]}")
+            sentence = re.split(r"\.?\n|\. ", event["printed"])[0][:200]
+            row(event["name"], f"exit code {event['code']}; {sentence}")
     expected = {"last run": (0, 3), "run after the last": (0, 3), "check": (0,)}
     for name, codes in expected.items():
         codes_seen = [event["code"] for event in soak.of("final", name=name)]
