@@ -16,6 +16,7 @@ demo: build ## Build, screen a small synthetic cohort and query the results
 test: setup ## Run all tests
 	NEUROSIEVE_PYTHON=$$(scripts/python.sh) && NEUROSIEVE_AZURITE=$$(tests/servers/azurite.sh) && \
 		export NEUROSIEVE_PYTHON NEUROSIEVE_AZURITE && cargo test --release --locked --tests
+	$$(scripts/python.sh) -m unittest discover --start-directory tests/soak
 	cargo test --release --locked --doc
 	NEUROSIEVE_PROGRAM=$$(realpath "$${CARGO_TARGET_DIR:-target}")/release/neurosieve && export NEUROSIEVE_PROGRAM && \
 		cargo test --release --locked --package store-contract

@@ -24,6 +24,7 @@ In the answers to so many such requests one bit is flipped.
     calm
 
 From now on no request is delayed or gets a fault.
+
     policy KEY PATH
 
 From now on requests with this access key are refused unless the IAM policy in the file allows them. Then `policy` is
@@ -62,6 +63,8 @@ delays = []
 faults = []
 policies = {}
 lock = threading.Lock()
+# moto checks a condition (If-None-Match, If-Match) and writes in two steps; a store does both at once.
+one_at_a_time = threading.Lock()
 
 REPLY = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>{code}</Code><Message>The token CANARY-MESSAGE is expired</Message><Token-0>CANARY-TOKEN</Token-0>
@@ -183,7 +186,11 @@ def application(environ, start_response):
     if kind == "fail":
         start_response(f"{status} Fault", [("Content-Type", "application/xml")])
         return [REPLY.format(code=CODES.get(status, "Fault"), path=environ["PATH_INFO"]).encode()]
-    answer = list(permitted(environ, start_response))
+    # The body arrives as fast as the client sends it, which is no reason for others to wait.
+    if length := environ.get("CONTENT_LENGTH"):
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(length)))
+    with one_at_a_time:
+        answer = list(permitted(environ, start_response))
     if kind == "flip":
         answer = flipped(answer)
     pid = fires(environ, "after")
