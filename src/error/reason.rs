@@ -7,6 +7,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use delta_kernel::Error as Kernel;
 use object_store::Error as Store;
 use object_store::client::{HttpError, HttpErrorKind};
 
@@ -52,9 +53,15 @@ pub(super) fn without_replies(error: &(dyn StdError + 'static)) -> String {
     without_queries(without_body(&text))
 }
 
-/// An error and what caused it, outermost first.
+/// An error and what caused it, outermost first. The Delta library's errors do not name a store's error as their source.
 pub(super) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
+    std::iter::successors(Some(error), |&error| {
+        let of_delta = match error.downcast_ref() {
+            Some(Kernel::ObjectStore(store)) => Some(store as &(dyn StdError + 'static)),
+            _ => None,
+        };
+        of_delta.or_else(|| error.source())
+    })
 }
 
 /// What one cause says that is on the list.

@@ -23,7 +23,7 @@ use crate::cohort;
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
-use crate::store;
+use crate::store::{self, with_patience};
 use crate::tables::{Lease, Optimized, Table, Tables};
 
 const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
@@ -190,8 +190,19 @@ impl Schedule {
         Ok(shard.map_or(cohort.clone(), |shard| format!("{cohort}-{shard}")))
     }
 
-    async fn run(&self, lease: &Lease, stop: impl Future<Output = ()>, watch: impl Fn(Step<'_>)) -> Result<JobOutcome> {
-        let run = Run::prepare(self.pipeline.clone()).await?;
+    async fn run(
+        &self,
+        lease: &Lease,
+        stop: impl Future<Output = ()> + Clone,
+        watch: impl Fn(Step<'_>),
+    ) -> Result<JobOutcome> {
+        // A store that is down for some minutes costs no night.
+        let longest_outage = Duration::from_secs(self.pipeline.run.outage_s);
+        let run = tokio::select! {
+            biased;
+            run = with_patience(longest_outage, || Run::prepare(self.pipeline.clone())) => run?,
+            () = stop.clone() => return Ok(JobOutcome::Stopped),
+        };
         let left_out = cohort::report::faults(run.listing());
         watch(Step::Prepared(&run));
         let executed = run.execute(async {

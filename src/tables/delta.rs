@@ -1,6 +1,7 @@
 //! One Delta table over this program's own store: loading and creating it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, MetadataExt as _, Protocol, StructType, Version, new_metadata};
@@ -16,7 +17,7 @@ use url::Url;
 
 use super::schema::Table;
 use crate::error::{Error, Result};
-use crate::store::Location;
+use crate::store::{Location, with_patience, with_retries};
 
 /// How long the log remembers the commits of a run: longer than any run, but not for ever, because each run adds an entry
 /// to every checkpoint.
@@ -27,6 +28,9 @@ const CHECKPOINT_INTERVAL: &str = "10";
 
 /// How many commits before the current version are looked at: more than lie between two checkpoints.
 const RECENT_COMMITS: Version = 20;
+
+/// How long a table in a store that fails is read again before that is an error.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Waits for all, also where one has failed, and gives their results or the first error. The library reads logs on threads
 /// that cannot be cancelled: where the program ends while another table is still being read, they panic.
@@ -39,6 +43,12 @@ pub(super) async fn all_of<T>(work: impl IntoIterator<Item = impl Future<Output 
 /// # Errors
 /// [`Error::Table`] where it exists and cannot be read; [`Error::Config`] for an address that cannot hold tables.
 pub(super) async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
+    // A disk that fails goes on to fail.
+    let patience = if location.url.scheme() == "file" { Duration::ZERO } else { PATIENCE };
+    with_patience(patience, || load_once(location, table)).await
+}
+
+async fn load_once(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
     let unreadable = |e| unreadable(location, table, e);
     let mut delta = handle(location, table)?;
     if !delta.verify_deltatable_existence().await.map_err(unreadable)? {
@@ -60,12 +70,18 @@ pub(super) fn unreadable(location: &Location, table: Table, error: DeltaTableErr
         "another program wrote it with features that this one does not know: read it with that program, or screen into new \
          tables"
             .to_owned()
-    } else if matches!(error, DeltaTableError::ObjectStore { .. }) {
-        "check that the store can be reached, then run the same command again".to_owned()
     } else {
         damaged(name)
     };
-    Error::table(format!("{context}; {next}"), error)
+    let error = Error::table(format!("{context}; {next}"), error);
+    let of_store = error.is_of_store() && location.url.scheme() != "file";
+    match error {
+        Error::Table { source, .. } if of_store => Error::Table {
+            context: format!("{context}; check that the store can be reached, then run the same command again"),
+            source,
+        },
+        error => error,
+    }
 }
 
 fn damaged(name: &str) -> String {
@@ -103,13 +119,16 @@ async fn refuse_empty_commits(location: &Location, table: Table, version: Versio
 /// others.
 pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTable> {
     refuse_files_of_others(location, table).await?;
-    let created = commit_creation(location, table).await;
-    // Where another process has created it meanwhile, this commit has failed.
-    match (load(location, table).await?, created) {
-        (Some(delta), _) => Ok(delta),
-        (None, Err(error)) => Err(uncreated(location, table, error)),
-        (None, Ok(())) => Err(Error::Bug(format!("table {} is created and not there", table.name()))),
-    }
+    let attempt = async || {
+        let created = commit_creation(location, table).await;
+        // Where another process has created it meanwhile, or the answer was lost, this commit has failed.
+        match (load(location, table).await?, created) {
+            (Some(delta), _) => Ok(delta),
+            (None, Err(error)) => Err(uncreated(location, table, error)),
+            (None, Ok(())) => Err(Error::Bug(format!("table {} is created and not there", table.name()))),
+        }
+    };
+    with_retries(attempt).await
 }
 
 /// Commits the first entry of a table's log. Not with the library's builder, which writes the table's address into it: the log
@@ -169,6 +188,10 @@ async fn refuse_files_of_others(location: &Location, table: Table) -> Result<()>
 /// # Errors
 /// [`Error::Storage`] for such a store, and where the place cannot be written to.
 pub(super) async fn refuse_without_conditional_writes(location: &Location) -> Result<()> {
+    with_retries(|| probe_conditional_writes(location)).await
+}
+
+async fn probe_conditional_writes(location: &Location) -> Result<()> {
     let path = location.path_of(&format!("_conditional_write_{}", uuid::Uuid::now_v7()))?;
     let create = || location.store.put_opts(&path, "probe".into(), PutMode::Create.into());
     let unsupported = |source: object_store::Error| {

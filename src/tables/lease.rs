@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result, Retry};
-use crate::store::Location;
+use crate::store::{Location, with_retries};
 
 /// What the names of the schedules' locks begin with.
 const SCHEDULE: &str = "_schedule-";
@@ -183,25 +183,7 @@ impl Lease {
         }
         let holder = uuid::Uuid::now_v7().to_string();
         let lock = LockObject { location: location.clone(), path: location.path_of(name)?, holder, term };
-        let mode = match location.store.get(&lock.path).await {
-            Err(Store::NotFound { .. }) => PutMode::Create,
-            Err(error) => return Err(location.explain("read the lock of the tables at", error)),
-            Ok(found) => {
-                let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-                let bytes = found.bytes().await.map_err(|e| location.explain("read the lock of the tables at", e))?;
-                // A claim that cannot be parsed has no holder.
-                let until = serde_json::from_slice(&bytes).map_or(DateTime::UNIX_EPOCH, |claim: Claim| claim.until);
-                if until > Utc::now() {
-                    return Ok(None);
-                }
-                PutMode::Update(version)
-            }
-        };
-        let version = match lock.write(mode).await {
-            Ok(version) => version,
-            Err(error) if error.is_about_content() => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(version) = with_retries(|| lock.claim()).await? else { return Ok(None) };
         // Dropping the set ends the task.
         let mut renewing = JoinSet::new();
         renewing.spawn(renew(lock.clone(), renewed_every, version, losing));
@@ -219,21 +201,51 @@ impl Lease {
     /// Gives the lease back at once. A lease in a store that is dropped instead expires.
     pub async fn give_back(self) {
         if let Held::Store { lock, mut renewing } = self.held {
-            let LockObject { location, path, holder, .. } = *lock;
             renewing.shutdown().await;
             // An error here is harmless: the lease expires. Another process may have taken the lease, and its object stays.
-            let own = async {
-                let bytes = location.store.get(&path).await?.bytes().await?;
-                Ok::<_, Store>(serde_json::from_slice(&bytes).is_ok_and(|claim: Claim| claim.holder == holder))
-            };
-            if own.await.unwrap_or(false) {
-                let _ = location.store.delete(&path).await;
+            if let Ok(Some(_)) = with_retries(|| lock.own_version()).await {
+                let _ = lock.location.store.delete(&lock.path).await;
             }
         }
     }
 }
 
 impl LockObject {
+    /// Writes a claim where nobody else has one; gives its version. The answer to a write may be lost: then the next attempt, or
+    /// the second reading, finds this holder's own claim.
+    async fn claim(&self) -> Result<Option<UpdateVersion>> {
+        let mode = match self.read().await? {
+            None => PutMode::Create,
+            Some((claim, version)) if claim.holder == self.holder => return Ok(Some(version)),
+            Some((claim, _)) if claim.until > Utc::now() => return Ok(None),
+            Some((_, version)) => PutMode::Update(version),
+        };
+        match self.write(mode).await {
+            Ok(version) => Ok(Some(version)),
+            Err(error) if error.is_about_content() => self.own_version().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The version of the object, if the claim in it is this holder's.
+    async fn own_version(&self) -> Result<Option<UpdateVersion>> {
+        let found = self.read().await?;
+        Ok(found.filter(|(claim, _)| claim.holder == self.holder).map(|(_, version)| version))
+    }
+
+    async fn read(&self) -> Result<Option<(Claim, UpdateVersion)>> {
+        let failed = |e| self.location.explain("read the lock of the tables at", e);
+        let found = match self.location.store.get(&self.path).await {
+            Err(Store::NotFound { .. }) => return Ok(None),
+            found => found.map_err(failed)?,
+        };
+        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let bytes = found.bytes().await.map_err(failed)?;
+        // A claim that cannot be parsed has no holder.
+        let nobody = || Claim { holder: String::new(), until: DateTime::UNIX_EPOCH };
+        Ok(Some((serde_json::from_slice(&bytes).unwrap_or_else(|_| nobody()), version)))
+    }
+
     /// Claims the lease for a term from now.
     async fn write(&self, mode: PutMode) -> Result<UpdateVersion> {
         let claim = Claim { holder: self.holder.clone(), until: Utc::now() + self.term };
@@ -250,7 +262,12 @@ async fn renew(lock: LockObject, every: Duration, mut version: UpdateVersion, lo
         tokio::time::sleep(every).await;
         match lock.write(PutMode::Update(version.clone())).await {
             Ok(renewed) => (version, until) = (renewed, Utc::now() + lock.term),
-            Err(error) if error.is_about_content() => break,
+            // The answer to an earlier renewal was lost, or another process has the lease.
+            Err(error) if error.is_about_content() => match lock.own_version().await {
+                Ok(Some(own)) => version = own,
+                Ok(None) => break,
+                Err(error) => tracing::warn!(kind = error.kind(), "the lease of the tables was not read; trying again"),
+            },
             Err(error) => tracing::warn!(kind = error.kind(), "the lease of the tables was not renewed; trying again"),
         }
     }
