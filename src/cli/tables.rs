@@ -251,10 +251,13 @@ async fn check(url: &str, repair: bool) -> Result<()> {
         return Err(Error::input(
             "damaged_tables",
             format!(
-                "{} results are there twice and {} are incomplete: `neurosieve tables history` shows what was committed; screen \
-             into new tables, or restore these from a copy",
+                "{} results are there twice and {} are incomplete: {}. `neurosieve tables history` shows what was committed",
                 found.duplicates.len(),
-                found.incomplete.len()
+                found.incomplete.len(),
+                match repair {
+                    false => "--repair keeps one of equal rows",
+                    true => "restore the tables from a copy, or screen into new ones",
+                }
             ),
         ));
     }

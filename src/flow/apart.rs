@@ -24,6 +24,7 @@ use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use super::order::Order;
 use crate::cohort::{ScanEntry, manifest};
@@ -57,7 +58,7 @@ pub(super) fn program() -> Option<Program> {
 }
 
 /// How a station starts such processes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Apart {
     /// The program.
     pub program: Program,
@@ -67,6 +68,10 @@ pub struct Apart {
     pub device: DeviceChoice,
     /// Memory of the run, MiB.
     pub memory_mib: u64,
+    /// Scans of the run that are screened as usual and have not ended.
+    pub others: watch::Sender<usize>,
+    /// One such process at a time.
+    pub turn: Mutex<()>,
 }
 
 /// What the process is told, before the manifest of its scan.
@@ -79,6 +84,19 @@ pub(super) struct Request {
 }
 
 impl Apart {
+    /// A scan that is screened as usual has ended.
+    pub(super) fn other_ended(&self) {
+        self.others.send_modify(|left| *left = left.saturating_sub(1));
+    }
+
+    /// Waits until all other scans have ended, and those screened apart that came before. What kills a process comes last, when
+    /// nothing else can be lost with it.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        // Fails only without a sender, and `self` has one.
+        let _ = self.others.subscribe().wait_for(|&left| left == 0).await;
+        self.turn.lock().await
+    }
+
     /// Screens a scan in a process of its own; gives its row of `screen_schema`.
     ///
     /// # Errors
@@ -117,7 +135,7 @@ impl Apart {
         let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("a scan for a process of its own: {e}"));
         let attempts = order.attempts.get_key_value(&entry.scan_id).map(|(id, &n)| (id.clone(), n));
         let order = Order { attempts: attempts.into_iter().collect(), apart: [].into(), ..order.clone() };
-        let Self { bundle, device, memory_mib, .. } = self.clone();
+        let (bundle, device, memory_mib) = (self.bundle.clone(), self.device, self.memory_mib);
         let mut bytes = serde_json::to_vec(&Request { order, bundle, device, memory_mib }).map_err(|e| bug(&e))?;
         bytes.push(b'\n');
         write_batch(&mut bytes, &manifest::to_batch(std::slice::from_ref(entry))?).map_err(|e| bug(&e))?;

@@ -18,7 +18,7 @@ use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore, watch};
 use tracing::warn;
 
 use super::apart::{self, Apart};
@@ -190,6 +190,8 @@ impl Run {
                 bundle: self.pipeline.model.bundle.clone(),
                 device: self.pipeline.run.device,
                 memory_mib: self.budget.total_mib(),
+                others: watch::Sender::new(self.pending.scans.len() - self.pending.apart.len()),
+                turn: Mutex::default(),
             }),
             stop: Arc::default(),
         })

@@ -74,7 +74,9 @@ impl Pending {
         };
         pending.scans.sort_by_key(order);
         if config.limit > 0 {
-            pending.scans.truncate(config.limit);
+            for left_out in pending.scans.drain(config.limit.min(pending.scans.len())..) {
+                pending.apart.remove(&left_out.scan_id);
+            }
         }
         pending
     }

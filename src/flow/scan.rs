@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use tokio::sync::oneshot;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, error_span, warn};
 use url::Url;
 
+use super::apart::Apart;
 use super::budget::{self, Grant};
 use super::journey::{Journey, ScreenMetrics};
 use super::order::Order;
@@ -36,14 +37,26 @@ pub(super) async fn screen(
     metrics: ScreenMetrics,
     entry: ScanEntry,
 ) -> Result<Option<RecordBatch>> {
+    let apart = station.apart.as_ref();
+    let is_suspect = order.apart.contains(&entry.scan_id);
+    let _turn = match apart.filter(|_| is_suspect) {
+        Some(apart) => tokio::select! {
+            turn = apart.turn() => Some(turn),
+            () = station.stop.pressed() => return Ok(None),
+        },
+        None => None,
+    };
+    let _other = apart.filter(|_| !is_suspect).map(Counted);
     let Some(_permit) = station.admit().await else { return Ok(None) };
     let _in_flight = match &station.journal {
         Some(journal) => Some(journal.enter(&entry).await),
         None => None,
     };
     let journey = Journey::begin(Arc::clone(&station.progress), metrics);
-    let scan = Arc::new(Scan { order, station, entry, journey, sha256: OnceLock::new() });
-    let span = info_span!("scan", scan_id = %scan.entry.scan_id);
+    let scan = Scan { order, station: Arc::clone(&station), entry, journey, sha256: OnceLock::new() };
+    let scan = Arc::new(scan);
+    // At the level of errors, so that it is there wherever a line about the scan is logged.
+    let span = error_span!("scan", scan_id = %scan.entry.scan_id);
     let results = tokio::select! {
         biased;
         results = scan.results().instrument(span.clone()) => results,
@@ -64,6 +77,15 @@ pub(super) async fn screen(
             span.in_scope(|| debug!("done"));
             Ok(Some(rows))
         }
+    }
+}
+
+/// A scan that is screened as usual; dropping it says that it has ended.
+struct Counted<'a>(&'a Apart);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.other_ended();
     }
 }
 

@@ -107,7 +107,7 @@ impl Validate for ScoreConfig {
         self.ar_limit_nats.map_or(Ok(()), |limit| section.within("ar_limit_nats", limit, 0. ..=1000.))?;
         section.within("smooth_mm", self.smooth_mm, 0. ..=50.)?;
         section.within("min_finding_ml", self.min_finding_ml, 0. ..=10_000.)?;
-        section.within("batch_slices", self.batch_slices, 0..=4096)?;
+        section.within("batch_slices", self.batch_slices, 0..=65_536)?;
         self.scans_at_once.map_or(Ok(()), |scans| section.within("scans_at_once", scans.get(), 1..=1024))
     }
 }

@@ -9,10 +9,12 @@
 
 use std::collections::HashSet;
 
-use arrow::array::{Array as _, AsArray, BooleanArray, RecordBatch};
+use arrow::array::{Array as _, AsArray, BooleanArray, RecordBatch, RecordBatchReader as _};
 use arrow::compute::{concat_batches, filter_record_batch};
+use bytes::Bytes;
 use deltalake_core::DeltaTable;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use serde_json::Value;
 
 use super::datafile::DataFile;
@@ -64,7 +66,7 @@ impl ConcurrentRuns {
             files.extend(added_by_others(&entry, own)?);
         }
         for file in files {
-            self.keys.extend(keys(&rows(&self.location, Table::Scans, &file).await?)?);
+            self.keys.extend(keys(&self.location, &file).await?);
         }
         self.read_up_to = newest;
         Ok(())
@@ -83,8 +85,8 @@ impl ConcurrentRuns {
         *compared = self.keys.len();
         let mut superseded = HashSet::new();
         for receipt in receipts.iter().filter(|r| r.table == Table::Scans) {
-            let ours = keys(&rows(&self.location, Table::Scans, &receipt.path).await?)?;
-            superseded.extend(ours.filter(|key| self.keys.contains(key)).map(|[scan_id, ..]| scan_id));
+            let ours = keys(&self.location, &receipt.path).await?;
+            superseded.extend(ours.into_iter().filter(|key| self.keys.contains(key)).map(|[scan_id, ..]| scan_id));
         }
         if superseded.is_empty() {
             return Ok(0);
@@ -142,19 +144,39 @@ fn added_by_others(entry: &[u8], own: &str) -> Result<Vec<String>> {
 }
 
 /// All rows of a data file.
+/// The rows of a data file that this run wrote.
 async fn rows(location: &Location, table: Table, file: &str) -> Result<RecordBatch> {
-    let bytes = store::read(location, &format!("{}/{file}", table.name()), None, |_| Ok(())).await?;
-    let unreadable = |e: String| Error::Bug(format!("a data file of {}: {e}", table.name()));
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| unreadable(e.to_string()))?;
-    let schema = reader.schema().clone();
-    let batches: Result<Vec<_>, _> = reader.build().map_err(|e| unreadable(e.to_string()))?.collect();
-    concat_batches(&schema, &batches.map_err(|e| unreadable(e.to_string()))?).map_err(|e| unreadable(e.to_string()))
+    let read = ParquetRecordBatchReaderBuilder::try_new(bytes_of(location, table, file).await?);
+    all_rows(read.map_err(|e| unreadable(table, &e))?, table)
 }
 
-fn keys(scans: &RecordBatch) -> Result<impl Iterator<Item = Key> + use<>> {
-    let [scan, content, recipe] =
-        [text(scans, "scan_id")?, text(scans, "content_id")?, text(scans, "recipe_id")?].map(Clone::clone);
-    Ok((0..scan.len()).map(move |i| [&scan, &content, &recipe].map(|column| column.value(i).to_owned())))
+/// The keys of the scans in a data file. Another version, or a rewrite by the Delta library, may have written it: only columns
+/// that every version has are read, and with the types that Parquet gives them, whatever Arrow types the writer had.
+async fn keys(location: &Location, file: &str) -> Result<Vec<Key>> {
+    const COLUMNS: [&str; 3] = ["scan_id", "content_id", "recipe_id"];
+    let bytes = bytes_of(location, Table::Scans, file).await?;
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let read = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options);
+    let read = read.map_err(|e| unreadable(Table::Scans, &e))?;
+    let wanted = ProjectionMask::columns(read.parquet_schema(), COLUMNS);
+    let scans = all_rows(read.with_projection(wanted), Table::Scans)?;
+    let [scan, content, recipe] = [text(&scans, COLUMNS[0])?, text(&scans, COLUMNS[1])?, text(&scans, COLUMNS[2])?];
+    Ok((0..scan.len()).map(|i| [scan, content, recipe].map(|column| column.value(i).to_owned())).collect())
+}
+
+async fn bytes_of(location: &Location, table: Table, file: &str) -> Result<Bytes> {
+    store::read(location, &format!("{}/{file}", table.name()), None, |_| Ok(())).await
+}
+
+fn all_rows(read: ParquetRecordBatchReaderBuilder<Bytes>, table: Table) -> Result<RecordBatch> {
+    let reader = read.build().map_err(|e| unreadable(table, &e))?;
+    let schema = reader.schema();
+    let batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>().map_err(|e| unreadable(table, &e))?;
+    concat_batches(&schema, &batches).map_err(|e| unreadable(table, &e))
+}
+
+fn unreadable(table: Table, error: &dyn std::fmt::Display) -> Error {
+    Error::Bug(format!("a data file of {}: {error}", table.name()))
 }
 
 fn text<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a arrow::array::StringArray> {

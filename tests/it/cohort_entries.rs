@@ -286,6 +286,10 @@ fn a_scan_that_was_not_fetched_fails_with_how_to_fetch_it() {
     assert!(page["message"].as_str().unwrap().contains("HTML page"), "{page}");
     // Both are quarantined, which is not the same as done.
     let again = program(&quick_run(path(&root), path(&tables)));
-    assert!(text(&again.stdout).contains("Selected scans without a result: 2."), "{}", printed(&again));
+    assert!(
+        text(&again.stdout).contains("Selected scans without a result from earlier runs: 2."),
+        "{}",
+        printed(&again)
+    );
     assert_eq!(again.status.code(), Some(3));
 }
