@@ -1,6 +1,8 @@
 //! The error messages of wrong settings.
 
-use super::support::program::{program, text};
+use super::support::program::{printed, program, screen, text};
+use super::support::root;
+use super::support::shared::study;
 
 #[test]
 fn wrong_settings_are_refused_with_the_next_step_before_anything_is_done() {
@@ -39,4 +41,38 @@ fn a_number_out_of_range_is_refused_with_its_range_before_tables_are_made() {
         assert!(said.contains(&format!("{key} is ")) && said.contains("expected a number from"), "{said}");
         assert!(!tables.exists(), "{key}");
     }
+}
+
+/// NaN lies above no threshold: with such a bundle every scan would be healthy.
+#[test]
+fn a_bundle_with_numbers_that_are_not_finite_is_refused_before_tables_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bundle, tables) = (folder.path().join("bundle"), folder.path().join("tables"));
+    std::fs::create_dir(&bundle).unwrap();
+    for file in std::fs::read_dir(root().join("models/t1w-2mm")).unwrap().map(|file| file.unwrap().path()) {
+        std::fs::copy(&file, bundle.join(file.file_name().unwrap())).unwrap();
+    }
+    let run = || {
+        let set = format!("--set=model.bundle={:?}", bundle.to_str().unwrap());
+        let output = screen(study().to_str().unwrap(), tables.to_str().unwrap(), &[&set]);
+        assert!([Some(1), Some(2)].contains(&output.status.code()), "{}", printed(&output));
+        assert!(!tables.join("scans").exists(), "tables were made");
+        text(&output.stderr)
+    };
+    let description = bundle.join("bundle.toml");
+    let as_it_is = std::fs::read_to_string(&description).unwrap();
+    let line = as_it_is.lines().find(|line| line.starts_with("mask_threshold = ")).unwrap();
+    std::fs::write(&description, as_it_is.replace(line, "mask_threshold = nan")).unwrap();
+    let said = run();
+    assert!(said.contains("calibration.mask_threshold is NaN"), "{said}");
+
+    // A weight of the detector: the last number of its file, in 16 bits.
+    std::fs::write(&description, &as_it_is).unwrap();
+    let weights = bundle.join("detector.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let at = bytes.len() - 2;
+    bytes[at..].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    std::fs::write(&weights, &bytes).unwrap();
+    let said = run();
+    assert!(said.contains("not finite") || said.contains("NaN"), "{said}");
 }
