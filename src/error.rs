@@ -10,7 +10,7 @@ mod reason;
 
 use datafusion::error::DataFusionError;
 
-use self::reason::{causes, reason, without_replies};
+use self::reason::{causes, quoted_status, reason, without_replies};
 use crate::volume;
 
 /// The kind of a scan that exceeds `run.max_scan_mib`, and of one that needs more memory than the run has. Whether it can be
@@ -222,6 +222,10 @@ impl Error {
         match self {
             Self::Storage { source, .. } => says_so(source),
             Self::Table { source, .. } => causes(source.as_ref()).filter_map(|cause| cause.downcast_ref()).any(says_so),
+            Self::Query(error) => {
+                causes(error).filter_map(|cause| cause.downcast_ref()).any(says_so)
+                    || quoted_status(error).is_some_and(|status| status != 404)
+            }
             _ => false,
         }
     }
@@ -268,13 +272,20 @@ fn next_step(error: &DataFusionError) -> &'static str {
     const RESTORE: &str = "; a file behind this query is missing or damaged: restore it from a backup. If it is one of the \
                            tables' and there is none, screen into new tables";
     const UNREADABLE: &str = "; make the files of the tables readable for this user, or check the credentials";
+    const UNREACHED: &str = "; check that the store can be reached, then run the same command again";
     let of_store = |error: &S| match error {
         S::PermissionDenied { .. } | S::Unauthenticated { .. } => UNREADABLE,
         S::Generic { source, .. } if source.to_string().contains("Permission denied") => UNREADABLE,
         S::NotFound { .. } => RESTORE,
         S::Generic { store: "LocalFileSystem", .. } => RESTORE,
-        _ => "; check that the store can be reached, then run the same command again",
+        _ => UNREACHED,
     };
+    match quoted_status(error) {
+        Some(401 | 403) => return UNREADABLE,
+        Some(404) => return RESTORE,
+        Some(_) => return UNREACHED,
+        None => {}
+    }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut damaged = false;
     while let Some(error) = cause {

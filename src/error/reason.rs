@@ -50,7 +50,25 @@ pub(super) fn without_replies(error: &(dyn StdError + 'static)) -> String {
     for store in causes(error).filter_map(|cause| cause.downcast_ref::<Store>()) {
         text = text.replace(&store.to_string(), &reason(store));
     }
+    let text = match text.split_once(REQUEST) {
+        // Some libraries quote a store's error as text.
+        Some((before, quoted)) => {
+            format!("{before}{}", of_reply(quoted).unwrap_or_else(|| "the request failed".into()))
+        }
+        None => text,
+    };
     without_queries(without_body(&text))
+}
+
+/// How the text of a failed request to a store begins; the address follows.
+const REQUEST: &str = "Error performing ";
+
+/// The HTTP status of a store's failed request that an error quotes as text: 0 where there was no answer; none where no
+/// request is quoted.
+pub(super) fn quoted_status(error: &(dyn StdError + 'static)) -> Option<u16> {
+    let text = error.to_string();
+    let (_, quoted) = text.split_once(REQUEST)?;
+    Some(status(quoted).and_then(|number| number.parse().ok()).unwrap_or(0))
 }
 
 /// An error and what caused it, outermost first. The Delta library's errors do not name a store's error as their source.
@@ -88,12 +106,17 @@ fn detail(cause: &(dyn StdError + 'static)) -> Option<String> {
     of_reply(&cause.to_string())
 }
 
+/// The digits of the HTTP status in the text of a client's error.
+fn status(text: &str) -> Option<&str> {
+    ["status code: ", "status: "].iter().find_map(|label| {
+        let number = text.split_once(label)?.1.get(..3)?;
+        number.bytes().all(|b| b.is_ascii_digit()).then_some(number)
+    })
+}
+
 /// HTTP status and error code in the text of a client's error, which quotes the server's reply.
 fn of_reply(text: &str) -> Option<String> {
-    let status = ["status code: ", "status: "].iter().find_map(|label| {
-        let number = text.split_once(label)?.1.get(..3)?;
-        number.bytes().all(|b| b.is_ascii_digit()).then(|| format!("HTTP {number}"))
-    });
+    let status = status(text).map(|number| format!("HTTP {number}"));
     let code = [("<Code>", "</Code>"), ("\"code\": \"", "\""), ("\"code\":\"", "\"")].iter().find_map(|(from, to)| {
         let code = text.split_once(from)?.1.split_once(to)?.0;
         let is_code = code.len() <= LONGEST_CODE && code.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -166,6 +189,11 @@ mod tests {
         let outer = datafusion::error::DataFusionError::ObjectStore(Box::new(store));
         let said = without_replies(&outer);
         assert!(said.contains("HTTP 503, SlowDown") && !said.contains("SECRET"), "{said}");
+        let quoted = "Failed to fetch a.parquet: Object Store error: Error performing GET http://10.0.0.1/secret in 2ms - Server \
+                      returned non-2xx status code: 403 Forbidden";
+        let quoted = io::Error::other(quoted);
+        assert_eq!(without_replies(&quoted), "Failed to fetch a.parquet: Object Store error: HTTP 403");
+        assert_eq!((quoted_status(&quoted), quoted_status(&io::Error::other("x"))), (Some(403), None));
         let text = io::Error::other("cannot get https://host/a?sig=SECRET now: <html>SECRET</html>");
         assert_eq!(without_replies(&text), "cannot get https://host/a now");
     }
