@@ -45,6 +45,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod flow;
+mod hex;
 pub mod machine;
 pub mod model;
 pub mod preprocess;

@@ -1,5 +1,7 @@
 //! `neurosieve tables forget`: removes a person from the tables.
 
+use chrono::Utc;
+
 use crate::error::{Error, Result};
 use crate::flow::delete_journals;
 use crate::tables::{Forgotten, Lease, Person, Tables};
@@ -65,21 +67,15 @@ impl ForgetArgs {
                     .into(),
             ));
         };
-        let outcome = match Lease::of_maintenance(&location).await {
-            Ok(maintenance) => {
-                let outcome = match tables.refuse_active_runs(&self.killed).await {
-                    Ok(()) => tables.forget(&person, self.even_unknown, false).await,
-                    Err(error) => Err(error),
-                };
-                // They name scans by digests, which who knows a scan's id can compute.
-                let journals = delete_journals(&location).await;
-                let outcome = outcome.and_then(|forgotten| journals.map(|()| forgotten));
-                maintenance.give_back().await;
-                outcome
-            }
-            Err(error) => Err(error),
+        let work = async {
+            tables.refuse_active_runs(&self.killed).await?;
+            let began = Utc::now();
+            let forgotten = tables.forget(&person, self.even_unknown, false).await?;
+            // They name scans by digests, which anyone who knows a scan's id can compute.
+            delete_journals(&location, began).await?;
+            Ok(forgotten)
         };
-        // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
+        let outcome = Lease::during(&location, work).await;
         Lease::give_all_back(schedules).await;
         report(&outcome?, false);
         outln!(

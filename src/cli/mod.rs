@@ -30,7 +30,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::error::{Domain, Error, Result};
-use crate::flow::{APART_COMMAND, screen_apart, this_is_the_program};
+use crate::flow::{APART_COMMAND, STORE_IS_DOWN, screen_apart, this_is_the_program};
 use crate::model::device;
 use crate::store;
 use crate::terminal::{self, Clock, LogFormat, LogWriter, errln};
@@ -151,7 +151,13 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::FitBorder(args) => args.run().await.map(done),
         Command::Twin(args) => args.run().map(done),
         Command::Doctor(args) => args.run().await.map(done),
-        Command::ScreenApart => screen_apart(BufReader::new(std::io::stdin()), std::io::stdout()).await.map(done),
+        Command::ScreenApart => match screen_apart(BufReader::new(std::io::stdin()), std::io::stdout()).await {
+            Err(error) if error.is_of_store() => {
+                report_error(&error);
+                Ok(ExitCode::from(STORE_IS_DOWN))
+            }
+            outcome => outcome.map(done),
+        },
     }
 }
 

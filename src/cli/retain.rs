@@ -41,19 +41,15 @@ impl RetainArgs {
     /// As [`Tables::open`] and [`Tables::retain`].
     pub(super) async fn run(self) -> Result<()> {
         let mut tables = Tables::open(&self.tables).await?;
-        let lease = if self.dry_run { None } else { Some(Lease::of_maintenance(tables.location()).await?) };
+        let location = tables.location().clone();
         let what = Retention {
             recipe_id: self.recipe,
             cohorts: self.cohorts,
             days: self.days,
             even_current: self.even_current,
         };
-        let retained = tables.retain(&what, self.dry_run).await;
-        // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
-        if let Some(lease) = lease {
-            lease.give_back().await;
-        }
-        let retained = retained?;
+        let work = tables.retain(&what, self.dry_run);
+        let retained = if self.dry_run { work.await? } else { Lease::during(&location, work).await? };
         let done = if self.dry_run { "would be deleted" } else { "deleted" };
         for (table, rows) in &retained.rows {
             outln!("{table}: {rows} rows {done}");

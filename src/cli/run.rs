@@ -222,8 +222,8 @@ fn duration(seconds: f64) -> String {
 fn without_result(report: &RunReport) -> Option<String> {
     let quarantined = (report.quarantined > 0).then(|| {
         format!(
-            "{} are quarantined, because their content was found unusable or failed too often; they are tried again when it \
-             changes.",
+            "{} are quarantined: their content is unusable, exceeds a limit of this run, or failed eight times. They are tried \
+             again when the content changes, or under higher limits if they exceeded one.",
             report.quarantined
         )
     });

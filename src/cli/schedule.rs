@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Local, SecondsFormat, Utc};
+use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
 use futures::FutureExt as _;
 use futures::future::Shared;
 
@@ -43,7 +43,7 @@ const DELIVERS_WITHIN: Duration = Duration::from_secs(5);
   neurosieve schedule pipelines/nightly.toml --set 'schedule.run=\"*/15 * * * *\"' ...
 
 docs/operations.md shows how systemd, Kubernetes and Slurm start `neurosieve run` instead.
-Exit codes: 0 stopped between two runs, 1 error at the start, 2 wrong settings, 4 stopped during a run.")]
+Exit codes: 0 stopped while no scan was being screened, 1 error at the start, 2 wrong settings, 4 stopped during a run.")]
 pub struct ScheduleArgs {
     #[command(flatten)]
     pub pipeline: PipelineArgs,
@@ -133,7 +133,9 @@ impl Nights<'_> {
             Ok(times) => times,
             Err(error) => {
                 errln!("warning: cannot read when this cohort was last screened: {}", error.text());
-                return Since::start(now, Some(DateTime::UNIX_EPOCH).filter(|_| catches_up));
+                // The last time that a run was due counts as missed.
+                let due = catches_up.then(|| self.schedule.last_due(now)).flatten();
+                return Since::start(now, due.map(|due| (due - TimeDelta::seconds(1)).with_timezone(&Utc)));
             }
         };
         if let (Some(monitor), Some(time)) = (&self.monitor, success) {

@@ -12,7 +12,6 @@ use super::retain::RetainArgs;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::query::{self, Access, Format};
-use crate::store::Location;
 use crate::tables::{Commit, Lease, Optimized, PUBLIC_SCHEMA, RAW_SCHEMA, Table, Tables, Vacuumed};
 use crate::terminal::outln;
 
@@ -124,13 +123,13 @@ impl TablesArgs {
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let location = tables.location().clone();
-                alone(&location, optimize(&mut tables, wanted, target_mib, memory_mib)).await?;
+                Lease::during(&location, optimize(&mut tables, wanted, target_mib, memory_mib)).await?;
             }
             TablesCommand::Vacuum { selected, keep_days, dry_run } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let location = tables.location().clone();
                 let work = vacuum(&mut tables, wanted, keep_days, dry_run);
-                if dry_run { work.await? } else { alone(&location, work).await? }
+                if dry_run { work.await? } else { Lease::during(&location, work).await? }
             }
             TablesCommand::Export { selected, to, format, overwrite } => {
                 export(&selected, &to, format, overwrite).await?;
@@ -216,15 +215,6 @@ async fn export(selected: &Selected, to: &Path, format: Format, overwrite: bool)
     Ok(())
 }
 
-/// Does what only one process may do to the tables at a time. The lease is given back also after an error: the next command
-/// would have to wait for its end.
-async fn alone<T>(location: &Location, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let lease = Lease::of_maintenance(location).await?;
-    let outcome = work.await;
-    lease.give_back().await;
-    outcome
-}
-
 /// Prints what a check of the tables finds, after a repair where one is asked for.
 ///
 /// # Errors
@@ -233,7 +223,7 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     let mut tables = Tables::open(url).await?;
     if repair {
         let location = tables.location().clone();
-        alone(&location, mend(&mut tables)).await?;
+        Lease::during(&location, mend(&mut tables)).await?;
     }
     tables.refresh().await?;
     let found = tables.check().await?;

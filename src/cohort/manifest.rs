@@ -26,6 +26,7 @@ use object_store::ObjectMeta;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 
 /// One scan of a cohort: one row of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,7 +225,7 @@ fn version(etag: Option<&str>, last_modified: DateTime<Utc>, size_bytes: i64) ->
 
 fn digest(version: &str) -> String {
     let digest = Sha256::digest(version);
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&digest[..16])
 }
 
 /// Truncates a time to the microseconds that the manifest stores.

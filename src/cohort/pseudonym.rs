@@ -25,6 +25,7 @@ use super::config::CohortConfig;
 use super::listing::{Listing, Skipped};
 use super::manifest::{Origin, ScanEntry};
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 use crate::store::Location;
 
 /// The environment variable that holds the key.
@@ -93,7 +94,7 @@ impl Pseudonyms {
     /// Kinds are told apart, so that a subject and a session of one label have different pseudonyms.
     fn hash(&self, kind: &str, name: &str) -> String {
         let keyed = self.0.clone().chain_update(kind).chain_update([0]).chain_update(name);
-        keyed.finalize().into_bytes().iter().take(BYTES).map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&keyed.finalize().into_bytes()[..BYTES])
     }
 
     /// The listing under pseudonyms. Its order is that of the pseudonyms: that of the names would tell their ranks.

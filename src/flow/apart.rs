@@ -31,6 +31,9 @@ use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
 
+/// The exit code of a process that cannot read its scan because of the store.
+pub const STORE_IS_DOWN: u8 = 75;
+
 /// The command of the program that screens one scan.
 pub const COMMAND: &str = "screen-apart";
 
@@ -89,8 +92,8 @@ impl Apart {
         self.others.send_modify(|left| *left = left.saturating_sub(1));
     }
 
-    /// Waits until all other scans have ended, and those screened apart that came before. What kills a process comes last, when
-    /// nothing else can be lost with it.
+    /// Waits until all other scans have ended, and those screened apart that came before. What may kill a process comes last,
+    /// when no other scan is in flight.
     pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
         // Fails only without a sender, and `self` has one.
         let _ = self.others.subscribe().wait_for(|&left| left == 0).await;
@@ -111,6 +114,8 @@ impl Apart {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
+            // A signal to the run's group, such as Ctrl-C, is for the run alone: it decides how its scans end.
+            .process_group(0)
             .spawn()
             .map_err(failed)?;
         let (Some(mut input), Some(mut output)) = (process.stdin.take(), process.stdout.take()) else {
@@ -145,6 +150,10 @@ impl Apart {
 
 fn died(status: ExitStatus) -> Error {
     match (status.signal(), status.code()) {
+        (None, Some(code)) if code == i32::from(STORE_IS_DOWN) => {
+            let source = object_store::Error::Generic { store: "apart", source: "down".into() };
+            Error::storage("the process that screened the scan by itself could not read it", source)
+        }
         // 101 is a panic outside a scan, and 134 an abort that a shell reports.
         (None, Some(code)) if code < 101 => Error::io(
             "the process that screened the scan by itself ended with an error, which it has printed",

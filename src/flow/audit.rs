@@ -31,6 +31,9 @@ pub fn summary(error: &Error) -> String {
     let text = match error {
         Error::Storage { context, .. } | Error::Table { context, .. } | Error::Io { context, .. } => context.clone(),
         Error::Query(_) => "a query of the tables failed".to_owned(),
+        // Their texts list what the cohort has, and may name subjects.
+        Error::NothingSelected(_) => "no scan of the cohort is selected".to_owned(),
+        Error::Config(_) => "a setting does not fit; the log of the run has the details".to_owned(),
         other => other.text(),
     };
     let mut words = Vec::new();
@@ -102,6 +105,8 @@ mod tests {
         let of_file = Error::io("cannot write /home/jo doe/run.json", std::io::Error::other("jo"));
         assert_eq!(summary(&of_file), "io: cannot write …");
         let nothing = Error::NothingSelected("study: nothing is selected: 3 images, of which 2 are FLAIR".into());
-        assert_eq!(summary(&nothing), "nothing_selected: study: nothing is selected: 3 images, of which 2 are FLAIR");
+        assert_eq!(summary(&nothing), "nothing_selected: no scan of the cohort is selected");
+        let named = Error::Config("participants.tsv: line 3 lists sub-0042 again".into());
+        assert!(!summary(&named).contains("0042"));
     }
 }

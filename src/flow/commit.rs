@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use datafusion::error::Result as DataFusionResult;
 use futures::{Stream, StreamExt as _};
-use tracing::{info, warn};
+use tokio::sync::Mutex;
+use tracing::info;
 
 use super::progress::Progress;
 use super::roll::RunLimits;
 use crate::error::Result;
-use crate::store::{Pauses, said_if_slow};
+use crate::store::{warn_if_slow, with_patience};
 use crate::tables::{Committed, Receipt, Tables, TablesConfig};
 
 /// The commits of one run; no other process commits for it.
@@ -88,16 +89,13 @@ impl<'a> Commits<'a> {
 
     /// Repeats a commit while the store is down, as long as the run's limit allows. A commit that was made is not made again.
     async fn commit_through_outages(&mut self, receipts: &[Receipt]) -> Result<Committed> {
-        let mut pauses = Pauses::within(self.limits.longest_outage);
-        loop {
-            let committing = self.tables.commit(self.run_id, self.epoch, receipts);
-            let error = match said_if_slow("committing", committing).await {
-                Err(error) if error.is_of_store() => error,
-                outcome => return outcome,
-            };
-            let Some(pause) = pauses.next() else { return Err(error) };
-            warn!(kind = error.kind(), "a commit failed; trying again in {} s", pause.as_secs());
-            tokio::time::sleep(pause).await;
+        // Each attempt needs the tables alone; there is one at a time.
+        let tables = Mutex::new(&mut *self.tables);
+        let attempt = async || tables.lock().await.commit(self.run_id, self.epoch, receipts).await;
+        let committing = with_patience(self.limits.longest_outage, || warn_if_slow("committing", attempt()));
+        tokio::select! {
+            committed = committing => committed,
+            () = self.limits.gone_too_long() => Err(self.limits.error("the last commit")),
         }
     }
 }

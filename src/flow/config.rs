@@ -37,7 +37,7 @@ pub struct RunConfig {
     /// At most 30 days. Default: 3600.
     pub scan_timeout_s: u64,
     /// Longest outage of a store that a run waits for, in seconds: while it does not answer, or refuses the credentials, scans
-    /// wait and none fails. Then the run ends with an error. At most 30 days. Default: 300.
+    /// wait and none fails. Then the run ends with an error. At most 12 hours. Default: 300.
     pub outage_s: u64,
     /// Time that scans in flight have when the run is asked to stop, in seconds. What is not finished then is left to the next
     /// run. At most 30 days. Default: 25.
@@ -84,6 +84,9 @@ impl Default for RunConfig {
     }
 }
 
+/// 12 hours: a run that is silent for a day counts as dead.
+const LONGEST_OUTAGE_S: u64 = 12 * 3600;
+
 impl RunConfig {
     /// [`max_scan_mib`](Self::max_scan_mib) in bytes.
     pub(super) fn max_scan_bytes(&self) -> u64 {
@@ -96,11 +99,9 @@ impl Validate for RunConfig {
         let section = Section("run");
         section.within("memory_mib", self.memory_mib, 0..=1 << 30)?;
         section.within("scans_in_flight", self.scans_in_flight, 0..=4096)?;
-        for (key, seconds) in
-            [("scan_timeout_s", self.scan_timeout_s), ("outage_s", self.outage_s), ("stop_s", self.stop_s)]
-        {
-            section.within(key, seconds, 0..=30 * 24 * 3600)?;
-        }
+        section.within("scan_timeout_s", self.scan_timeout_s, 0..=30 * 24 * 3600)?;
+        section.within("stop_s", self.stop_s, 0..=30 * 24 * 3600)?;
+        section.within("outage_s", self.outage_s, 0..=LONGEST_OUTAGE_S)?;
         section.within("max_scan_mib", self.max_scan_mib, 1..=MOST_MIB)
     }
 }

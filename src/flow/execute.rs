@@ -32,7 +32,7 @@ use super::progress::{Snapshot, bottleneck};
 use super::report::{RunOutcome, RunReport};
 use super::roll::{RollPolicy, RunLimits};
 use super::screen::ScreenExec;
-use super::station::{Station, StopSwitch, device_name, device_threads};
+use super::station::{Station, device_name, device_threads};
 use super::write::WriteExec;
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
@@ -131,7 +131,7 @@ impl Run {
         // In this order: a run that is to stop before it starts begins no scan.
         let superseded = tokio::select! {
             biased;
-            never = stopping(&station.stop, stop, time_to_finish) => match never {},
+            never = stopping(&station, stop, time_to_finish) => match never {},
             superseded = committing => superseded,
         };
         if let Some(journal) = &station.journal {
@@ -184,7 +184,12 @@ impl Run {
                 &self.listing.selected,
                 Duration::from_secs(self.pipeline.run.outage_s),
             ),
-            journal: Some(Journal::new(self.tables.location().clone(), &order.run_id, &self.recipe_id)),
+            journal: Some(Journal::new(
+                self.tables.location().clone(),
+                &order.run_id,
+                &self.cohort_root,
+                &self.recipe_id,
+            )),
             apart: apart::program().map(|program| Apart {
                 program,
                 bundle: self.pipeline.model.bundle.clone(),
@@ -285,14 +290,19 @@ impl Run {
 
 /// Has the run stop when `stop` completes or something else presses the switch, and abandons the scans that are then not
 /// finished in time.
-async fn stopping(switch: &StopSwitch, stop: impl Future<Output = ()>, time_to_finish: Duration) -> Infallible {
+async fn stopping(station: &Station, stop: impl Future<Output = ()>, time_to_finish: Duration) -> Infallible {
+    let switch = &station.stop;
     tokio::select! {
         biased;
         () = stop => switch.press(),
         () = switch.pressed() => {}
     }
     tokio::time::sleep(time_to_finish).await;
-    warn!("scans are not finished {} s after the run was to stop; the next run screens them", time_to_finish.as_secs());
+    let left = station.progress.snapshot().in_flight();
+    if left > 0 {
+        let seconds = time_to_finish.as_secs();
+        warn!("{left} scans are not finished {seconds} s after the run was to stop; the next run screens them");
+    }
     switch.abandon();
     std::future::pending().await
 }

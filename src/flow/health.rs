@@ -28,7 +28,8 @@ pub struct Night {
 impl Night {
     /// A run that ended.
     pub fn of(report: &RunReport) -> Self {
-        Self { outcome: report.outcome, cohort_empty: false, all_failed: report.all_failed() }
+        let cohort_empty = report.run.as_ref().is_some_and(|run| run.n_selected == 0);
+        Self { outcome: report.outcome, cohort_empty, all_failed: report.all_failed() }
     }
 
     /// A run that ended in this error.

@@ -7,11 +7,13 @@
 //!                         the next run screens the scans that it names last, each in a process of its own (apart.rs)
 //! ```
 //! Scans are named by a digest, so that a journal that stays says nothing about a subject. Scans that begin while the object is
-//! written share the next write. A journal whose scans all have an outcome is deleted by the next run.
+//! written share the next write. A journal whose scans are all settled is deleted by the next run, and one that is older than
+//! upkeep keeps files by upkeep.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
@@ -23,6 +25,7 @@ use tracing::warn;
 
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 use crate::store::{self, Location, with_retries};
 
 /// The folder of the journals, beside the tables.
@@ -43,7 +46,7 @@ pub struct Journal {
 struct Shared {
     location: Location,
     uri: String,
-    recipe_id: String,
+    content: Content,
     scans: Mutex<InFlight>,
     changed: Notify,
     /// The last change that is written.
@@ -57,10 +60,17 @@ struct InFlight {
 }
 
 /// The content of the object.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Content {
+    cohort_root: String,
     recipe_id: String,
     scans: BTreeSet<String>,
+}
+
+impl Content {
+    fn of(cohort_root: &str, recipe_id: &str) -> Self {
+        Self { cohort_root: cohort_root.to_owned(), recipe_id: recipe_id.to_owned(), scans: BTreeSet::new() }
+    }
 }
 
 /// A scan in flight; dropping it takes the scan out of the journal.
@@ -71,12 +81,13 @@ pub(super) struct Entered {
 }
 
 impl Journal {
-    /// The journal of a run, beside the tables at `location`. It is written when the first scan begins.
-    pub(super) fn new(location: Location, run_id: &str, recipe_id: &str) -> Self {
+    /// The journal of a run, beside the tables at `location`. It is written when the first scan begins. `cohort_root` identifies
+    /// the cohort.
+    pub(super) fn new(location: Location, run_id: &str, cohort_root: &str, recipe_id: &str) -> Self {
         let shared = Arc::new(Shared {
             location,
             uri: format!("{FOLDER}/{run_id}.json"),
-            recipe_id: recipe_id.to_owned(),
+            content: Content::of(cohort_root, recipe_id),
             scans: Mutex::default(),
             changed: Notify::new(),
             written: watch::Sender::new(0),
@@ -86,7 +97,7 @@ impl Journal {
         Self { shared, _writer: writer }
     }
 
-    /// Notes that a scan begins; completes when that is written. A journal that cannot be written delays no scan.
+    /// Notes that a scan begins; completes when that is written. A journal that cannot be written stops no scan.
     pub(super) async fn enter(&self, entry: &ScanEntry) -> Entered {
         let key = key(entry);
         let change = {
@@ -125,7 +136,7 @@ impl Shared {
             self.changed.notified().await;
             let (content, change) = {
                 let scans = self.scans();
-                (Content { recipe_id: self.recipe_id.clone(), scans: scans.keys.clone() }, scans.changes)
+                (Content { scans: scans.keys.clone(), ..self.content.clone() }, scans.changes)
             };
             if let Err(error) = self.put(&content).await {
                 warn!(kind = error.kind(), "the journal of scans in flight cannot be written: {error}");
@@ -145,12 +156,12 @@ impl Shared {
     }
 }
 
-/// Deletes all journals of the tables at `location`, of which no run is active.
+/// Deletes the journals of the tables at `location` that were last written before a time.
 ///
 /// # Errors
 /// [`Error::Storage`] where they cannot be listed or deleted.
-pub async fn delete_journals(location: &Location) -> Result<()> {
-    for object in listed(location).await? {
+pub async fn delete_journals(location: &Location, before: DateTime<Utc>) -> Result<()> {
+    for object in listed(location).await?.iter().filter(|object| object.last_modified < before) {
         match location.store.delete(&object.location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(location.explain_write("delete a journal at", error)),
@@ -172,11 +183,11 @@ async fn listed(location: &Location) -> Result<Vec<ObjectMeta>> {
 pub(super) struct Journals(Vec<(Path, BTreeSet<String>)>);
 
 impl Journals {
-    /// Reads the journals of runs with this recipe.
+    /// Reads the journals of runs on this cohort with this recipe.
     ///
     /// # Errors
     /// [`Error::Storage`] where they cannot be listed or read.
-    pub(super) async fn of_others(location: &Location, recipe_id: &str) -> Result<Self> {
+    pub(super) async fn of_others(location: &Location, cohort_root: &str, recipe_id: &str) -> Result<Self> {
         let found = listed(location).await?;
         let mut journals = Vec::new();
         for object in found.iter().filter(|object| object.size <= LARGEST) {
@@ -188,7 +199,7 @@ impl Journals {
                 Err(error) => return Err(error),
             };
             match serde_json::from_slice::<Content>(&bytes) {
-                Ok(content) if content.recipe_id == recipe_id => {
+                Ok(content) if content.recipe_id == recipe_id && content.cohort_root == cohort_root => {
                     journals.push((object.location.clone(), content.scans))
                 }
                 _ => {}
@@ -202,13 +213,14 @@ impl Journals {
         !self.0.is_empty() && self.0.iter().any(|(_, scans)| scans.contains(&key(entry)))
     }
 
-    /// Deletes the journals that name none of these scans: what they name has an outcome, or is not in the cohort any more.
-    pub(super) async fn delete_unless_they_name(&self, location: &Location, scans: impl Iterator<Item = &ScanEntry>) {
+    /// Deletes the journals that name only these scans, which are settled. One that names others stays: they may belong to
+    /// another selection.
+    pub(super) async fn delete_settled(&self, location: &Location, settled: impl Iterator<Item = &ScanEntry>) {
         if self.0.is_empty() {
             return;
         }
-        let open: BTreeSet<String> = scans.map(key).collect();
-        for (path, _) in self.0.iter().filter(|(_, scans)| scans.is_disjoint(&open)) {
+        let settled: BTreeSet<String> = settled.map(key).collect();
+        for (path, _) in self.0.iter().filter(|(_, scans)| scans.is_subset(&settled)) {
             if let Some(uri) = location.relative(path) {
                 delete(location, uri).await;
             }
@@ -226,5 +238,5 @@ async fn delete(location: &Location, uri: &str) {
 /// Names a scan and its content: the first 32 digits of a SHA-256.
 fn key(entry: &ScanEntry) -> String {
     let digest = Sha256::digest(format!("{}\0{}", entry.scan_id, entry.content_id));
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&digest[..16])
 }

@@ -71,7 +71,7 @@ mod stage;
 mod station;
 mod write;
 
-pub use apart::{Apart, COMMAND as APART_COMMAND, Program, this_is_the_program};
+pub use apart::{Apart, COMMAND as APART_COMMAND, Program, STORE_IS_DOWN, this_is_the_program};
 pub use apart_process::serve as screen_apart;
 pub use audit::summary;
 pub use budget::{Budget, Grant};

@@ -1,7 +1,7 @@
 //! Sends reports of runs to a webhook: `schedule.notify`.
 //!
-//! Takes JSON; sends it by POST in a task of its own, so that no night waits for a server. An answer of the kind 2xx is
-//! success; otherwise it is tried again, four times within about a minute. The address may hold a secret: only its scheme,
+//! Takes JSON; sends it by POST in a task of its own, so that no night waits for a server. An answer with status 2xx is
+//! success; otherwise it is tried up to three more times, after 2, 10 and 45 s. The address may hold a secret: only its scheme,
 //! host and port are printed.
 
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Notifier {
         };
         let url = Url::parse(&given).map_err(|_| refused("this is not an address"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(refused("only http and https have a POST"));
+            return Err(refused("the address must begin with http:// or https://"));
         }
         let client = Client::builder()
             .connect_timeout(CONNECTS_WITHIN)

@@ -71,7 +71,7 @@ impl Outages {
         if *ended != before {
             return Verdict::Over;
         }
-        if self.another_is_read(entry).await {
+        if self.another_is_read(entry).await || self.is_read(entry).await.is_ok() {
             return Verdict::OfScan(error);
         }
         let (began, mut pauses) = (Instant::now(), Pauses::within(self.longest));

@@ -6,6 +6,7 @@
 //! Wrong settings, a missing device or bundle, and an unreachable cohort or tables end a run here, before a scan is read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -24,7 +25,7 @@ use crate::machine::cores;
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
 use crate::score::recipe_id;
-use crate::store::{self, Location, said_if_slow};
+use crate::store::{self, Location, warn_if_slow, with_patience};
 use crate::tables::Tables;
 
 /// A run that knows which scans are pending. [`Run::execute`] screens them.
@@ -67,11 +68,19 @@ impl Run {
     /// [`Error::NothingSelected`] where no scan of the cohort is selected; [`Error::Device`] where the device is not there;
     /// storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
+        Self::prepare_with_patience(pipeline, Duration::ZERO).await
+    }
+
+    /// As [`Run::prepare`]; an outage of a store is waited for as long as `longest_outage`.
+    ///
+    /// # Errors
+    /// As [`Run::prepare`].
+    pub(super) async fn prepare_with_patience(pipeline: Pipeline, longest_outage: Duration) -> Result<Self> {
         refuse_without_addresses(&pipeline)?;
         let started = Utc::now();
         let cohort = || store::open(&pipeline.cohort.url);
         let tables = || store::open_new(&pipeline.tables.url);
-        let prepared = Self::prepare_with(pipeline.clone(), cohort, tables).await;
+        let prepared = with_patience(longest_outage, || Self::prepare_with(pipeline.clone(), cohort, tables)).await;
         if let Err(error) = &prepared {
             record_failure(&pipeline, started, error).await;
         }
@@ -99,22 +108,25 @@ impl Run {
         let tables = open_tables()?;
         refuse_nested(&cohort, &tables)?;
         let listing = pipeline.cohort.list(&cohort);
-        let mut listing = said_if_slow("listing the cohort", listing).await?;
+        let mut listing = warn_if_slow("listing the cohort", listing).await?;
         if !pipeline.model.any_contrast {
             listing.leave_out_other_contrasts(&bundle.info.modality);
         }
         if listing.selected.is_empty() && !pipeline.run.allow_empty {
             return Err(report::nothing_selected(&listing));
         }
-        let tables = said_if_slow("opening the tables", Tables::open_or_create_at(tables)).await?;
+        let tables = warn_if_slow("opening the tables", Tables::open_or_create_at(tables)).await?;
         let root = Root::of(&cohort, &pipeline.cohort)?;
         root.refuse_another_cohort(&tables, &cohort, &listing.cohort, &pipeline.cohort).await?;
         pipeline.cohort = pipeline.cohort.recorded()?;
         let done = tables.done(&recipe_id, &listing.cohort).await?;
-        let journals = Journals::of_others(tables.location(), &recipe_id).await?;
+        let journals = Journals::of_others(tables.location(), &root.id(), &recipe_id).await?;
         // Scans of other shards count, because a journal names those of its run.
-        let is_open = |entry: &&ScanEntry| done.outcome(&entry.scan_id, &entry.content_id).is_none();
-        journals.delete_unless_they_name(tables.location(), listing.selected.iter().filter(is_open)).await;
+        let is_settled = |entry: &&ScanEntry| {
+            let outcome = done.outcome(&entry.scan_id, &entry.content_id);
+            outcome.is_some_and(|outcome| outcome.finished || outcome.permanent || outcome.crashed)
+        };
+        journals.delete_settled(tables.location(), listing.selected.iter().filter(is_settled)).await;
 
         let selected = listing.selected.len();
         if let Some(shard) = pipeline.run.shard {
@@ -248,19 +260,19 @@ fn refuse_nested(cohort: &Location, tables: &Location) -> Result<()> {
 }
 
 /// What tells whether the tables know a cohort's scans by the same ids: its address, and the key of its pseudonyms.
-struct Root {
+pub(super) struct Root {
     place: String,
     names: Option<String>,
 }
 
 impl Root {
-    fn of(cohort: &Location, config: &CohortConfig) -> Result<Self> {
+    pub(super) fn of(cohort: &Location, config: &CohortConfig) -> Result<Self> {
         let names = config.pseudonyms()?.map(|pseudonyms| pseudonyms.fingerprint());
         Ok(Self { place: cohort.root_id(), names })
     }
 
     /// As the table `runs` records it.
-    fn id(&self) -> String {
+    pub(super) fn id(&self) -> String {
         self.names.as_ref().map_or_else(|| self.place.clone(), |names| format!("{}-{names}", self.place))
     }
 

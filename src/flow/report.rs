@@ -83,7 +83,7 @@ impl RunReport {
     /// Whether no scan that the run selected has a result.
     pub fn all_failed(&self) -> bool {
         let before = self.run.as_ref().map_or(0, |run| run.n_already_done);
-        self.failed + self.quarantined > 0 && self.done + self.superseded == 0 && (before == 0 || self.failed > 0)
+        before == 0 && self.done + self.superseded == 0 && self.failed + self.quarantined + self.waiting > 0
     }
 
     /// The report of a run that failed with this error. `counts` are those of its scans, where it had begun to screen.

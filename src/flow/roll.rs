@@ -57,6 +57,24 @@ pub struct RunLimits {
     pub longest_outage: Duration,
 }
 
+/// How long a run that is to end still tries to write after it has abandoned its scans: a store that is slow takes as long.
+const LAST_WRITES: Duration = Duration::from_secs(30);
+
+impl RunLimits {
+    /// Completes when a run that is to end has tried for too long to write what is finished.
+    pub(super) async fn gone_too_long(&self) {
+        self.stop.abandoned().await;
+        tokio::time::sleep(LAST_WRITES).await;
+    }
+
+    /// The error of a run that ended before it could write this.
+    pub(super) fn error(&self, what: &str) -> Error {
+        let source = object_store::Error::Generic { store: "stop", source: "no time left".into() };
+        let context = format!("{what} could not be written before the run had to stop; the next run does that work");
+        Error::storage(context, source)
+    }
+}
+
 /// One partition's writer of rolls.
 pub(super) struct RollWriter {
     target: Location,
@@ -171,7 +189,10 @@ impl RollWriter {
         (n_scans, n_failed): (i64, i64),
     ) -> crate::error::Result<Receipt> {
         let writing = store::with_patience(self.limits.longest_outage, || file.put(&self.target, table));
-        let path = store::said_if_slow("writing a data file", writing).await?;
+        let path = tokio::select! {
+            path = store::warn_if_slow("writing a data file", writing) => path?,
+            () = self.limits.gone_too_long() => return Err(self.limits.error("a data file")),
+        };
         self.bytes_written.add(file.bytes.len());
         self.files_written.add(1);
         Ok(Receipt {

@@ -5,7 +5,7 @@
 //! its scans stay pending. [`Journey`] hears of every stage; this file holds the steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -23,9 +23,13 @@ use super::stage::Stage;
 use super::station::Station;
 use crate::cohort::{self, ScanBytes, ScanEntry};
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 use crate::model::device;
 use crate::preprocess::{self, Prepared};
 use crate::score::{self, Inference};
+
+/// How many outages of the store a scan waits for.
+const MOST_OUTAGES: u32 = 8;
 
 /// Screens one scan and gives its row of `screen_schema`; `None` where the run stops before the scan is started or has ended.
 ///
@@ -49,11 +53,14 @@ pub(super) async fn screen(
     let _other = apart.filter(|_| !is_suspect).map(Counted);
     let Some(_permit) = station.admit().await else { return Ok(None) };
     let _in_flight = match &station.journal {
-        Some(journal) => Some(journal.enter(&entry).await),
+        Some(journal) => tokio::select! {
+            entered = journal.enter(&entry) => Some(entered),
+            () = station.stop.pressed() => return Ok(None),
+        },
         None => None,
     };
     let journey = Journey::begin(Arc::clone(&station.progress), metrics);
-    let scan = Scan { order, station: Arc::clone(&station), entry, journey, sha256: OnceLock::new() };
+    let scan = Scan { order, station: Arc::clone(&station), entry, journey, sha256: Mutex::default() };
     let scan = Arc::new(scan);
     // At the level of errors, so that it is there wherever a line about the scan is logged.
     let span = error_span!("scan", scan_id = %scan.entry.scan_id);
@@ -110,8 +117,8 @@ struct Scan {
     station: Arc<Station>,
     entry: ScanEntry,
     journey: Journey,
-    /// SHA-256 of the bytes that were read first.
-    sha256: OnceLock<String>,
+    /// SHA-256 of the bytes that were decoded last.
+    sha256: Mutex<Option<String>>,
 }
 
 /// A preprocessed scan; its bytes are dropped.
@@ -129,8 +136,17 @@ impl Scan {
             // All memory for scans: the scan may need more than it seems to.
             let _all = self.station.budget.take(u64::MAX).await?;
             self.journey.enter(Stage::Decode);
-            let screening = apart.screen(&self.order, &self.entry);
-            return Ok(in_time(self.order.scan_timeout, Duration::ZERO, screening).await?);
+            for _ in 0..MOST_OUTAGES {
+                let outages = self.station.outages.ended().await;
+                let screening = apart.screen(&self.order, &self.entry);
+                match in_time(self.order.scan_timeout, Duration::ZERO, screening).await {
+                    // Who ends a whole group of processes ends this one as well.
+                    Err(Error::Crashed(_)) if self.is_stopped_soon().await => return Err(Ended::Run),
+                    Err(error) if error.is_of_store() => self.judge(error, outages).await?,
+                    outcome => return Ok(outcome?),
+                }
+            }
+            return Err(self.unreadable().into());
         }
         let (grant, bytes) = self.fetch().await?;
         let unusable = match self.results_of(grant, bytes).await {
@@ -140,7 +156,7 @@ impl Scan {
         let stage = self.journey.stage();
         let (grant, bytes) = self.fetch().await?;
         let (bytes, second) = digested(bytes).await?;
-        if self.sha256.get() == Some(&second) {
+        if self.sha256() == Some(second) {
             return Err(Ended::Scan(unusable, Some(stage)));
         }
         warn!(kind = unusable.kind(), "the bytes differ from reading to reading; going on with the second reading");
@@ -176,30 +192,50 @@ impl Scan {
         self.station.budget.refuse(budget::least_for_fetching(&self.entry))?;
         let grant = self.station.budget.take(budget::before_fetching(&self.entry, limit)).await?;
         self.journey.enter(Stage::Fetch);
-        loop {
+        for _ in 0..MOST_OUTAGES {
             let outages = self.station.outages.ended().await;
             let reading = cohort::read(&self.station.cohort, &self.entry, limit);
-            let error = match in_time(self.order.scan_timeout, Duration::ZERO, reading).await {
+            match in_time(self.order.scan_timeout, Duration::ZERO, reading).await {
                 Ok(bytes) => {
                     self.journey.count_fetched(bytes.n_bytes());
                     return Ok((grant, bytes));
                 }
-                Err(error) => error,
-            };
-            let judged = tokio::select! {
-                judged = self.station.outages.judge(&self.entry, error, outages) => judged,
-                // An outage is not waited for by a run that is to end.
-                () = self.station.stop.pressed() => return Err(Ended::Run),
-            };
-            match judged {
-                Verdict::OfScan(error) => return Err(error.into()),
-                Verdict::Over => {}
-                Verdict::Down(error) => {
-                    self.station.stop.fail(error);
-                    return Err(Ended::Run);
-                }
+                Err(error) => self.judge(error, outages).await?,
             }
         }
+        Err(self.unreadable().into())
+    }
+
+    /// Decides whose fault a failed reading is; completes where the scan is to be read again. `outages` is the number of outages
+    /// before the reading.
+    async fn judge(&self, error: Error, outages: u64) -> Result<(), Ended> {
+        let judged = tokio::select! {
+            judged = self.station.outages.judge(&self.entry, error, outages) => judged,
+            // An outage is not waited for by a run that is to end.
+            () = self.station.stop.pressed() => return Err(Ended::Run),
+        };
+        match judged {
+            Verdict::OfScan(error) => Err(error.into()),
+            Verdict::Over => Ok(()),
+            Verdict::Down(error) => {
+                self.station.stop.fail(error);
+                Err(Ended::Run)
+            }
+        }
+    }
+
+    /// The error of a scan that cannot be read although its store seems to answer.
+    fn unreadable(&self) -> Error {
+        let source = object_store::Error::Generic { store: "outages", source: "again and again".into() };
+        Error::storage(
+            format!("cannot read {}, also after {MOST_OUTAGES} outages of the store", self.entry.uri),
+            source,
+        )
+    }
+
+    /// Whether the run is asked to stop now or within a second.
+    async fn is_stopped_soon(&self) -> bool {
+        tokio::time::timeout(Duration::from_secs(1), self.station.stop.pressed()).await.is_ok()
     }
 
     /// Waits for the share that the fetched header asks for, which is refused where there is not as much.
@@ -208,6 +244,10 @@ impl Scan {
         let share = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), self.order.max_scan_bytes);
         self.station.budget.refuse(share)?;
         self.station.budget.settle(grant, share).await
+    }
+
+    fn sha256(&self) -> Option<String> {
+        self.sha256.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells an error of the device from one that a scan caused.
@@ -225,7 +265,7 @@ impl Scan {
         let scan = Arc::clone(self);
         on_rayon(move || {
             scan.journey.begin_work();
-            scan.sha256.get_or_init(|| hexadecimal(&bytes.sha256()));
+            *scan.sha256.lock().unwrap_or_else(PoisonError::into_inner) = Some(hexadecimal(&bytes.sha256()));
             let decoded = bytes.decode(scan.order.max_scan_bytes)?;
             drop(bytes);
             scan.journey.enter(Stage::Preprocess);
@@ -268,7 +308,7 @@ impl Scan {
                 threshold: settings.mask_threshold,
                 device: &scan.station.device,
                 times: scan.journey.times(),
-                sha256: scan.sha256.get().map_or("", String::as_str),
+                sha256: &scan.sha256().unwrap_or_default(),
             };
             let rows = rows::finished(&scan.order, &scan.entry, &finished)?;
             scan.journey.enter(Stage::Commit);
@@ -284,8 +324,8 @@ impl Scan {
         let (stage, kind) = (stage.recorded(), error.kind());
         let message = without_folder(&error.to_string(), &self.order.cohort);
         warn!(stage, kind, "failed: {message}");
-        let sha256 = self.sha256.get().map(String::as_str);
-        rows::failed(&self.order, &self.entry, Failed { stage, error, message, sha256 })
+        let sha256 = self.sha256();
+        rows::failed(&self.order, &self.entry, Failed { stage, error, message, sha256: sha256.as_deref() })
     }
 
     fn give_up_after_too_many_failures(&self) {
@@ -303,10 +343,6 @@ async fn digested(bytes: ScanBytes) -> Result<(ScanBytes, String)> {
         Ok((bytes, digest))
     })
     .await
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A message without the folder of a local cohort: neither logs nor tables may say where a host keeps its files.

@@ -14,16 +14,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, Local, Utc};
 use croner::Cron;
+use futures::FutureExt as _;
 
 use super::config::ScheduleConfig;
+use super::journal::delete_journals;
 use super::pipeline::Pipeline;
-use super::prepare::Run;
+use super::prepare::{Root, Run};
 use super::report::RunReport;
 use crate::cohort;
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
-use crate::store::{self, with_patience};
+use crate::store;
 use crate::tables::{Lease, Optimized, Table, Tables};
 
 const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
@@ -137,6 +139,11 @@ impl Schedule {
         time_after(&self.runs, since.run)
     }
 
+    /// When a run was last due before a time.
+    pub fn last_due(&self, before: DateTime<Local>) -> Option<DateTime<Local>> {
+        self.runs.find_previous_occurrence(&before, false).ok()
+    }
+
     /// Whether the pipeline asks for missed runs to be made up for at the start.
     pub fn catches_up(&self) -> bool {
         self.config.catch_up
@@ -148,7 +155,7 @@ impl Schedule {
     /// Where the tables cannot be read.
     pub async fn last_runs(&self) -> Result<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> {
         let Some(tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else { return Ok((None, None)) };
-        let cohort = store::open(&self.pipeline.cohort.url)?.root_id();
+        let cohort = Root::of(&store::open(&self.pipeline.cohort.url)?, &self.pipeline.cohort)?.id();
         let shard = self.pipeline.run.shard.map(|shard| shard.to_string());
         let last = async |success| tables.last_run(&cohort, shard.as_deref(), success).await;
         Ok((last(false).await?, last(true).await?))
@@ -168,19 +175,24 @@ impl Schedule {
     ) -> Result<JobOutcome> {
         if job == Job::Upkeep {
             watch(Step::Began(job));
-            return self.maintain().await;
+            return self.maintain(stop).await;
         }
         let location = store::open_or_create(&self.pipeline.tables.url)?;
-        let cohort = self.lease_name()?;
+        let (cohort, longest_outage) = (self.lease_name()?, self.longest_outage());
         let lease = tokio::select! {
             biased;
-            lease = Lease::wait(&location, &cohort, || watch(Step::Waiting)) => lease?,
+            lease = Lease::wait(&location, &cohort, longest_outage, || watch(Step::Waiting)) => lease?,
             () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
         watch(Step::Began(job));
         let outcome = self.run(&lease, stop, watch).await;
         lease.give_back().await;
         outcome
+    }
+
+    /// How long an outage of a store is waited for, so that it costs no night.
+    fn longest_outage(&self) -> Duration {
+        Duration::from_secs(self.pipeline.run.outage_s)
     }
 
     /// What identifies the cohort, or its shard that this schedule screens.
@@ -196,11 +208,10 @@ impl Schedule {
         stop: impl Future<Output = ()> + Clone,
         watch: impl Fn(Step<'_>),
     ) -> Result<JobOutcome> {
-        // A store that is down for some minutes costs no night.
-        let longest_outage = Duration::from_secs(self.pipeline.run.outage_s);
+        let longest_outage = self.longest_outage();
         let run = tokio::select! {
             biased;
-            run = with_patience(longest_outage, || Run::prepare(self.pipeline.clone())) => run?,
+            run = Run::prepare_with_patience(self.pipeline.clone(), longest_outage) => run?,
             () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
         let left_out = cohort::report::faults(run.listing());
@@ -216,22 +227,31 @@ impl Schedule {
         executed.await.map(|report| JobOutcome::Ran { report: Box::new(report), left_out })
     }
 
-    async fn maintain(&self) -> Result<JobOutcome> {
+    async fn maintain(&self, stop: impl Future<Output = ()> + Clone) -> Result<JobOutcome> {
         let Some(mut tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
             return Ok(JobOutcome::NoTables);
         };
         let Some(lease) = Lease::of_maintenance_if_free(tables.location()).await? else { return Ok(JobOutcome::Busy) };
-        let maintained = self.maintain_all(&mut tables).await;
+        let maintained = self.maintain_all(&mut tables, stop).await;
         // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
         lease.give_back().await;
         maintained.map(JobOutcome::Maintained)
     }
 
-    async fn maintain_all(&self, tables: &mut Tables) -> Result<Vec<TableUpkeep>> {
+    /// Maintains one table after the other until `stop` completes.
+    async fn maintain_all(
+        &self,
+        tables: &mut Tables,
+        stop: impl Future<Output = ()> + Clone,
+    ) -> Result<Vec<TableUpkeep>> {
         let (target, keep) = (self.config.target(), self.config.keep());
         let mut maintained = Vec::new();
         let mut ownerless = tables.remove_orphans().await?;
+        delete_journals(tables.location(), Utc::now() - keep).await?;
         for table in tables.present().collect::<Vec<_>>() {
+            if stop.clone().now_or_never().is_some() {
+                break;
+            }
             let optimized = tables.optimize(table, target, Memory::of_process().free / 2).await?;
             let vacuumed = tables.vacuum(table, keep, false).await?;
             let (deleted, foreign) = (vacuumed.deleted.len(), vacuumed.foreign.len());

@@ -28,6 +28,7 @@ use super::network::{Network, Stores};
 use super::sizes::{Networks, Sizes};
 use super::weights;
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 use crate::preprocess;
 
 /// The layout of `bundle.toml` that this program reads and writes.
@@ -264,7 +265,7 @@ pub fn write(
 
 /// SHA-256 in hex.
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hexadecimal(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::config::{Evidence, Method, Pooling, Precision, ScoreConfig, Tail};
+use crate::hex::hexadecimal;
 use crate::model::Bundle;
 use crate::preprocess::{
     self, BiasConfig, NormalizeConfig, NormalizeMethod, PreprocessConfig, QcConfig, RefuseConfig, RegisterConfig,
@@ -31,7 +32,7 @@ pub fn recipe_id(preprocess: &PreprocessConfig, score: &ScoreConfig, bundle: &Bu
     };
     // By way of a JSON value, which sorts the keys: the order of fields is not part of the recipe.
     let text = serde_json::json!(recipe).to_string();
-    Sha256::digest(text).iter().take(8).map(|b| format!("{b:02x}")).collect()
+    hexadecimal(&Sha256::digest(text)[..8])
 }
 
 /// What is hashed.

@@ -34,7 +34,7 @@ mod retry;
 pub use self::entry::{Entry, Fault, Unusable, printable};
 pub use self::location::Location;
 pub use self::open::{open, open_new, open_or_create};
-pub(crate) use self::patience::{said_if_slow, with_patience};
+pub(crate) use self::patience::{warn_if_slow, with_patience};
 pub use self::place::resolved;
 pub use self::read::read;
 pub(crate) use self::retry::{Pauses, with_retries};

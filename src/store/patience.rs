@@ -1,4 +1,4 @@
-//! Waiting for a store: what takes long is said, and an outage is waited for.
+//! Waiting for a store: slow calls are logged, and an outage is waited for.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tracing::warn;
 use super::retry::Pauses;
 use crate::error::Result;
 
-/// How long a store may take before that is said: below the half minute after which a user takes the program for dead.
+/// How long a store may take before a warning: below the half minute after which a user takes the program for dead.
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// Waits for `work`, and logs a warning every 20 s until it has ended. `what` says what is being done, without address.
-pub(crate) async fn said_if_slow<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn warn_if_slow<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     let mut waited = Duration::ZERO;
     loop {

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use super::location::Location;
+use crate::hex::hexadecimal;
 
 /// The absolute path of a file or folder that need not exist, with the links of what exists followed.
 ///
@@ -61,7 +62,7 @@ impl Location {
             }
             _ => self.url.to_string(),
         };
-        Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&Sha256::digest(address)[..16])
     }
 }
 

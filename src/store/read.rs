@@ -4,7 +4,7 @@ use bytes::Bytes;
 use object_store::GetOptions;
 
 use super::location::Location;
-use super::patience::said_if_slow;
+use super::patience::warn_if_slow;
 use super::retry::with_retries;
 use crate::error::{Error, Result};
 
@@ -39,7 +39,7 @@ pub async fn read(
         let source = object_store::Error::Generic { store: "body", source: "damaged".into() };
         Err(Error::storage(format!("cannot read {uri}: its bytes differ from reading to reading"), source))
     };
-    said_if_slow("reading from the store", with_retries(attempt)).await
+    warn_if_slow("reading from the store", with_retries(attempt)).await
 }
 
 async fn read_once(

@@ -10,8 +10,8 @@ use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::check::texts;
 use super::open::Tables;
+use super::session::texts;
 use crate::error::{Error, Result};
 
 /// How long a run may be silent: longer than the store can be down before a run gives up.
@@ -78,7 +78,8 @@ impl Tables {
     ///
     /// # Errors
     /// [`Error::Config`] where a run may be active; [`Error::Table`] and [`Error::Query`] where a table cannot be read.
-    pub async fn refuse_active_runs(&self, killed: &[String]) -> Result<()> {
+    pub async fn refuse_active_runs(&mut self, killed: &[String]) -> Result<()> {
+        self.refresh().await?;
         let now = Utc::now();
         let active = |run: &RunState| run.may_be_active(now) && !killed.contains(&run.run_id);
         let active: Vec<String> = self
@@ -92,7 +93,8 @@ impl Tables {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "run {} may be in progress: it has no end in the table runs, and gave a sign of life within the last day. Try again              when it has ended; if it was killed, say so with --killed RUN",
+            "run {} may be in progress: it has no end in the table runs, and gave a sign of life within the last day. Try again \
+             when it has ended; if it was killed, say so with --killed RUN_ID",
             active.join(", ")
         )))
     }

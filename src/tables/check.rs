@@ -11,13 +11,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use arrow::array::{AsArray as _, RecordBatch};
+use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
 use chrono::Utc;
-use datafusion::prelude::{SessionContext, col, lit};
+use datafusion::prelude::SessionContext;
 
 use super::open::Tables;
+use super::rewrite::of_scans;
 use super::schema::Table;
+use super::session::texts;
 use crate::error::Result;
 
 /// Tables whose rows belong to a row of `scans`.
@@ -104,7 +106,8 @@ impl Tables {
             orphans.retain(|run_id, _| over.contains(run_id) || !known.contains(run_id));
             for (run_id, scans) in &orphans {
                 for scans in scans.chunks(SCANS_AT_ONCE) {
-                    self.delete_rows(table, run_id, scans).await?;
+                    let (ids, counts): (Vec<String>, Vec<usize>) = scans.iter().cloned().unzip();
+                    self.delete_where(table, &of_scans(run_id, &ids), counts.iter().sum()).await?;
                 }
             }
             if !orphans.is_empty() {
@@ -131,21 +134,8 @@ impl Tables {
         }
         Ok(orphans)
     }
-
-    async fn delete_rows(&mut self, table: Table, run_id: &str, scans: &[(String, usize)]) -> Result<()> {
-        let ids = scans.iter().map(|(scan_id, _)| lit(scan_id.as_str())).collect();
-        let which = col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(ids, false));
-        let rows = scans.iter().map(|(_, rows)| rows).sum();
-        self.delete_where(table, &which, rows).await
-    }
 }
 
 fn count(orphans: &Orphans) -> usize {
     orphans.values().flatten().map(|(_, rows)| rows).sum()
-}
-
-/// A text column.
-pub(super) fn texts(batch: &RecordBatch, column: usize) -> impl Iterator<Item = String> {
-    let texts = batch.column(column).as_string::<i32>();
-    texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect::<Vec<_>>().into_iter()
 }

@@ -143,7 +143,6 @@ fn added_by_others(entry: &[u8], own: &str) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// All rows of a data file.
 /// The rows of a data file that this run wrote.
 async fn rows(location: &Location, table: Table, file: &str) -> Result<RecordBatch> {
     let read = ParquetRecordBatchReaderBuilder::try_new(bytes_of(location, table, file).await?);

@@ -43,7 +43,7 @@ pub(super) async fn all_of<T>(work: impl IntoIterator<Item = impl Future<Output 
 /// # Errors
 /// [`Error::Table`] where it exists and cannot be read; [`Error::Config`] for an address that cannot hold tables.
 pub(super) async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
-    // A disk that fails goes on to fail.
+    // A failing local disk does not recover by waiting.
     let patience = if location.url.scheme() == "file" { Duration::ZERO } else { PATIENCE };
     with_patience(patience, || load_once(location, table)).await
 }

@@ -11,15 +11,15 @@
 use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
-use datafusion::prelude::{Expr, SessionContext, col, lit};
+use datafusion::prelude::{SessionContext, col};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 
-use super::check::{OWNED, texts};
+use super::check::OWNED;
 use super::datafile::properties;
 use super::open::Tables;
-use super::rewrite::Rewrite;
+use super::rewrite::{Rewrite, of_scans};
 use super::schema::Table;
-use super::session::RAW_SCHEMA;
+use super::session::{RAW_SCHEMA, texts};
 use crate::error::{Error, Result};
 
 /// Scans whose rows are held in memory at once: their masks have a megabyte each.
@@ -34,11 +34,6 @@ const KEYS: [(Table, &str); 6] = [
     (Table::Failures, "run_id, scan_id, content_id, recipe_id, attempts"),
     (Table::Reverts, "run_id, scan_id, content_id, recipe_id"),
 ];
-
-/// The rows of these scans of a run.
-pub(super) fn of_scans(run_id: &str, scans: &[String]) -> Expr {
-    col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(scans.iter().map(|id| lit(id.as_str())).collect(), false))
-}
 
 impl Tables {
     /// Deletes all but one of rows that are equal, and results that a later run has made again; gives the number of deleted
@@ -118,22 +113,6 @@ impl Tables {
             }
         }
         Ok(())
-    }
-
-    /// Deletes the rows that meet a condition; gives their number.
-    pub(super) async fn delete_counted(&mut self, table: Table, which: &Expr) -> Result<usize> {
-        let rows = self.count_where(table, which).await?;
-        if rows > 0 {
-            self.delete_where(table, which, rows).await?;
-        }
-        Ok(rows)
-    }
-
-    /// How many rows meet a condition, as of the last refresh.
-    pub(super) async fn count_where(&self, table: Table, which: &Expr) -> Result<usize> {
-        let context = self.raw_session().await?;
-        let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?.filter(which.clone())?;
-        Ok(rows.count().await?)
     }
 }
 

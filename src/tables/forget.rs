@@ -16,12 +16,11 @@ use arrow::array::RecordBatch;
 use datafusion::prelude::{Expr, col, lit};
 use deltalake_core::protocol::DeltaOperation;
 
-use super::check::texts;
 use super::open::Tables;
 use super::purge::Purged;
 use super::rewrite::Rewrite;
 use super::schema::Table;
-use super::session::RAW_SCHEMA;
+use super::session::{RAW_SCHEMA, texts};
 use crate::cohort::bids;
 use crate::error::{Error, Result};
 
@@ -85,10 +84,18 @@ impl Person {
         names.extend(self.label().map(|label| format!("sub-{label}")));
         let mut text = names.iter().fold(config.to_owned(), |text, name| without(&text, name));
         if let Some(label) = self.label() {
-            let quoted = format!("\"{label}\"");
-            let line = |line: &str| match line.trim_start().starts_with("subjects") {
-                true => line.replace(&quoted, &format!("\"{FORGOTTEN}\"")),
-                false => line.to_owned(),
+            let (quoted, any) = (format!("\"{label}\""), format!("\"{label}*\""));
+            let forgotten = format!("\"{FORGOTTEN}\"");
+            // The label alone is a name where scans are selected; elsewhere it may be any number or word.
+            let mut selects = false;
+            let line = |line: &str| {
+                if line.starts_with('[') {
+                    selects = line.starts_with("[cohort.select");
+                }
+                match selects || line.trim_start().starts_with("subjects") {
+                    true => line.replace(&quoted, &forgotten).replace(&any, &forgotten),
+                    false => line.to_owned(),
+                }
             };
             text = text.split('\n').map(line).collect::<Vec<_>>().join("\n");
         }
@@ -146,6 +153,7 @@ impl Tables {
     /// written. A repeated call continues.
     pub async fn forget(&mut self, person: &Person, even_unknown: bool, dry_run: bool) -> Result<Forgotten> {
         self.refresh().await?;
+        let before = self.before_work()?;
         let mut forgotten = self.find(person).await?;
         if forgotten.scans.is_empty() && !even_unknown {
             return Err(unknown(person));
@@ -166,7 +174,7 @@ impl Tables {
         forgotten.settings = self.forget_in_settings(person, &forgotten.cohorts, dry_run).await?;
         self.remove_rows(last, &scans, dry_run, &mut forgotten).await?;
         for table in present {
-            let purged = if dry_run { self.past_of(table).await? } else { self.purge(table).await? };
+            let purged = if dry_run { self.past_of(table).await? } else { self.purge(table, &before).await? };
             forgotten.files.insert(table.name(), purged);
         }
         Ok(forgotten)

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result, Retry};
-use crate::store::{Location, with_retries};
+use crate::store::{Location, with_patience, with_retries};
 
 /// What the names of the schedules' locks begin with.
 const SCHEDULE: &str = "_schedule-";
@@ -100,11 +100,11 @@ impl Lease {
         let names = found.objects.iter().filter_map(|object| object.location.filename());
         let mut leases = Vec::new();
         for name in names.filter(|name| name.starts_with(SCHEDULE) && name.ends_with(".lock")) {
-            match Self::take_for(location, name, TERM, RENEWED_EVERY).await? {
-                Some(lease) => leases.push(lease),
-                None => {
+            match Self::take_for(location, name, TERM, RENEWED_EVERY).await {
+                Ok(Some(lease)) => leases.push(lease),
+                other => {
                     Self::give_all_back(leases).await;
-                    return Ok(None);
+                    return other.map(|_| None);
                 }
             }
         }
@@ -119,12 +119,12 @@ impl Lease {
     }
 
     /// [`take`](Lease::take), and where another process has it, calls `waiting` and waits until that process gives it back,
-    /// ends or lets it expire. While it waits, a store that fails is asked again.
+    /// ends or lets it expire. While it waits, a store that fails is asked again; before, for as long as `patience`.
     ///
     /// # Errors
     /// As [`take`](Lease::take).
-    pub async fn wait(location: &Location, cohort: &str, waiting: impl FnOnce()) -> Result<Self> {
-        if let Some(lease) = Self::take(location, cohort).await? {
+    pub async fn wait(location: &Location, cohort: &str, patience: Duration, waiting: impl FnOnce()) -> Result<Self> {
+        if let Some(lease) = with_patience(patience, || Self::take(location, cohort)).await? {
             return Ok(lease);
         }
         waiting();
@@ -161,6 +161,18 @@ impl Lease {
                  (after a crash, within three minutes)"
             ))
         })
+    }
+
+    /// Does work under the lease of maintenance, and gives it back also after an error: the next command would have to wait for
+    /// its end.
+    ///
+    /// # Errors
+    /// As [`of_maintenance`](Lease::of_maintenance); those of `work`.
+    pub async fn during<T>(location: &Location, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let lease = Self::of_maintenance(location).await?;
+        let outcome = work.await;
+        lease.give_back().await;
+        outcome
     }
 
     async fn take_for(

@@ -8,17 +8,20 @@
 //! whose rows are gone; a data file holds the rows themselves until it is deleted. After a purge, neither is there, and no
 //! earlier version can be read.
 //!
-//! Takes a table; gives what was deleted. The caller must know that no run is active: its uncommitted files are deleted as
-//! well. Files of other programs stay.
+//! Takes a table; gives what was deleted. The caller must know that no run is active. Files that no entry of the log names are
+//! deleted where they were written before the work began; younger ones are those of a run that has begun meanwhile. Files of
+//! other programs stay.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use deltalake_core::checkpoints::create_checkpoint;
 use deltalake_core::kernel::Version;
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{Error as Store, ObjectStoreExt as _};
+use serde_json::Value;
 
 use super::maintenance::is_data_file;
 use super::open::Tables;
@@ -57,13 +60,54 @@ impl Past {
     }
 }
 
+/// The tables as they were when the work began that a purge completes.
+pub(super) struct Before {
+    began: DateTime<Utc>,
+    /// By table, its version and that version's data files.
+    versions: BTreeMap<Table, (Version, HashSet<String>)>,
+}
+
 impl Tables {
+    /// Notes the versions of all tables.
+    ///
+    /// # Errors
+    /// [`Error::Table`] where a table cannot be read.
+    pub(super) fn before_work(&self) -> Result<Before> {
+        let versions = self.present().map(|table| {
+            let version = self.delta(table).version().unwrap_or_default();
+            Ok((table, (version, self.data_files(table)?)))
+        });
+        Ok(Before { began: Utc::now(), versions: versions.collect::<Result<_>>()? })
+    }
+
+    fn data_files(&self, table: Table) -> Result<HashSet<String>> {
+        let unreadable = |e| Error::table(format!("cannot read table {}", table.name()), e);
+        let snapshot = self.delta(table).snapshot().map_err(unreadable)?;
+        Ok(snapshot.log_data().iter().map(|file| file.path().into_owned()).collect())
+    }
+
+    /// The data files that the table had at the beginning of the work, or that entries of the log have added since.
+    async fn named_since(&self, before: &Before, table: Table) -> Result<HashSet<String>> {
+        let Some((first, files)) = before.versions.get(&table) else { return Ok(HashSet::new()) };
+        let mut named = files.clone();
+        let delta = self.delta(table);
+        for version in first + 1..=delta.version().unwrap_or_default() {
+            let entry = delta.log_store().read_commit_entry(version).await;
+            let entry = entry.map_err(|e| Error::table(format!("cannot read the log of table {}", table.name()), e))?;
+            for action in serde_json::Deserializer::from_slice(&entry.unwrap_or_default()).into_iter::<Value>() {
+                let action = action.map_err(|e| Error::Bug(format!("an entry of a log is not JSON: {e}")))?;
+                named.extend(action["add"]["path"].as_str().map(str::to_owned));
+            }
+        }
+        Ok(named)
+    }
+
     /// Counts what [`purge`](Tables::purge) would delete now.
     ///
     /// # Errors
     /// As [`purge`](Tables::purge).
     pub(super) async fn past_of(&self, table: Table) -> Result<Purged> {
-        Ok(self.past(table).await?.counts())
+        Ok(self.past(table, None).await?.counts())
     }
 
     /// Deletes everything that the newest version of a table does not need.
@@ -71,14 +115,15 @@ impl Tables {
     /// # Errors
     /// [`Error::Table`] where the table cannot be read or its checkpoint not written, and [`Error::Storage`] and
     /// [`Error::Io`] where a file cannot be deleted. The table itself is whole at any time, and a repeated call continues.
-    pub(super) async fn purge(&mut self, table: Table) -> Result<Purged> {
+    pub(super) async fn purge(&mut self, table: Table, before: &Before) -> Result<Purged> {
         let name = table.name();
         let failed = |e| Error::table(format!("cannot delete earlier versions of table {name}"), e);
         self.delta_mut(table).update_state().await.map_err(failed)?;
-        let mut past = self.past(table).await?;
+        let named = self.named_since(before, table).await?;
+        let mut past = self.past(table, Some((before.began, &named))).await?;
         if !past.log.is_empty() && !past.has_checkpoint {
             create_checkpoint(self.delta(table), None).await.map_err(failed)?;
-            past = self.past(table).await?;
+            past = self.past(table, Some((before.began, &named))).await?;
             if !past.has_checkpoint {
                 return Err(Error::Bug(format!("table {name} has no checkpoint; its log was not shortened")));
             }
@@ -101,12 +146,14 @@ impl Tables {
         Ok(past.counts())
     }
 
-    async fn past(&self, table: Table) -> Result<Past> {
+    /// With `since`, a data file that was written after that time counts only if it is one of those that are named.
+    async fn past(&self, table: Table, since: Option<(DateTime<Utc>, &HashSet<String>)>) -> Result<Past> {
+        let is_ours = |name: &str, written: DateTime<Utc>| {
+            since.is_none_or(|(began, named)| written < began || named.contains(name))
+        };
         let delta = self.delta(table);
         let version = delta.version().unwrap_or_default();
-        let unreadable = |e| Error::table(format!("cannot read table {}", table.name()), e);
-        let snapshot = delta.snapshot().map_err(unreadable)?;
-        let active: HashSet<String> = snapshot.log_data().iter().map(|file| file.path().into_owned()).collect();
+        let active = self.data_files(table)?;
         let location = self.location();
         let root = location.path_of(table.name())?;
         let mut past = Past { log: Vec::new(), data: Vec::new(), cut_off: self.cut_off(table), has_checkpoint: false };
@@ -117,7 +164,9 @@ impl Tables {
             match name.strip_prefix(LOG) {
                 Some(entry) if is_past_entry(entry, version) => past.log.push(object.location),
                 Some(entry) => past.has_checkpoint |= entry.starts_with(&format!("{version:020}.checkpoint")),
-                None if is_data_file(&name) && !active.contains(&name) => past.data.push(object.location),
+                None if is_data_file(&name) && !active.contains(&name) && is_ours(&name, object.last_modified) => {
+                    past.data.push(object.location);
+                }
                 None => {}
             }
         }

@@ -10,9 +10,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use datafusion::prelude::{Expr, col, lit};
 
 use super::activity::RunState;
-use super::check::texts;
 use super::open::Tables;
 use super::schema::Table;
+use super::session::texts;
 use crate::error::{Error, Result};
 
 /// The tables that are cleaned: `scans` first, because rows without a result are hidden, and a result without rows is not.
@@ -96,7 +96,7 @@ impl Tables {
     async fn cohorts_with_current(&self, recipe_id: &str) -> Result<Vec<String>> {
         let context = self.raw_session().await?;
         let last = context.sql(
-            "SELECT cohort, recipe_id FROM raw.runs
+            "SELECT cohort, recipe_id FROM raw.runs WHERE recipe_id <> ''
              QUALIFY row_number() OVER (
                  PARTITION BY cohort ORDER BY run_number DESC NULLS LAST, started_at DESC, run_id DESC
              ) = 1 ORDER BY cohort",

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::logical_expr::Expr;
+use datafusion::prelude::{Expr, col, lit};
 use deltalake_core::kernel::transaction::{CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Version};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreConfig, LogStoreRef};
@@ -26,6 +26,7 @@ use super::datafile::properties;
 use super::open::Tables;
 use super::protocol::refuse_unwritable;
 use super::schema::Table;
+use super::session::RAW_SCHEMA;
 use crate::error::{Error, Result};
 
 /// Plans of a rewrite, each of which another process may make useless by rewriting the same files first.
@@ -71,9 +72,7 @@ impl Tables {
              ended"
         )))
     }
-}
 
-impl Tables {
     /// Deletes the rows that meet a condition, of which there are `rows`.
     ///
     /// # Errors
@@ -89,6 +88,27 @@ impl Tables {
         });
         deleted.await.map(drop)
     }
+
+    /// Deletes the rows that meet a condition; gives their number.
+    pub(super) async fn delete_counted(&mut self, table: Table, which: &Expr) -> Result<usize> {
+        let rows = self.count_where(table, which).await?;
+        if rows > 0 {
+            self.delete_where(table, which, rows).await?;
+        }
+        Ok(rows)
+    }
+
+    /// How many rows meet a condition, as of the last refresh.
+    pub(super) async fn count_where(&self, table: Table, which: &Expr) -> Result<usize> {
+        let context = self.raw_session().await?;
+        let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?.filter(which.clone())?;
+        Ok(rows.count().await?)
+    }
+}
+
+/// The rows of these scans of a run.
+pub(super) fn of_scans(run_id: &str, scans: &[String]) -> Expr {
+    col("run_id").eq(lit(run_id)).and(col("scan_id").in_list(scans.iter().map(|id| lit(id.as_str())).collect(), false))
 }
 
 /// A log that reads as usual and writes nothing: it keeps the entry, and reports that its version is already taken.

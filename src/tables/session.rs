@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::{AsArray as _, RecordBatch};
 use datafusion::catalog::{MemorySchemaProvider, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::datasource::empty::EmptyTable;
@@ -75,4 +76,10 @@ fn with_all_columns(
     }
     let existing = found.fields().iter().map(|field| ident(field.name()));
     Ok(context.read_table(Arc::clone(&provider))?.select(existing.chain(missing).collect::<Vec<_>>())?.into_view())
+}
+
+/// A text column.
+pub(super) fn texts(batch: &RecordBatch, column: usize) -> impl Iterator<Item = String> {
+    let texts = batch.column(column).as_string::<i32>();
+    texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect::<Vec<_>>().into_iter()
 }

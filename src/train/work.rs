@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::hex::hexadecimal;
 use crate::preprocess::{self, PreprocessConfig};
 
 /// Creates the work folder. Refuses, before hours of training, folders that hold files of others.
@@ -51,7 +52,7 @@ pub(super) fn prepared(
 ) -> PathBuf {
     let settings = serde_json::to_string(preprocess).unwrap_or_default();
     let key = Sha256::digest(format!("{scan_id}\0{content_id}\0{settings}\0{}", preprocess::VERSION));
-    let name: String = key.iter().take(12).map(|b| format!("{b:02x}")).collect();
+    let name: String = hexadecimal(&key[..12]);
     config.work.join("prepared").join(format!("{name}.safetensors"))
 }
 

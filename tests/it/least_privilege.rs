@@ -110,8 +110,10 @@ async fn the_policies_for_s3_allow_a_run_to_run_and_only_upkeep_to_delete() {
     let query = ["sql", "--tables", TABLES, "-c", "SELECT count(*) AS n FROM scans"];
     let count = cloud.program("analyst", &query);
     assert!(text(&count.stdout).contains("| 2 "), "{}", printed(&count));
-    // Neither locks nor probes are left behind.
-    let left = cloud.bucket("results").list_with_delimiter(Some(&Key::from("tables"))).await.unwrap().objects;
+    // Neither locks, probes nor journals are left behind.
+    let bucket = cloud.bucket("results");
+    let mut left = bucket.list_with_delimiter(Some(&Key::from("tables"))).await.unwrap().objects;
+    left.extend(bucket.list_with_delimiter(Some(&Key::from("tables/_in_flight"))).await.unwrap().objects);
     assert!(left.is_empty(), "{left:?}");
 
     // The scans cannot be written, and are for nobody else.

@@ -9,7 +9,7 @@ grace (minutes). The clock of the grace stands while nobody could work:
 
 - no schedule is alive (killed, not started again yet, or frozen);
 - the store is down, and 120 seconds after, because clients wait between their attempts;
-- a lease is held by a schedule that was killed or is frozen: until it expires, five minutes after it was last renewed, or
+- a lease is held by a schedule that was killed or is frozen: until it expires, three minutes after it was last renewed, or
   another takes it; and 20 seconds after. A schedule that ended by SIGTERM has no such excuse.
 
 Upkeep is kept where one that ended later than its time was successful, in ten minutes of the same clock.
@@ -25,7 +25,7 @@ from pathlib import Path
 import duckdb
 from deltalake import DeltaTable
 
-LEASE_S = 300
+LEASE_S = 180
 UPKEEP_GRACE_S = 600
 # What the memory of a life is fitted on: from ten minutes after its start, where at least ten more follow.
 WARM_UP_S, FITTED_S = 600, 600
@@ -297,7 +297,7 @@ def show_processes(soak, row, bar):
         bar(False, f"{clock(event['t'])} schedule {event['who']} ended by itself, exit code {event['code']}")
     said = [re.sub(r"^20\S+Z ", "", line) for log in soak.logs.values() for line in log]
     bar(not any("panicked" in line for line in said), "a schedule panicked")
-    row("times skipped as busy", sum("this time is skipped" in line for line in said))
+    row("upkeep left out as busy", sum("this upkeep is left out" in line for line in said))
     failed = [line for line in said if re.match("error", line, re.I) or re.search(r"\b(WARN|ERROR)\b", line)]
     errors = collections.Counter(re.sub(r"[0-9a-f-]{36}|\d+", "#", line)[:150] for line in failed)
     row("errors and warnings", sum(errors.values()))

@@ -130,7 +130,7 @@ class Chaos:
             return
         # Now and then longer than a lease lasts: another schedule takes over, and this one wakes up within its work.
         long = self.options.seconds >= 3600 and self.random.random() < 0.2
-        seconds = self.random.uniform(320, 400) if long else self.random.uniform(5, 60)
+        seconds = self.random.uniform(200, 280) if long else self.random.uniform(5, 60)
         schedule.signal("STOP", victim, seconds=round(seconds))
         process = schedule.process
         self.after(seconds, lambda: schedule.process is process and schedule.signal("CONT", victim), mends=True)
@@ -187,7 +187,7 @@ def soak(options, folder, events):
         chaos.end()
         feeder.end()
         front.off.touch()
-        # A lease of a killed schedule ends within five minutes; then there is time for the last night.
+        # A lease of a killed schedule ends within three minutes; then there is time for the last night.
         until = time.time() + 60 * (6 + options.grace)
         watch(schedules, lambda: None, lambda: 1, samples, lambda: time.time() > until)
         events("end")
