@@ -151,7 +151,7 @@ async fn participants(location: &Location, images: &[Image], selection: &Selecti
             "participants.tsv has no row of any subject here: its column participant_id has {}; the subjects are {}. Write \
              the ids as the folders have them, such as sub-01",
             table.ids(),
-            listed(subjects.into_iter())
+            listed(subjects.into_iter(), false)
         )));
     }
     Ok(Some(table))

@@ -3,8 +3,8 @@
 //! Takes the table at the dataset's root; gives values by subject and column, by which scans are selected (`split = val`).
 //! Reads it piece by piece and keeps what was asked for alone: a few columns, of the subjects that have images. `n/a` is a
 //! null, as in BIDS. An id may lack `sub-`, and leading zeros where it is clear which subject is meant. Refuses a table
-//! without a column `participant_id`, a row with too many or too few cells, and a subject listed twice, because it is unclear
-//! which of the two rows is meant.
+//! without a column `participant_id`, a row with too many or too few cells, and a subject with images that is listed twice,
+//! because it is unclear which of the two rows is meant.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -77,7 +77,7 @@ impl Participants {
     /// # Errors
     /// [`Error::Storage`] where it cannot be read; [`Error::Config`] for a file above the limit or not in UTF-8, for a link to
     /// an absent file, for a table without `participant_id`, for a row with another number of cells than the header, and for
-    /// a subject listed twice.
+    /// a subject with images that is listed twice.
     pub async fn load(location: &Location, wanted: &Wanted<'_>) -> Result<Option<Self>> {
         let failed = |e| location.explain("read participants.tsv in", e);
         let found = match location.store.get(&location.path_of(NAME)?).await {
@@ -314,17 +314,16 @@ impl Names {
     }
 
     fn listed(&self) -> String {
-        let text = listed(self.first.iter().map(String::as_str));
-        if self.more { text.replace(" and ", " and at least ") } else { text }
+        listed(self.first.iter().map(String::as_str), self.more)
     }
 }
 
-/// The first names, and the number of the others.
-pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+/// The first names, and the number of the others; with `more`, there are others that are not among `names`.
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>, more: bool) -> String {
     let names: Vec<String> = names.map(|name| printable(name.as_bytes())).collect();
     let mut text = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > LISTED {
-        text += &format!(" and {} more", names.len() - LISTED);
+        text += &format!(" and {}{} more", if more { "at least " } else { "" }, names.len() - LISTED);
     }
     text
 }
