@@ -240,3 +240,76 @@ fn key(entry: &ScanEntry) -> String {
     let digest = Sha256::digest(format!("{}\0{}", entry.scan_id, entry.content_id));
     hexadecimal(&digest[..16])
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use url::Url;
+
+    use super::*;
+
+    fn location() -> Location {
+        Location::new(Arc::new(InMemory::new()), Path::from("tables"), Url::parse("memory:///tables").unwrap())
+    }
+
+    fn entry(scan_id: &str) -> ScanEntry {
+        ScanEntry {
+            scan_id: scan_id.to_owned(),
+            uri: format!("{scan_id}.nii.gz"),
+            content_id: "v1".to_owned(),
+            size_bytes: 1,
+            etag: None,
+            last_modified: Utc::now(),
+            cohort: "study".to_owned(),
+            subject: None,
+            session: None,
+            acquisition: None,
+            run: None,
+            suffix: None,
+            sidecar_uri: None,
+            voxels_uri: None,
+            voxels_etag: None,
+            origin: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_run_leaves_the_names_of_its_scans_in_flight_to_runs_on_the_same_cohort() {
+        let (location, [done, flying, new]) = (location(), ["done", "flying", "new"].map(entry));
+        let journal = Journal::new(location.clone(), "run-1", "study-1", "recipe");
+        drop(journal.enter(&done).await);
+        let _in_flight = journal.enter(&flying).await;
+        // The process dies: nothing is closed.
+        let names = async |cohort: &str, recipe: &str| {
+            let journals = Journals::of_others(&location, cohort, recipe).await.unwrap();
+            [&done, &flying, &new].map(|entry| journals.name(entry))
+        };
+        assert_eq!(names("study-1", "recipe").await, [false, true, false]);
+        assert_eq!(names("study-2", "recipe").await, [false; 3]);
+        assert_eq!(names("study-1", "other").await, [false; 3]);
+
+        // It stays until all that it names is settled, whatever else the next run selects.
+        let journals = Journals::of_others(&location, "study-1", "recipe").await.unwrap();
+        journals.delete_settled(&location, [&done, &new].into_iter()).await;
+        assert_eq!(names("study-1", "recipe").await, [false, true, false]);
+        journals.delete_settled(&location, [&flying, &new].into_iter()).await;
+        assert_eq!(names("study-1", "recipe").await, [false; 3]);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_ends_in_order_leaves_no_journal_and_upkeep_deletes_old_ones() {
+        let (location, scan) = (location(), entry("a"));
+        let journal = Journal::new(location.clone(), "run-1", "study", "recipe");
+        drop(journal.enter(&scan).await);
+        assert_eq!(listed(&location).await.unwrap().len(), 1);
+        journal.close().await;
+        assert!(listed(&location).await.unwrap().is_empty());
+
+        let dead = Journal::new(location.clone(), "run-2", "study", "recipe");
+        let _in_flight = dead.enter(&scan).await;
+        delete_journals(&location, Utc::now() - chrono::TimeDelta::days(7)).await.unwrap();
+        assert_eq!(listed(&location).await.unwrap().len(), 1);
+        delete_journals(&location, Utc::now() + chrono::TimeDelta::seconds(1)).await.unwrap();
+        assert!(listed(&location).await.unwrap().is_empty());
+    }
+}
