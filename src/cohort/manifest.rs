@@ -81,6 +81,31 @@ impl fmt::Debug for Origin {
     }
 }
 
+#[cfg(test)]
+impl ScanEntry {
+    /// A scan for tests of what is done with a listing.
+    pub(crate) fn sample(scan_id: &str) -> Self {
+        Self {
+            scan_id: scan_id.to_owned(),
+            uri: format!("{scan_id}.nii.gz"),
+            content_id: "v1".to_owned(),
+            size_bytes: 1,
+            etag: None,
+            last_modified: Utc::now(),
+            cohort: "study".to_owned(),
+            subject: None,
+            session: None,
+            acquisition: None,
+            run: None,
+            suffix: None,
+            sidecar_uri: None,
+            voxels_uri: None,
+            voxels_etag: None,
+            origin: None,
+        }
+    }
+}
+
 impl ScanEntry {
     /// The path that the scan is read from. It may name a person where `uri` does not: it is for requests to the store, and
     /// not to be shown.

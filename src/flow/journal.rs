@@ -252,30 +252,9 @@ mod tests {
         Location::new(Arc::new(InMemory::new()), Path::from("tables"), Url::parse("memory:///tables").unwrap())
     }
 
-    fn entry(scan_id: &str) -> ScanEntry {
-        ScanEntry {
-            scan_id: scan_id.to_owned(),
-            uri: format!("{scan_id}.nii.gz"),
-            content_id: "v1".to_owned(),
-            size_bytes: 1,
-            etag: None,
-            last_modified: Utc::now(),
-            cohort: "study".to_owned(),
-            subject: None,
-            session: None,
-            acquisition: None,
-            run: None,
-            suffix: None,
-            sidecar_uri: None,
-            voxels_uri: None,
-            voxels_etag: None,
-            origin: None,
-        }
-    }
-
     #[tokio::test]
     async fn a_dead_run_leaves_the_names_of_its_scans_in_flight_to_runs_on_the_same_cohort() {
-        let (location, [done, flying, new]) = (location(), ["done", "flying", "new"].map(entry));
+        let (location, [done, flying, new]) = (location(), ["done", "flying", "new"].map(ScanEntry::sample));
         let journal = Journal::new(location.clone(), "run-1", "study-1", "recipe");
         drop(journal.enter(&done).await);
         let _in_flight = journal.enter(&flying).await;
@@ -298,7 +277,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_that_ends_in_order_leaves_no_journal_and_upkeep_deletes_old_ones() {
-        let (location, scan) = (location(), entry("a"));
+        let (location, scan) = (location(), ScanEntry::sample("a"));
         let journal = Journal::new(location.clone(), "run-1", "study", "recipe");
         drop(journal.enter(&scan).await);
         assert_eq!(listed(&location).await.unwrap().len(), 1);

@@ -89,30 +89,7 @@ fn runs_between(attempts: i32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
-
-    fn entry(scan_id: &str) -> ScanEntry {
-        ScanEntry {
-            scan_id: scan_id.to_owned(),
-            uri: format!("{scan_id}.nii.gz"),
-            content_id: "v1".to_owned(),
-            size_bytes: 1,
-            etag: None,
-            last_modified: Utc::now(),
-            cohort: "study".to_owned(),
-            subject: None,
-            session: None,
-            acquisition: None,
-            run: None,
-            suffix: None,
-            sidecar_uri: None,
-            voxels_uri: None,
-            voxels_etag: None,
-            origin: None,
-        }
-    }
 
     const MEMORY: u64 = 1 << 30;
 
@@ -131,7 +108,7 @@ mod tests {
         done.finish(["replaced", "v0"], Some(1), 0);
         done.fail(["damaged", "v1"], Some(1), 0, (1, true));
         done.fail(["unlucky", "v1"], Some(1), 0, (1, false));
-        let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(entry);
+        let selected = ["damaged", "done", "new", "replaced", "unlucky"].map(ScanEntry::sample);
 
         let pending = planned(&selected, &done, &RunConfig::default());
         assert_eq!(ids(&pending), ["new", "replaced", "unlucky"]);
@@ -151,9 +128,10 @@ mod tests {
             let mut done = Done::default();
             done.fail(["a", "v1"], Some(5), 0, (attempts, false));
             done.ran((1..=5 + runs_later).collect());
-            let pending = planned(&["a", "b"].map(entry), &done, &RunConfig { limit: 1, ..RunConfig::default() });
+            let pending =
+                planned(&["a", "b"].map(ScanEntry::sample), &done, &RunConfig { limit: 1, ..RunConfig::default() });
             assert_eq!(ids(&pending), ["b"], "the new scan comes first");
-            let pending = planned(&["a", "b"].map(entry), &done, &RunConfig::default());
+            let pending = planned(&["a", "b"].map(ScanEntry::sample), &done, &RunConfig::default());
             assert_eq!(pending.scans.len() + pending.waiting + pending.quarantined, 2);
             (pending.scans.len() == 2, pending.waiting, pending.quarantined)
         };
@@ -171,7 +149,7 @@ mod tests {
         let mut done = Done::default();
         done.fail(["large", "v1"], Some(1), 0, (1, false)).needs_scan_bytes = Some((5 << 20) + 1);
         done.fail(["hungry", "v1"], Some(1), 0, (1, false)).needs_memory_bytes = Some(MEMORY as i64 + 1);
-        let selected = ["hungry", "large"].map(entry);
+        let selected = ["hungry", "large"].map(ScanEntry::sample);
         let under = |max_scan_mib, memory| {
             let config = RunConfig { max_scan_mib, ..RunConfig::default() };
             ids(&Pending::new(&selected, &done, &Journals::default(), &config, memory))
@@ -192,7 +170,7 @@ mod tests {
         done.finish(["broken", "v2"], Some(2), 0);
         done.fail(["retried", "v1"], Some(1), 0, (1, false));
         done.finish(["retried", "v1"], Some(2), 0);
-        let selected = ["broken", "good", "mended", "retried"].map(entry);
+        let selected = ["broken", "good", "mended", "retried"].map(ScanEntry::sample);
         let pending = planned(&selected, &done, &RunConfig::default());
         let reverted: Vec<&str> = pending.reverted.iter().map(|entry| entry.scan_id.as_str()).collect();
         assert_eq!(reverted, ["broken", "good", "mended"]);
