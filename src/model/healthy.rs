@@ -112,7 +112,7 @@ impl HealthyMapBuilder {
     /// The map of the scans added so far.
     ///
     /// # Errors
-    /// [`Error::Device`] where libtorch fails.
+    /// [`Error::Device`](crate::error::Error::Device) where libtorch fails.
     pub fn finish(&self) -> Result<HealthyMap> {
         let intensity = Intensities::fit(&self.intensity, &self.brain, self.shape)?;
         Ok(HealthyMap { score: Places::of(&self.score, self.shape), intensity })
