@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// The query engine refused a query or failed.
     #[error("{}{}", without_replies(.0), next_step(.0))]
-    Query(#[from] DataFusionError),
+    Query(DataFusionError),
     /// libtorch failed on a device.
     #[error("{message}")]
     Device {
@@ -317,6 +317,29 @@ impl From<tch::TchError> for Error {
     }
 }
 
+/// The query engine's error; one of this crate that an operator has put into it comes out as it was.
+impl From<DataFusionError> for Error {
+    fn from(error: DataFusionError) -> Self {
+        match error {
+            DataFusionError::External(inner) => match inner.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(inner) => Self::Query(DataFusionError::External(inner)),
+            },
+            DataFusionError::IoError(inner) if inner.get_ref().is_some_and(|cause| cause.is::<Self>()) => {
+                match inner.into_inner().and_then(|cause| cause.downcast::<Self>().ok()) {
+                    Some(own) => *own,
+                    None => Self::Bug("an error that is none".into()),
+                }
+            }
+            DataFusionError::Context(what, inner) => match Self::from(*inner) {
+                Self::Query(inner) => Self::Query(DataFusionError::Context(what, Box::new(inner))),
+                own => own,
+            },
+            error => Self::Query(error),
+        }
+    }
+}
+
 /// An operator's error as the query engine's. Faults that may pass become I/O errors, the only kind that Ballista retries.
 impl From<Error> for DataFusionError {
     fn from(error: Error) -> Self {
@@ -331,6 +354,17 @@ impl From<Error> for DataFusionError {
 mod tests {
     use super::*;
     use crate::volume::nifti;
+
+    #[test]
+    fn an_error_survives_its_way_through_the_query_engine() {
+        let full = || std::io::Error::from_raw_os_error(28);
+        let source = || object_store::Error::Generic { store: "LocalFileSystem", source: full().into() };
+        for error in [Error::storage("cannot write x", source()), Error::Bug("a defect".into())] {
+            let (kind, text) = (error.kind(), error.to_string());
+            let back = Error::from(DataFusionError::from(error).context("while executing"));
+            assert_eq!((back.kind(), back.to_string()), (kind, text));
+        }
+    }
 
     #[test]
     fn an_unusable_file_is_a_permanent_input_error_of_the_same_kind() {

@@ -110,7 +110,7 @@ fn start_log(format: LogFormat) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter).log_internal_errors(false);
     let log = log.with_timer(Clock).with_ansi(std::io::stderr().is_terminal());
     match format {
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),
     }
 }

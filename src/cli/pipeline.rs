@@ -15,6 +15,7 @@ use super::report_file::ReportFile;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::flow::{Monitor, Pipeline};
+use crate::machine;
 use crate::terminal::errln;
 
 /// The options of a command with a pipeline file.
@@ -114,7 +115,7 @@ pub fn asked_to_stop(message: &'static str) -> Result<Shared<impl Future<Output 
         let _ = first.send(());
         signal().await;
         errln!("ended at once; the next run screens what was not committed");
-        std::process::exit(i32::from(STOPPED));
+        machine::end_at_once(STOPPED);
     });
     Ok(signalled.map(drop).shared())
 }

@@ -48,7 +48,19 @@ impl ReportFile {
         Ok(Self { file: JsonFile::open(path)?, run: Mutex::default() })
     }
 
-    /// A run begins. It screens even if the file cannot be written; the reason is printed.
+    /// A run begins that is to be refused where its report cannot be written.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the file cannot be written.
+    pub fn begin(&self) -> Result<()> {
+        self.take_known();
+        let Some(file) = self.file.as_ref().filter(|file| !file.is_stream()) else { return Ok(()) };
+        file.write(&written(&RunReport::running(0, 0, 0))).map_err(|error| {
+            Error::Config(format!("{}: make the file writable, or choose another (--report)", error.text()))
+        })
+    }
+
+    /// A run of a schedule begins. It screens even if the file cannot be written; the reason is printed.
     pub fn began(&self) {
         self.take_known();
         self.running(&RunReport::running(0, 0, 0));

@@ -78,7 +78,7 @@ impl RunArgs {
             self.allow_empty.then(|| "run.allow_empty=true".to_owned()),
         ];
         let screening = async |pipeline: Pipeline, report: &ReportFile| {
-            report.began();
+            report.begin()?;
             screen(pipeline, report, self.explain).await
         };
         self.pipeline.reported(overrides.into_iter().flatten(), screening).await
@@ -90,36 +90,29 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
     let tables = pipeline.tables.url.clone();
     let monitor = monitor(&pipeline)?;
 
-    let run = Run::prepare(pipeline).await?;
+    let stop = asked_to_stop("stopping: committing what is finished, and finishing the scans in flight")?;
+    let run = tokio::select! {
+        biased;
+        run = Run::prepare(pipeline) => run?,
+        () = stop.clone() => {
+            outln!("Stopped before the first scan. The same command screens them.");
+            file.ended(&RunReport { outcome: RunOutcome::Stopped, ..RunReport::running(0, 0, 0) })?;
+            return Ok(ExitCode::from(STOPPED));
+        }
+    };
     let pending = run.pending() as u64;
     file.prepared(&run);
     if let Some(monitor) = &monitor {
         monitor.watch(run.progress(), pending);
     }
+    selection(&run);
     let listing = run.listing();
-    errln!(
-        "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {} waiting, {pending} pending",
-        listing.cohort,
-        listing.selected.len(),
-        listing.skipped.len(),
-        run.already_done(),
-        run.quarantined(),
-        run.waiting(),
-    );
-    for line in cohort::report::faults(listing) {
-        errln!("{line}");
-    }
-    if run.in_other_shards() > 0 {
-        errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
-    }
-
     let nothing_to_screen = listing.selected.is_empty().then(|| match run.in_other_shards() {
         0 => "Nothing to do: no scan of the cohort is selected.",
         _ => "Nothing to do: none of the selected scans belongs to this shard.",
     });
 
-    let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
-    let display = tokio::spawn(show(run.progress(), pending));
+    let display = tokio::spawn(show(run.progress(), pending, Duration::from_secs(10)));
     let report = run.execute(stop).await;
     display.abort();
     let report = report?;
@@ -143,8 +136,29 @@ async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<
     })
 }
 
-/// Shows a progress bar on a terminal, or prints a line every ten seconds elsewhere.
-async fn show(progress: Arc<Progress>, pending: u64) {
+/// Prints which scans a run has selected, and what is left out.
+pub(super) fn selection(run: &Run) {
+    let listing = run.listing();
+    errln!(
+        "{}: {} scans selected, {} images left out; {} done already, {} quarantined, {} waiting, {} pending",
+        listing.cohort,
+        listing.selected.len(),
+        listing.skipped.len(),
+        run.already_done(),
+        run.quarantined(),
+        run.waiting(),
+        run.pending(),
+    );
+    for line in cohort::report::faults(listing) {
+        errln!("{line}");
+    }
+    if run.in_other_shards() > 0 {
+        errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());
+    }
+}
+
+/// Shows a progress bar on a terminal, or prints a line from time to time elsewhere.
+pub(super) async fn show(progress: Arc<Progress>, pending: u64, every: Duration) {
     let started = Instant::now();
     if std::io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or(ProgressStyle::default_bar());
@@ -157,7 +171,7 @@ async fn show(progress: Arc<Progress>, pending: u64) {
         }
     }
     loop {
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        tokio::time::sleep(every).await;
         let now = progress.snapshot();
         errln!("{}/{pending} {}", now.ended(), line(&now, pending, started));
     }
@@ -220,22 +234,13 @@ fn duration(seconds: f64) -> String {
 
 /// The selected scans that have no result from earlier runs and were not pending: why, and when they are tried again.
 fn without_result(report: &RunReport) -> Option<String> {
-    let quarantined = (report.quarantined > 0).then(|| {
+    let n = report.quarantined + report.waiting;
+    (n > 0).then(|| {
         format!(
-            "{} are quarantined: their content is unusable, exceeds a limit of this run, or failed eight times. They are tried \
-             again when the content changes, or under higher limits if they exceeded one.",
-            report.quarantined
-        )
-    });
-    let waiting =
-        (report.waiting > 0).then(|| format!("{} failed repeatedly and wait for a later run.", report.waiting));
-    let reasons: Vec<String> = quarantined.into_iter().chain(waiting).collect();
-    (!reasons.is_empty()).then(|| {
-        let n = report.quarantined + report.waiting;
-        format!(
-            "Selected scans without a result from earlier runs: {n}. {} With --retry all are tried now. See the reasons with the \
-             command below.",
-            reasons.join(" ")
+            "Selected scans without a result from earlier runs: {n}. Quarantined, because their content is unusable, exceeds a limit \
+             of this run, or failed eight times: {}; they are tried again when the content changes, or under higher limits. Waiting \
+             for a later run after repeated failures: {}. With --retry all are tried now. See the reasons with the command below.",
+            report.quarantined, report.waiting
         )
     })
 }
@@ -276,10 +281,13 @@ pub(super) fn summary(report: &RunReport, tables: &str) {
     let left = report.pending.saturating_sub(ended);
     match report.outcome {
         RunOutcome::Stopped => outln!("Stopped with {left} scans left. The same command screens them."),
-        RunOutcome::GaveUp => outln!(
-            "More scans failed than run.max_failures allows; {left} are left. See the reasons with the command below. The same \
-             run command screens the rest."
-        ),
+        RunOutcome::GaveUp => {
+            let rest =
+                if left == 0 { String::new() } else { format!(" The same run command screens the other {left}.") };
+            errln!(
+                "warning: more scans failed than run.max_failures allows. See the reasons with the command below.{rest}"
+            );
+        }
         _ => {}
     }
     outln!("Tables: {tables}");

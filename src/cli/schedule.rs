@@ -9,11 +9,12 @@ use std::time::Duration;
 use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
 use futures::FutureExt as _;
 use futures::future::Shared;
+use tokio::task::AbortHandle;
 
 use super::STOPPED;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
 use super::report_file::{ReportFile, json};
-use super::run::summary;
+use super::run::{selection, show, summary};
 use crate::error::{Error, Result};
 use crate::flow::{
     Job, JobOutcome, Monitor, Night, Notifier, Pipeline, Run, RunReport, Schedule, Since, Step, TableUpkeep,
@@ -66,8 +67,16 @@ impl ScheduleArgs {
             let schedule = Schedule::new(pipeline.clone())?;
             let notifier = Notifier::new(pipeline.schedule.as_ref().and_then(|schedule| schedule.notify.as_deref()))?;
             let monitor = monitor(&pipeline)?;
-            let nights = Nights { schedule, tables, monitor, notifier, report, due: Mutex::default() };
-            let stop = asked_to_stop("stopping: finishing and committing the scans in flight")?;
+            let nights = Nights {
+                schedule,
+                tables,
+                monitor,
+                notifier,
+                report,
+                due: Mutex::default(),
+                showing: Mutex::default(),
+            };
+            let stop = asked_to_stop("stopping: committing what is finished, and finishing the scans in flight")?;
             let code = tokio::select! {
                 code = nights.work(self.now, stop) => code,
                 never = nights.live() => match never {},
@@ -81,6 +90,9 @@ impl ScheduleArgs {
     }
 }
 
+/// How often a schedule says how far a run is.
+const SHOWN_EVERY: Duration = Duration::from_secs(60);
+
 /// A running schedule, with the outputs that report on it.
 struct Nights<'a> {
     schedule: Schedule,
@@ -90,6 +102,8 @@ struct Nights<'a> {
     report: &'a ReportFile,
     /// When the next run is due.
     due: Mutex<Option<DateTime<Utc>>>,
+    /// The task that prints the progress of a run.
+    showing: Mutex<Option<AbortHandle>>,
 }
 
 impl Nights<'_> {
@@ -151,7 +165,11 @@ impl Nights<'_> {
     /// Does a job. A panic in it must not end the nights after it.
     async fn try_to(&self, job: Job, since: &Since, stop: Shared<impl Future<Output = ()>>) -> Result<JobOutcome> {
         let working = AssertUnwindSafe(self.schedule.work(job, stop, |step| self.watch(step, since)));
-        working.catch_unwind().await.unwrap_or_else(|_| Err(Error::Bug("a job panicked".into())))
+        let outcome = working.catch_unwind().await;
+        if let Some(showing) = self.showing.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            showing.abort();
+        }
+        outcome.unwrap_or_else(|_| Err(Error::Bug("a job panicked".into())))
     }
 
     /// Waits until a job is due.
@@ -199,6 +217,9 @@ impl Nights<'_> {
             Step::Began(Job::Upkeep) => {}
             Step::Prepared(run) => {
                 self.report.prepared(run);
+                selection(run);
+                let showing = tokio::spawn(show(run.progress(), run.pending() as u64, SHOWN_EVERY));
+                *self.showing.lock().unwrap_or_else(PoisonError::into_inner) = Some(showing.abort_handle());
                 if let Some(monitor) = &self.monitor {
                     monitor.watch(run.progress(), run.pending() as u64);
                 }
@@ -225,8 +246,7 @@ impl Nights<'_> {
                     }
                 }
             }
-            JobOutcome::Ran { report, left_out } => {
-                left_out.iter().for_each(|line| errln!("{line}"));
+            JobOutcome::Ran { report } => {
                 summary(&report, &self.tables);
                 if let Err(error) = self.report.ended(&report) {
                     errln!("error: {}", error.text());

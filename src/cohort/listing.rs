@@ -14,7 +14,7 @@ use super::participants::{Participants, Wanted, listed};
 use super::select::{Reason, Selection, Selector};
 use super::sidecar::Sidecars;
 use crate::error::{Error, Result};
-use crate::store::{Entry, Fault, Location, Unusable, printable};
+use crate::store::{Entry, Fault, Location, Unusable, printable, warn_if_slow};
 
 /// What a cohort holds: the scans to screen, and the images that are skipped.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
         let given = name.escape_debug();
         return Err(Error::Config(format!("`{given}` cannot name a cohort: give a name without `/` and line breaks")));
     }
-    let tree = Tree::walk(location).await?;
+    let tree = warn_if_slow("listing the cohort", Tree::walk(location)).await?;
     let Tree { images, absent, unusable, sidecars, bids, descriptions, has_ignore, .. } = tree;
     let dataset = Dataset::load(location, descriptions, has_ignore && !selection.ignored).await?;
     let filtered = !selection.participants.is_empty();

@@ -84,6 +84,6 @@ fn read_request<R: BufRead>(mut input: R) -> Result<(Request, ScanEntry, R)> {
 fn end_with(mut input: impl BufRead + Send + 'static) {
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut input, &mut std::io::sink());
-        std::process::exit(1);
+        machine::end_at_once(1);
     });
 }

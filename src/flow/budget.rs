@@ -116,8 +116,9 @@ impl Budget {
         }
         Err(Error::NeedsMemory {
             message: format!(
-                "the scan needs about {needs} MiB of memory, and this run has {has} MiB for scans: raise run.memory_mib or use \
-                 a machine with more memory, which tries it again, or resample the scan"
+                "the scan needs about {needs} MiB of memory, and this run has {has} MiB for scans: set run.memory_mib to at least \
+                 {enough} on a machine with that much, which tries it again, or resample the scan",
+                enough = self.total_mib + ((needs - has) as f64 / SCANS_SHARE).ceil() as u64
             ),
             bytes: needs * MIB,
         })

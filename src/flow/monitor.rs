@@ -82,7 +82,11 @@ impl Monitor {
     /// # Errors
     /// [`Error::Config`] where the address cannot be bound; [`Error::Io`] where no thread can be started.
     pub fn serve(address: SocketAddr) -> Result<Self> {
-        let refused = |reason: String| Error::Config(format!("run.metrics: cannot serve at {address}: {reason}"));
+        let refused = |reason: String| {
+            Error::Config(format!(
+                "run.metrics: cannot serve at {address}: {reason}; choose another port, or 0 for a free one"
+            ))
+        };
         let server = Arc::new(Server::http(address).map_err(|e| refused(e.to_string()))?);
         let bound = server.server_addr().to_ip();
         let address = bound.ok_or_else(|| refused("it is not a network address".into()))?;

@@ -34,6 +34,24 @@ pub(super) enum Verdict {
     Down(Error),
 }
 
+/// The error of a run whose cohort could not be read.
+fn down(error: Error, waited: Duration) -> Error {
+    let advice = |what: &str| {
+        format!(
+            "no scan of the cohort could be read for {} s, and no scan has failed: check the credentials (they may have expired) and \
+             the store, then run the same command again; {what}",
+            waited.as_secs()
+        )
+    };
+    match error {
+        Error::Storage { context, source } => Error::Storage { context: advice(&context), source },
+        other => Error::storage(
+            advice(&other.text()),
+            object_store::Error::Generic { store: "outage", source: "no answer".into() },
+        ),
+    }
+}
+
 /// The watch over a cohort's store; all scans in flight share it.
 #[derive(Debug)]
 pub struct Outages {
@@ -76,8 +94,7 @@ impl Outages {
         }
         let (began, mut pauses) = (Instant::now(), Pauses::within(self.longest));
         while let Some(pause) = pauses.next() {
-            let (kind, seconds) = (error.kind(), pause.as_secs());
-            warn!(kind, "the store of the cohort does not answer or refuses; trying again in {seconds} s");
+            warn!("no scan can be read: {}; all scans wait, trying again in {} s", error.text(), pause.as_secs());
             tokio::time::sleep(pause).await;
             if self.another_is_read(entry).await || self.is_read(entry).await.is_ok() {
                 info!(seconds = began.elapsed().as_secs(), "the store of the cohort answers again");
@@ -85,7 +102,7 @@ impl Outages {
                 return Verdict::Over;
             }
         }
-        Verdict::Down(error)
+        Verdict::Down(down(error, began.elapsed()))
     }
 
     async fn another_is_read(&self, entry: &ScanEntry) -> bool {

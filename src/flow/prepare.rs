@@ -25,7 +25,7 @@ use crate::machine::cores;
 use crate::model::{Bundle, device};
 use crate::preprocess::PreprocessConfig;
 use crate::score::recipe_id;
-use crate::store::{self, Location, warn_if_slow, with_patience};
+use crate::store::{self, Location, with_patience};
 use crate::tables::Tables;
 
 /// A run that knows which scans are pending. [`Run::execute`] screens them.
@@ -107,15 +107,14 @@ impl Run {
         let cohort = open_cohort()?;
         let tables = open_tables()?;
         refuse_nested(&cohort, &tables)?;
-        let listing = pipeline.cohort.list(&cohort);
-        let mut listing = warn_if_slow("listing the cohort", listing).await?;
+        let mut listing = pipeline.cohort.list(&cohort).await?;
         if !pipeline.model.any_contrast {
             listing.leave_out_other_contrasts(&bundle.info.modality);
         }
         if listing.selected.is_empty() && !pipeline.run.allow_empty {
             return Err(report::nothing_selected(&listing));
         }
-        let tables = warn_if_slow("opening the tables", Tables::open_or_create_at(tables)).await?;
+        let tables = Tables::open_or_create_at(tables).await?;
         let root = Root::of(&cohort, &pipeline.cohort)?;
         root.refuse_another_cohort(&tables, &cohort, &listing.cohort, &pipeline.cohort).await?;
         pipeline.cohort = pipeline.cohort.recorded()?;

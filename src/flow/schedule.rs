@@ -21,7 +21,6 @@ use super::journal::delete_journals;
 use super::pipeline::Pipeline;
 use super::prepare::{Root, Run};
 use super::report::RunReport;
-use crate::cohort;
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
@@ -46,8 +45,6 @@ pub enum JobOutcome {
     Ran {
         /// What it did.
         report: Box<RunReport>,
-        /// Entries of the cohort that cannot be used, a line for each reason.
-        left_out: Vec<String>,
     },
     /// The tables were maintained.
     Maintained(Vec<TableUpkeep>),
@@ -214,7 +211,6 @@ impl Schedule {
             run = Run::prepare_with_patience(self.pipeline.clone(), longest_outage) => run?,
             () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
-        let left_out = cohort::report::faults(run.listing());
         watch(Step::Prepared(&run));
         let executed = run.execute(async {
             tokio::select! {
@@ -224,7 +220,7 @@ impl Schedule {
                 }
             }
         });
-        executed.await.map(|report| JobOutcome::Ran { report: Box::new(report), left_out })
+        executed.await.map(|report| JobOutcome::Ran { report: Box::new(report) })
     }
 
     async fn maintain(&self, stop: impl Future<Output = ()> + Clone) -> Result<JobOutcome> {

@@ -124,7 +124,14 @@ impl Location {
                 },
                 other,
             ),
+            other if is_generic => {
+                ("check the address and that the store can be reached, then run the same command again", other)
+            }
             other => ("", other),
+        };
+        let hint = match message.contains("ExpiredToken") {
+            true => "the credentials have expired: renew them, then run the same command again",
+            false => hint,
         };
         let separator = if hint.is_empty() { "" } else { "; " };
         Error::storage(format!("cannot {attempted} {self}{separator}{hint}"), source)

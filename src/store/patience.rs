@@ -19,7 +19,7 @@ pub(crate) async fn warn_if_slow<T>(what: &str, work: impl Future<Output = T>) -
             Ok(result) => return result,
             Err(_) => {
                 waited += SILENCE;
-                warn!(seconds = waited.as_secs(), "still {what}: the store has not answered");
+                warn!("still {what} after {} s: the store is slow, or does not answer", waited.as_secs());
             }
         }
     }
@@ -40,7 +40,7 @@ pub(crate) async fn with_patience<T, F: Future<Output = Result<T>>>(
             outcome => return outcome,
         };
         let Some(pause) = pauses.next() else { return Err(error) };
-        warn!(kind = error.kind(), "the store fails; trying again in {} s", pause.as_secs());
+        warn!("{}; trying again in {} s", error.text(), pause.as_secs());
         tokio::time::sleep(pause).await;
     }
 }

@@ -59,7 +59,7 @@ pub(crate) async fn with_retries<T, F: Future<Output = Result<T>>>(call: impl Fn
             outcome => return outcome,
         };
         let pause = FIRST_PAUSE * 4_u32.pow(attempt - 1);
-        tracing::warn!(attempt, kind = error.kind(), "the store failed; trying again");
+        tracing::info!(attempt, "{}; trying again", error.text());
         tokio::time::sleep(pause.mul_f64(1. + rand::random::<f64>())).await;
         attempt += 1;
     }

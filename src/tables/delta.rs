@@ -17,7 +17,7 @@ use url::Url;
 
 use super::schema::Table;
 use crate::error::{Error, Result};
-use crate::store::{Location, with_patience, with_retries};
+use crate::store::{Location, warn_if_slow, with_patience, with_retries};
 
 /// How long the log remembers the commits of a run: longer than any run, but not for ever, because each run adds an entry
 /// to every checkpoint.
@@ -45,7 +45,7 @@ pub(super) async fn all_of<T>(work: impl IntoIterator<Item = impl Future<Output 
 pub(super) async fn load(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
     // A failing local disk does not recover by waiting.
     let patience = if location.url.scheme() == "file" { Duration::ZERO } else { PATIENCE };
-    with_patience(patience, || load_once(location, table)).await
+    warn_if_slow("opening the tables", with_patience(patience, || load_once(location, table))).await
 }
 
 async fn load_once(location: &Location, table: Table) -> Result<Option<DeltaTable>> {
@@ -128,7 +128,7 @@ pub(super) async fn create(location: &Location, table: Table) -> Result<DeltaTab
             (None, Ok(())) => Err(Error::Bug(format!("table {} is created and not there", table.name()))),
         }
     };
-    with_retries(attempt).await
+    warn_if_slow("creating the tables", with_retries(attempt)).await
 }
 
 /// Commits the first entry of a table's log. Not with the library's builder, which writes the table's address into it: the log
@@ -188,7 +188,7 @@ async fn refuse_files_of_others(location: &Location, table: Table) -> Result<()>
 /// # Errors
 /// [`Error::Storage`] for such a store, and where the place cannot be written to.
 pub(super) async fn refuse_without_conditional_writes(location: &Location) -> Result<()> {
-    with_retries(|| probe_conditional_writes(location)).await
+    warn_if_slow("trying to write where the tables are", with_retries(|| probe_conditional_writes(location))).await
 }
 
 async fn probe_conditional_writes(location: &Location) -> Result<()> {

@@ -84,8 +84,6 @@ impl Person {
         names.extend(self.label().map(|label| format!("sub-{label}")));
         let mut text = names.iter().fold(config.to_owned(), |text, name| without(&text, name));
         if let Some(label) = self.label() {
-            let (quoted, any) = (format!("\"{label}\""), format!("\"{label}*\""));
-            let forgotten = format!("\"{FORGOTTEN}\"");
             // The label alone is a name where scans are selected; elsewhere it may be any number or word.
             let mut selects = false;
             let line = |line: &str| {
@@ -93,7 +91,7 @@ impl Person {
                     selects = line.starts_with("[cohort.select");
                 }
                 match selects || line.trim_start().starts_with("subjects") {
-                    true => line.replace(&quoted, &forgotten).replace(&any, &forgotten),
+                    true => without(line, label),
                     false => line.to_owned(),
                 }
             };

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result, Retry};
-use crate::store::{Location, with_patience, with_retries};
+use crate::store::{Location, warn_if_slow, with_patience, with_retries};
 
 /// What the names of the schedules' locks begin with.
 const SCHEDULE: &str = "_schedule-";
@@ -195,7 +195,8 @@ impl Lease {
         }
         let holder = uuid::Uuid::now_v7().to_string();
         let lock = LockObject { location: location.clone(), path: location.path_of(name)?, holder, term };
-        let Some(version) = with_retries(|| lock.claim()).await? else { return Ok(None) };
+        let claimed = warn_if_slow("taking the lease of the tables", with_retries(|| lock.claim())).await?;
+        let Some(version) = claimed else { return Ok(None) };
         // Dropping the set ends the task.
         let mut renewing = JoinSet::new();
         renewing.spawn(renew(lock.clone(), renewed_every, version, losing));
