@@ -237,3 +237,23 @@ async fn a_scan_during_which_two_processes_die_is_one_failure_and_ends_no_run() 
     let journals = store(&server).list_with_delimiter(Some(&Key::from("tables/_in_flight"))).await.unwrap();
     assert!(journals.objects.is_empty(), "{:?}", journals.objects);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_stopped_before_its_first_scan_says_so_and_reports_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut server) = bucket(1, folder.path()).await else { return };
+    slow(&mut server, 600., "GET", "^/study/?$");
+    let report = folder.path().join("report.json");
+    let mut command = server.command(&RUN);
+    let mut child = command.arg("--report").arg(&report).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    // More than the 20 s after which a slow store is named.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let stopped = Instant::now();
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    assert!(stopped.elapsed() < Duration::from_secs(10));
+    let said = said(&mut child);
+    assert!(said.contains("still listing the cohort after 20 s"), "{said}");
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
+    assert_eq!(written["outcome"], "stopped", "{written}");
+}
