@@ -57,7 +57,7 @@ fn a_share_of_failures_is_judged_at_the_end_of_a_small_cohort_too() {
     let tables = folder.path().join("tables");
     let run = screen(path(study()), path(&tables), &[&WITHOUT_NETWORKS[..], &["--max-failures", "10%"]].concat());
     assert_eq!(run.status.code(), Some(5), "{}", printed(&run));
-    assert!(text(&run.stdout).contains("run.max_failures"), "{}", printed(&run));
+    assert!(text(&run.stderr).contains("run.max_failures"), "{}", printed(&run));
 }
 
 #[test]
