@@ -24,7 +24,7 @@ use super::report::RunReport;
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
-use crate::store;
+use crate::store::{self, with_patience};
 use crate::tables::{Lease, Optimized, Table, Tables};
 
 const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
@@ -224,11 +224,18 @@ impl Schedule {
     }
 
     async fn maintain(&self, stop: impl Future<Output = ()> + Clone) -> Result<JobOutcome> {
-        let Some(mut tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
+        let Some(tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
             return Ok(JobOutcome::NoTables);
         };
         let Some(lease) = Lease::of_maintenance_if_free(tables.location()).await? else { return Ok(JobOutcome::Busy) };
-        let maintained = self.maintain_all(&mut tables, stop).await;
+        // Each attempt reads the tables anew, and does what the ones before it have left.
+        let attempt = async || {
+            let Some(mut tables) = Tables::open_if_created(&self.pipeline.tables.url).await? else {
+                return Ok(Vec::new());
+            };
+            self.maintain_all(&mut tables, stop.clone()).await
+        };
+        let maintained = with_patience(self.longest_outage(), attempt).await;
         // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
         lease.give_back().await;
         maintained.map(JobOutcome::Maintained)
