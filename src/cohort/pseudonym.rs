@@ -91,7 +91,7 @@ impl Pseudonyms {
         self.hash("session", label.strip_prefix("ses-").unwrap_or(label))
     }
 
-    /// Kinds are told apart, so that a subject and a session of one label have different pseudonyms.
+    /// The kind is part of the hash, so a subject and a session with the same label have different pseudonyms.
     fn hash(&self, kind: &str, name: &str) -> String {
         let keyed = self.0.clone().chain_update(kind).chain_update([0]).chain_update(name);
         hexadecimal(&keyed.finalize().into_bytes()[..BYTES])

@@ -77,7 +77,7 @@ pub struct Apart {
     pub turn: Mutex<()>,
 }
 
-/// What the process is told, before the manifest of its scan.
+/// The instructions for the process; the manifest of its scan follows them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) order: Order,
@@ -121,7 +121,7 @@ impl Apart {
         let (Some(mut input), Some(mut output)) = (process.stdin.take(), process.stdout.take()) else {
             return Err(Error::Bug("a process without pipes".into()));
         };
-        // A process that died takes no input; its status says so.
+        // Writing fails if the process has died; its exit status then gives the reason.
         let _ = input.write_all(&self.request(order, entry)?).await;
         let mut rows = Vec::new();
         output.read_to_end(&mut rows).await.map_err(failed)?;

@@ -140,7 +140,7 @@ impl Scan {
                 let outages = self.station.outages.ended().await;
                 let screening = apart.screen(&self.order, &self.entry);
                 match in_time(self.order.scan_timeout, Duration::ZERO, screening).await {
-                    // Who ends a whole group of processes ends this one as well.
+                    // A signal to the whole group of processes, as systemd sends it to stop a run, also ends this process.
                     Err(Error::Crashed(_)) if self.is_stopped_soon().await => return Err(Ended::Run),
                     Err(error) if error.is_of_store() => self.judge(error, outages).await?,
                     outcome => return Ok(outcome?),

@@ -131,7 +131,7 @@ async fn a_forgotten_person_is_in_no_byte_of_the_tables() {
     assert!(!holding(folder.path(), "other12").is_empty());
     commit(&mut tables, "r14", vec![finished("r14", "sub-new", DAY_ONE, 0.5)]).await;
     assert_eq!(counts(&open(folder.path()).await, ["raw.scans", "raw.tokens"]).await, [13, 52]);
-    // The person is unknown now; a second command says so, and deletes what is left where it is told to.
+    // No row names the person now. A second command says so; with --even-unknown it deletes the earlier versions.
     assert_eq!(forget(at, &["--subject", PERSON]).status.code(), Some(2));
     assert!(forget(at, &["--subject", PERSON, "--even-unknown", "--killed", "r14"]).status.success());
 }

@@ -1,4 +1,4 @@
-//! Nights of `neurosieve schedule`: none is lost, each leaves a row in `runs`, and somebody is told how it went.
+//! Nights of `neurosieve schedule`: no night is lost, each leaves a row in `runs`, and monitors and webhooks get its outcome.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

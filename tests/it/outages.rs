@@ -17,7 +17,7 @@ use super::support::golden::gunzip;
 use super::support::program::printed;
 use super::support::server::Server;
 
-/// A bucket with a cohort of so many small heads, also in a local folder.
+/// A bucket with a cohort of `scans` small heads. `folder` holds the same cohort.
 async fn bucket(scans: usize, folder: &Path) -> Option<Server> {
     let server = moto()?;
     let local = folder.join("cohort");

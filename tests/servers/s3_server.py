@@ -15,11 +15,11 @@ From now on every such request takes the given number of seconds longer.
 
     fail TIMES STATUS METHOD PATTERN
 
-So many such requests get this status, with a body as S3 sends it: it holds made-up secrets, and the path.
+The next TIMES matching requests get this status. The body is like that of S3, and holds made-up secrets and the path.
 
     flip TIMES METHOD PATTERN
 
-In the answers to so many such requests one bit is flipped.
+In the answers to the next TIMES matching requests, one bit is flipped.
 
     calm
 
