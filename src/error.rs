@@ -325,12 +325,10 @@ impl From<DataFusionError> for Error {
                 Ok(own) => *own,
                 Err(inner) => Self::Query(DataFusionError::External(inner)),
             },
-            DataFusionError::IoError(inner) if inner.get_ref().is_some_and(|cause| cause.is::<Self>()) => {
-                match inner.into_inner().and_then(|cause| cause.downcast::<Self>().ok()) {
-                    Some(own) => *own,
-                    None => Self::Bug("an error that is none".into()),
-                }
-            }
+            DataFusionError::IoError(inner) => match inner.downcast::<Self>() {
+                Ok(own) => own,
+                Err(inner) => Self::Query(DataFusionError::IoError(inner)),
+            },
             DataFusionError::Context(what, inner) => match Self::from(*inner) {
                 Self::Query(inner) => Self::Query(DataFusionError::Context(what, Box::new(inner))),
                 own => own,
