@@ -88,6 +88,9 @@ pub enum Error {
         /// The limit.
         seconds: u64,
     },
+    /// A cluster cannot be reached, or cannot do its work.
+    #[error("{0}")]
+    Cluster(String),
     /// A bundle is missing, damaged or does not fit this program.
     #[error("{0}")]
     Model(String),
@@ -120,6 +123,8 @@ pub enum Domain {
     Storage,
     /// CPU or GPU.
     Device,
+    /// A scheduler or its executors.
+    Cluster,
     /// The model bundle.
     Model,
     /// The user's settings.
@@ -174,6 +179,7 @@ impl Error {
             Self::Input { .. } | Self::NeedsMemory { .. } | Self::Crashed(_) | Self::TimedOut { .. } => Domain::Input,
             Self::Storage { .. } | Self::Table { .. } | Self::Query(_) | Self::Io { .. } => Domain::Storage,
             Self::Device { .. } | Self::NotFinite(_) => Domain::Device,
+            Self::Cluster(_) => Domain::Cluster,
             Self::Model(_) => Domain::Model,
             Self::Config(_) | Self::NothingSelected(_) => Domain::Config,
             Self::Bug(_) => Domain::Bug,
@@ -194,9 +200,12 @@ impl Error {
                 | S::UnknownConfigurationKey { .. } => Retry::Never,
                 _ => Retry::Backoff,
             },
-            Self::Device { .. } | Self::Crashed(_) | Self::TimedOut { .. } | Self::Table { .. } | Self::Io { .. } => {
-                Retry::Backoff
-            }
+            Self::Device { .. }
+            | Self::Crashed(_)
+            | Self::TimedOut { .. }
+            | Self::Table { .. }
+            | Self::Io { .. }
+            | Self::Cluster(_) => Retry::Backoff,
             _ => Retry::Never,
         }
     }
@@ -257,6 +266,7 @@ impl Error {
             Self::Device { .. } => "device",
             Self::NotFinite(_) => "not_finite",
             Self::TimedOut { .. } => "timed_out",
+            Self::Cluster(_) => "cluster",
             Self::Model(_) => "model",
             Self::Config(_) => "config",
             Self::NothingSelected(_) => "nothing_selected",

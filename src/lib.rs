@@ -39,6 +39,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
+pub mod cluster;
 pub mod cohort;
 pub mod config;
 pub mod error;
