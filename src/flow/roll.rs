@@ -17,7 +17,7 @@ use futures::future::try_join_all;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use super::station::StopSwitch;
+use super::stop::StopSwitch;
 use crate::error::Error;
 use crate::store::{self, Location};
 use crate::tables::{DataFile, Receipt, Table, TablesConfig, scan_rows};

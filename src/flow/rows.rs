@@ -112,7 +112,7 @@ pub(super) fn failed(order: &Order, entry: &ScanEntry, scan: Failed<'_>) -> Resu
         kind: error.kind(),
         message,
         permanent: matches!(error, Error::Input { .. } | Error::NeedsMemory { .. }),
-        attempts: order.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
+        attempts: entry.attempts + 1,
         failed_at: microseconds(Utc::now()),
         run_number: order.run_number,
         needs_bytes: needs.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),

@@ -208,7 +208,7 @@ impl Schedule {
         let longest_outage = self.longest_outage();
         let run = tokio::select! {
             biased;
-            run = Run::prepare_with_patience(self.pipeline.clone(), longest_outage) => run?,
+            run = Run::prepare_with_patience(self.pipeline.clone(), None, longest_outage) => run?,
             () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
         watch(Step::Prepared(&run));
