@@ -5,3 +5,9 @@
 //!    ◄──────────── receipts of a finished chunk (Flight) ─────────────┘        the driver commits, as in a local run
 //! ```
 //! Ballista keeps the queue, the members and the retries. The driver stays the only process that commits.
+
+pub mod board;
+pub mod client;
+pub mod tls;
+
+pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
