@@ -328,7 +328,8 @@ impl Scan {
         let message = without_folder(&error.to_string(), &self.work.order.cohort);
         warn!(stage, kind, "failed: {message}");
         let sha256 = self.sha256();
-        rows::failed(&self.work.order, &self.entry, Failed { stage, error, message, sha256: sha256.as_deref() })
+        let failed = Failed { stage, error, message, sha256: sha256.as_deref(), permanent: false };
+        rows::failed(&self.work.order, &self.entry, failed)
     }
 
     fn give_up_after_too_many_failures(&self) {
