@@ -25,28 +25,29 @@ fn assert_known(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", printed(&output));
 }
 
-/// Stands for a program: a shell script in a folder that comes first in the PATH.
+/// Stands for a program: a shell script in the folder's `bin`, which comes first in the PATH.
 fn pretend(folder: &Path, name: &str, script: &str) {
-    let file = folder.join(name);
+    let file = folder.join("bin").join(name);
+    std::fs::create_dir_all(folder.join("bin")).unwrap();
     std::fs::write(&file, format!("#!/bin/bash\n{script}\n")).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Runs a script with those of a folder first in the PATH, and that folder as home.
+/// Runs a script in a folder, which is its home, with what is in `bin` there first in the PATH.
 fn run(folder: &Path, script: &str, arguments: &[&str]) -> Output {
-    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}/bin:{}", folder.display(), std::env::var("PATH").unwrap());
     let mut bash = Command::new("bash");
     bash.arg(root().join("examples").join(script)).args(arguments).current_dir(folder);
     bash.env("PATH", path).env("HOME", folder).env("SLURM_JOB_ID", "7").env("NEUROSIEVE_TLS", "/tls");
     bash.env("NEUROSIEVE_HOST", "here.example.org").output().unwrap()
 }
 
-/// A program that prints its words as one line, and as scheduler or executor stays until it is told to end.
+/// A program that prints its words as one line, and as scheduler or executor stays until it is told to end, a minute at most.
 const PROGRAM: &str = r#"echo "neurosieve $*" | tee -a "$HOME/commands"
 [[ $1 == scheduler || $1 == executor ]] || exit 0
 [[ $1 == executor ]] || echo "scheduler listening on 0.0.0.0:40123"
 trap 'exit 0' TERM
-while :; do sleep 0.1; done"#;
+for _ in {1..600}; do sleep 0.1; done"#;
 
 /// Commands that were given to [`PROGRAM`]; the program knows all their options.
 fn commands(folder: &Path) -> Vec<String> {
