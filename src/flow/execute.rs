@@ -75,6 +75,8 @@ impl Run {
         let gave_up = gave_up || limit.is_some_and(|limit| limit.was_passed(counts.done, counts.failed));
         report.outcome = outcome(pending, self.without_result(), &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
+        // Which devices a cluster has is known at the end.
+        row.device = self.engine.device();
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
         row.message = screened.as_ref().err().map(audit::summary);
         row.n_done = (counts.done - superseded) as i64;

@@ -50,9 +50,9 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::prepare`].
-    pub fn check(pipeline: &Pipeline) -> Result<()> {
+    pub fn check(pipeline: &Pipeline, engine: Option<Arc<dyn Engine>>) -> Result<()> {
         refuse_without_addresses(pipeline)?;
-        Resources::for_run(pipeline, None)?;
+        Resources::for_run(pipeline, engine)?;
         refuse_nested(&store::open(&pipeline.cohort.url)?, &store::open_new(&pipeline.tables.url)?)
     }
 
