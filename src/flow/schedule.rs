@@ -17,9 +17,11 @@ use chrono::{DateTime, Local, Utc};
 use croner::Cron;
 use futures::FutureExt as _;
 
+use super::bundles;
 use super::config::ScheduleConfig;
 use super::engine::Engine;
-use super::journal::delete_journals;
+use super::journal::{delete_journals, delete_older};
+use super::mark;
 use super::pipeline::Pipeline;
 use super::prepare::{Root, Run};
 use super::report::RunReport;
@@ -260,6 +262,9 @@ impl Schedule {
         let mut maintained = Vec::new();
         let mut ownerless = tables.remove_orphans().await?;
         delete_journals(tables.location(), Utc::now() - keep).await?;
+        for folder in [mark::FOLDER, bundles::FOLDER] {
+            delete_older(tables.location(), folder, Utc::now() - keep).await?;
+        }
         for table in tables.present().collect::<Vec<_>>() {
             if stop.clone().now_or_never().is_some() {
                 break;
