@@ -8,11 +8,11 @@
 //! ```
 //! Ballista gives the results of a job when all of it is done, so chunks are small and several are in flight: twice as many as the
 //! cluster has slots, so that one waits while another is executed. A chunk is accepted once and whole: its receipts must count
-//! exactly its scans.
+//! exactly its scans. What executors were lost with is given out one chunk at a time, so that a scan which ends its process is not
+//! taken for another one.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -20,10 +20,11 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::client::{Client, Metrics};
+use super::client::Client;
 use super::driver::Driver;
+use super::totals::{Chunks, Totals};
 use crate::error::Result;
-use crate::flow::{Assignment, Engine, Plan, Progress, Screening, clear_mark, set_mark, share_bundle};
+use crate::flow::{Assignment, Engine, Progress, Screening, clear_mark, set_mark, share_bundle};
 use crate::store::Location;
 
 /// A cluster as the engine of a run.
@@ -50,11 +51,6 @@ impl Cluster {
     pub fn new(client: Client, chunk_scans: Option<usize>) -> Self {
         Self { client, chunk_scans, devices: Arc::default(), run: tokio::sync::Mutex::default() }
     }
-}
-
-/// The number of scans in the next chunk, of those that are left: many small chunks at the end keep all slots busy.
-pub(super) fn chunk_size(left: usize, slots: usize) -> usize {
-    (left / (4 * slots.max(1))).clamp(8, 256)
 }
 
 #[async_trait]
@@ -100,52 +96,5 @@ impl Engine for Cluster {
         if let Some(run) = self.run.lock().await.take() {
             clear_mark(&run.tables, &run.run_id).await;
         }
-    }
-}
-
-/// What the chunks of a run did.
-#[derive(Debug, Default)]
-pub(super) struct Totals {
-    /// Chunks that were accepted.
-    pub(super) accepted: u64,
-    /// Jobs whose results were not accepted.
-    pub(super) again: u64,
-    /// Time from submission to acceptance, summed over accepted chunks.
-    pub(super) elapsed: Duration,
-    /// Metrics of the operators.
-    pub(super) metrics: Metrics,
-}
-
-/// The chunks of a run as its plan.
-struct Chunks(Arc<Mutex<Totals>>);
-
-impl Plan for Chunks {
-    fn shown(&self) -> String {
-        let Totals { accepted, again, elapsed, metrics } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = |(name, value): (&String, &u64)| {
-            if name.ends_with("time") || name == "elapsed_compute" {
-                format!("{name}={:.1}s", *value as f64 / 1e9)
-            } else {
-                format!("{name}={value}")
-            }
-        };
-        let metrics: Vec<String> = metrics.iter().map(shown).collect();
-        format!(
-            "WriteExec, ScreenExec on a cluster: chunks={accepted}, again={again}, mean chunk={:.1}s, metrics=[{}]",
-            elapsed.as_secs_f64() / (*accepted).max(1) as f64,
-            metrics.join(", ")
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_large_at_first_and_small_at_the_end() {
-        assert_eq!(chunk_size(1_000_000, 16), 256);
-        assert_eq!((chunk_size(1000, 4), chunk_size(500, 4), chunk_size(100, 4)), (62, 31, 8));
-        assert_eq!((chunk_size(3, 4), chunk_size(64, 0)), (8, 16));
     }
 }

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::board::StationReport;
-use super::chunks::{Totals, chunk_size};
 use super::client::Client;
-use super::job::{Chunk, Ended, Job, Rows};
+use super::job::{Chunk, Ended, Job, Rows, chunk_size};
+use super::totals::Totals;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
 use crate::flow::{Assignment, FailureLimit, Order, Progress, Reason, Refusal, StopSwitch, write_crash};
@@ -47,6 +47,9 @@ pub(super) struct Driver {
     scans: VecDeque<ScanEntry>,
     /// Chunks that are given out again.
     again: VecDeque<Chunk>,
+    /// Chunks that executors were lost with. One is given out at a time.
+    suspects: VecDeque<Chunk>,
+    suspect_in_flight: bool,
     receipts: mpsc::Sender<RecordBatch>,
     devices: Arc<Mutex<BTreeSet<String>>>,
     totals: Arc<Mutex<Totals>>,
@@ -80,6 +83,8 @@ impl Driver {
             max_failures,
             scans: scans.into(),
             again: VecDeque::new(),
+            suspects: VecDeque::new(),
+            suspect_in_flight: false,
             receipts,
             devices,
             totals,
@@ -104,7 +109,7 @@ impl Driver {
                 let Some(chunk) = self.next_chunk() else { break };
                 in_flight.push(Box::pin(self.job(chunk)));
             }
-            let is_done = self.scans.is_empty() && self.again.is_empty();
+            let is_done = self.scans.is_empty() && self.again.is_empty() && self.suspects.is_empty();
             if in_flight.is_empty() && (is_done || self.stop.is_pressed()) {
                 return Ok(());
             }
@@ -130,6 +135,12 @@ impl Driver {
         if let Some(chunk) = self.again.pop_front() {
             return Some(chunk);
         }
+        if !self.suspect_in_flight
+            && let Some(chunk) = self.suspects.pop_front()
+        {
+            self.suspect_in_flight = true;
+            return Some(chunk);
+        }
         let first = self.scans.front()?.apart;
         let size = self.chunk_scans.unwrap_or_else(|| chunk_size(self.scans.len(), self.slots)).max(1);
         // What may end a process gets a chunk of its own kind.
@@ -141,7 +152,7 @@ impl Driver {
     async fn count(&mut self) -> Result<()> {
         let Ok(stations) = self.client.stations().await else { return Ok(()) };
         let fit: Vec<&StationReport> = stations.iter().filter(|station| station.unfit.is_none()).collect();
-        self.slots = fit.iter().map(|station| station.slots as usize).sum();
+        self.slots = fit.iter().map(|station| station.slots).sum();
         {
             let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
             let before = devices.len();
@@ -177,6 +188,9 @@ impl Driver {
         if !matches!(ended, Ended::Accepted(_)) {
             self.totals.lock().unwrap_or_else(PoisonError::into_inner).again += 1;
         }
+        if chunk.is_suspect {
+            self.suspect_in_flight = false;
+        }
         match ended {
             Ended::Accepted(rows) => {
                 self.unfit = 0;
@@ -186,7 +200,7 @@ impl Driver {
             Ended::Failed(error) if chunk.tries + 1 >= MOST_TRIES => Err(error),
             Ended::Failed(error) => {
                 info!(scans = chunk.scans.len(), "a chunk is screened again: {}", error.text());
-                self.again.push_back(Chunk { tries: chunk.tries + 1, ..chunk });
+                self.give_again(Chunk { tries: chunk.tries + 1, ..chunk });
                 Ok(())
             }
             Ended::Refused(Refusal { reason: Reason::Lost, .. }) => self.cut(chunk).await,
@@ -200,7 +214,7 @@ impl Driver {
                 if self.unfit > 8 + 4 * self.slots {
                     return Err(no_one_left(&message));
                 }
-                self.again.push_back(chunk);
+                self.give_again(chunk);
                 self.count().await
             }
         }
@@ -247,8 +261,14 @@ impl Driver {
         }
         warn!(scans = scans.len(), "executors were lost while they screened a chunk; it is cut into smaller ones");
         let size = scans.len().div_ceil(PARTS);
-        self.again.extend(scans.chunks(size).map(|part| Chunk::new(part.to_vec())));
+        let part = |part: &[ScanEntry]| Chunk { is_suspect: true, ..Chunk::new(part.to_vec()) };
+        self.suspects.extend(scans.chunks(size).map(part));
         Ok(())
+    }
+
+    fn give_again(&mut self, chunk: Chunk) {
+        let queue = if chunk.is_suspect { &mut self.suspects } else { &mut self.again };
+        queue.push_back(chunk);
     }
 }
 

@@ -25,12 +25,19 @@ pub(super) struct Chunk {
     pub(super) scans: Vec<ScanEntry>,
     /// How often it was given out in vain.
     pub(super) tries: u32,
+    /// Whether executors were lost while they screened these scans.
+    pub(super) is_suspect: bool,
 }
 
 impl Chunk {
     pub(super) fn new(scans: Vec<ScanEntry>) -> Self {
-        Self { scans, tries: 0 }
+        Self { scans, tries: 0, is_suspect: false }
     }
+}
+
+/// The number of scans in the next chunk, of those that are left: many small chunks at the end keep all slots busy.
+pub(super) fn chunk_size(left: usize, slots: usize) -> usize {
+    (left / (4 * slots.max(1))).clamp(8, 256)
 }
 
 /// The results of a chunk.
@@ -204,5 +211,12 @@ mod tests {
         let text = "Job x failed: cannot open \"/tmp/.x/data\" (https://u:p@host/b): No space left on device";
         let shown = failed(text).to_string();
         assert!(shown.ends_with("Job x failed: cannot open … … No space left on device"), "{shown}");
+    }
+
+    #[test]
+    fn chunks_are_large_at_first_and_small_at_the_end() {
+        assert_eq!(chunk_size(1_000_000, 16), 256);
+        assert_eq!((chunk_size(1000, 4), chunk_size(500, 4), chunk_size(100, 4)), (62, 31, 8));
+        assert_eq!((chunk_size(3, 4), chunk_size(64, 0)), (8, 16));
     }
 }

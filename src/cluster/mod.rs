@@ -13,6 +13,7 @@ pub mod codec;
 mod driver;
 mod job;
 pub mod tls;
+mod totals;
 
 pub use chunks::Cluster;
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};

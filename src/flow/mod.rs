@@ -12,7 +12,7 @@
 //!      ▼
 //!  Engine          this process, or a cluster                        local.rs, crate::cluster
 //!      │ manifest, one row per scan; what a process has for it        station.rs, setup.rs, stop.rs
-//!      │ what processes of a cluster share, and refuse                mark.rs, bundles.rs, refusal.rs
+//!      │ what processes of a cluster share, and refuse                mark.rs, bundles.rs, fitness.rs, refusal.rs
 //!      ▼
 //!  ScreenExec      operator                                          screen.rs
 //!      │             one scan: fetch ─► decode ─► preprocess ─►      scan.rs
@@ -57,6 +57,7 @@ mod config;
 mod crashed;
 mod engine;
 mod execute;
+mod fitness;
 mod health;
 mod journal;
 mod journey;
@@ -82,6 +83,7 @@ mod setup;
 mod stage;
 mod station;
 mod stop;
+mod work;
 mod write;
 
 pub use apart::{Apart, COMMAND as APART_COMMAND, Program, STORE_IS_DOWN, this_is_the_program};

@@ -16,12 +16,10 @@ use url::Url;
 use super::apart::Apart;
 use super::budget::{self, Grant};
 use super::journey::{Journey, ScreenMetrics};
-use super::order::Order;
 use super::outage::Verdict;
 use super::rows::{self, Failed, Finished};
-use super::setup::Setup;
 use super::stage::Stage;
-use super::station::Station;
+use super::work::Work;
 use crate::cohort::{self, ScanBytes, ScanEntry};
 use crate::error::{Error, Result};
 use crate::hex::hexadecimal;
@@ -47,7 +45,7 @@ pub(super) async fn screen(work: Work, metrics: ScreenMetrics, entry: ScanEntry)
         None => None,
     };
     let _other = apart.filter(|_| !entry.apart).map(Counted);
-    let Some(_permit) = setup.admit(&work.station).await else { return Ok(None) };
+    let Some(_permit) = work.admit().await else { return Ok(None) };
     let _in_flight = match &setup.journal {
         Some(journal) => tokio::select! {
             entered = journal.enter(&entry) => Some(entered),
@@ -105,14 +103,6 @@ impl From<Error> for Ended {
     fn from(error: Error) -> Self {
         Self::Scan(error, None)
     }
-}
-
-/// What a scan is screened for, and with.
-#[derive(Debug, Clone)]
-pub(super) struct Work {
-    pub(super) order: Arc<Order>,
-    pub(super) station: Arc<Station>,
-    pub(super) setup: Arc<Setup>,
 }
 
 /// A scan in flight. Steps on other threads hold it as well.

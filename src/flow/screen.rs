@@ -36,11 +36,13 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt, future, stream};
 use tokio::sync::mpsc::Sender;
 
+use super::fitness;
 use super::journey::ScreenMetrics;
 use super::order::Order;
 use super::refusal::{Reason, Refusal, lost_processes};
-use super::scan::{self, Work};
+use super::scan;
 use super::station::Station;
+use super::work::Work;
 use crate::cohort::manifest;
 use crate::tables::screen_schema;
 
@@ -134,12 +136,12 @@ impl ExecutionPlan for ScreenExec {
                 let message = format!("{MOST_LOST} executors were lost while they screened these scans");
                 return Err(Refusal::new(Reason::Lost, message).into());
             }
-            let setup = station.setup(&order).await?;
+            let setup = fitness::setup(&station, &order).await?;
             let work = Work { order, station, setup };
             screen(work.clone(), input, metrics, rows).await?;
             // Without a task of an engine, the driver in this process takes the failure.
             match work.setup.stop.take_failure().filter(|_| task.is_some()) {
-                Some(failure) => Err(work.station.failed(failure)),
+                Some(failure) => Err(fitness::failed(&work.station, failure)),
                 None => Ok(()),
             }
         };

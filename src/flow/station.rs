@@ -16,9 +16,8 @@ use tracing::error;
 use super::budget::Budget;
 use super::order::Order;
 use super::progress::Progress;
-use super::refusal::{Reason, Refusal};
 use super::setup::Setup;
-use crate::error::{Domain, Error, Result};
+use crate::error::{Error, Result};
 use crate::machine::cores;
 use crate::model::Bundle;
 use crate::model::device::{self, DeviceChoice};
@@ -49,10 +48,10 @@ pub struct Station {
     pub(super) bundles: Option<PathBuf>,
     /// Executes scans, whichever runtime asks for them.
     pub(super) runtime: Handle,
-    /// By run id, the latest last.
-    setups: Mutex<Vec<(String, Arc<Setup>)>>,
-    /// By recipe id, the latest last.
-    networks: Mutex<Vec<(String, Worker)>>,
+    /// By run id.
+    pub(super) setups: Mutex<Latest<Arc<Setup>, MOST_SETUPS>>,
+    /// By recipe id.
+    networks: Mutex<Latest<Worker, MOST_RECIPES>>,
     unfit: watch::Sender<Option<String>>,
 }
 
@@ -119,7 +118,7 @@ impl Station {
     }
 
     /// Says that this process cannot work any more; the first reason counts.
-    pub(super) fn declare_unfit(&self, reason: &str) {
+    pub fn declare_unfit(&self, reason: &str) {
         self.unfit.send_if_modified(|now| {
             let is_first = now.is_none();
             if is_first {
@@ -130,33 +129,9 @@ impl Station {
         });
     }
 
-    /// A failure that ended the work on an order, as the engine of a cluster gets it: a broken device is this process's own.
-    pub(super) fn failed(&self, error: Error) -> datafusion::error::DataFusionError {
-        if error.domain() != Domain::Device {
-            return error.into();
-        }
-        self.declare_unfit(&error.text());
-        Refusal::new(Reason::Unfit, error.text()).into()
-    }
-
-    /// What this process has for an order; made where the order is new, or where a failure has ended it here before.
-    ///
-    /// # Errors
-    /// A refusal where this process cannot carry it out; those of [`Setup::for_order`].
-    pub(super) async fn setup(&self, order: &Order) -> datafusion::error::Result<Arc<Setup>> {
-        let mut setups = self.setups.lock().await;
-        if let Some((_, setup)) = setups.iter().find(|(run, setup)| *run == order.run_id && !setup.has_failed()) {
-            return Ok(Arc::clone(setup));
-        }
-        let setup = Arc::new(Setup::for_order(self, order).await?);
-        setups.retain(|(run, _)| *run != order.run_id);
-        keep_latest(&mut setups, (order.run_id.clone(), Arc::clone(&setup)), MOST_SETUPS);
-        Ok(setup)
-    }
-
     /// Gives this process its setup for an order.
     pub(super) async fn place(&self, order: &Order, setup: Arc<Setup>) {
-        keep_latest(&mut *self.setups.lock().await, (order.run_id.clone(), setup), MOST_SETUPS);
+        self.setups.lock().await.keep(&order.run_id, setup);
     }
 
     /// The device threads with the networks of a recipe.
@@ -165,18 +140,36 @@ impl Station {
     /// As [`Worker::start`].
     pub(super) async fn networks(&self, order: &Order, bundle: Arc<Bundle>, settings: Settings) -> Result<Worker> {
         let mut networks = self.networks.lock().await;
-        if let Some((_, worker)) = networks.iter().find(|(recipe, _)| *recipe == order.recipe_id) {
+        if let Some(worker) = networks.find(&order.recipe_id) {
             return Ok(worker.clone());
         }
         let worker = Worker::start(bundle, self.on, settings, device_threads(self.on)).await?;
-        keep_latest(&mut networks, (order.recipe_id.clone(), worker.clone()), MOST_RECIPES);
+        networks.keep(&order.recipe_id, worker.clone());
         Ok(worker)
     }
 }
 
-fn keep_latest<T>(all: &mut Vec<T>, latest: T, most: usize) {
-    all.push(latest);
-    all.drain(..all.len().saturating_sub(most));
+/// The latest `MOST` values by their keys.
+#[derive(Debug)]
+pub(super) struct Latest<T, const MOST: usize>(Vec<(String, T)>);
+
+impl<T, const MOST: usize> Default for Latest<T, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T, const MOST: usize> Latest<T, MOST> {
+    pub(super) fn find(&self, key: &str) -> Option<&T> {
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value)
+    }
+
+    /// Keeps a value in place of an older one with its key, and of the oldest where there are too many.
+    pub(super) fn keep(&mut self, key: &str, value: T) {
+        self.0.retain(|(known, _)| known != key);
+        self.0.push((key.to_owned(), value));
+        self.0.drain(..self.0.len().saturating_sub(MOST));
+    }
 }
 
 /// Scans worked on at the same time, where `given` is what a setting asks for.
@@ -198,5 +191,19 @@ pub(super) fn device_name(device: tch::Device) -> String {
     match device {
         tch::Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_values_are_kept() {
+        let mut latest = Latest::<u32, 2>::default();
+        for (key, value) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
+            latest.keep(key, value);
+        }
+        assert_eq!([latest.find("a"), latest.find("b"), latest.find("c")], [Some(&3), None, Some(&4)]);
     }
 }

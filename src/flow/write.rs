@@ -35,6 +35,7 @@ use datafusion::physical_plan::{
 
 use tokio::runtime::Handle;
 
+use super::fitness;
 use super::order::Order;
 use super::roll::{RollPolicy, RollWriter, RunLimits};
 use super::station::Station;
@@ -162,7 +163,7 @@ impl ExecutionPlan for WriteExec {
         let writing = async move {
             let (target, limits) = match (target, station) {
                 (Target::OfOrder(order), Some(station)) => {
-                    let setup = station.setup(&order).await?;
+                    let setup = fitness::setup(&station, &order).await?;
                     (setup.tables.clone(), setup.limits(order.longest_outage))
                 }
                 (Target::OfOrder(_), None) => return Err(Error::Bug("a writer without a station".into()).into()),

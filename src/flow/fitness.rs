@@ -1,0 +1,131 @@
+//! Whether and how a station carries out an order of another process.
+//!
+//! It opens the stores with its own credentials and finds the bundle by its digest. Where it cannot, it refuses: before a scan is
+//! read, and with a reason that says whether another process could do the work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::error::DataFusionError;
+use tokio::sync::{Mutex, watch};
+
+use super::apart::{self, Apart};
+use super::bundles;
+use super::mark;
+use super::order::Order;
+use super::outage::Outages;
+use super::refusal::{Reason, Refusal};
+use super::setup::Setup;
+use super::station::Station;
+use crate::error::{Domain, Error, Result};
+use crate::score::{Settings, recipe_id};
+use crate::store::{self, Location, with_patience};
+
+/// How long refused credentials are tried again: one that is not let in is told from a store that is down.
+const REFUSED: Duration = Duration::from_secs(15);
+
+/// What the station has for an order; made where the order is new, or where a failure has ended it here before.
+///
+/// # Errors
+/// [`Refusal`]s as query errors; errors of a store that is down for longer than the order waits.
+pub(super) async fn setup(station: &Station, order: &Order) -> Result<Arc<Setup>, DataFusionError> {
+    let mut setups = station.setups.lock().await;
+    if let Some(setup) = setups.find(&order.run_id).filter(|setup| !setup.has_failed()) {
+        return Ok(Arc::clone(setup));
+    }
+    match prepared(station, order).await {
+        Ok(setup) => {
+            let setup = Arc::new(setup);
+            setups.keep(&order.run_id, Arc::clone(&setup));
+            Ok(setup)
+        }
+        Err(Unable::Refused(refusal)) => {
+            if refusal.reason == Reason::Unfit {
+                station.declare_unfit(&refusal.message);
+            }
+            Err(refusal.into())
+        }
+        Err(Unable::Failed(error)) => Err(error.into()),
+    }
+}
+
+/// A failure that ended the work on an order, for the engine of a cluster: a broken device is this process's own.
+pub(super) fn failed(station: &Station, error: Error) -> DataFusionError {
+    if error.domain() != Domain::Device {
+        return error.into();
+    }
+    station.declare_unfit(&error.text());
+    Refusal::new(Reason::Unfit, error.text()).into()
+}
+
+async fn prepared(station: &Station, order: &Order) -> Result<Setup, Unable> {
+    let unfit = |message: String| Unable::Refused(Refusal::new(Reason::Unfit, message));
+    let version = env!("CARGO_PKG_VERSION");
+    if order.version != version {
+        let ordered = &order.version;
+        return Err(unfit(format!(
+            "this executor is neurosieve {version}, and the run asks for {ordered}: start the same version everywhere"
+        )));
+    }
+    let open = |what: &str, opened: Result<Location>| {
+        opened.map_err(|error| unfit(format!("this executor cannot open the {what}: {}", error.text())))
+    };
+    let cohort = open("cohort", store::open(&order.cohort))?;
+    let tables = open("tables", store::open_new(&order.tables))?;
+    let look = || mark::is_seen(&tables, &order.run_id);
+    let seen = match with_patience(REFUSED.min(order.longest_outage), look).await {
+        Err(error) if error.kind() != "permission" => with_patience(order.longest_outage, look).await,
+        seen => seen,
+    };
+    if !seen.map_err(|error| unable("read the place of the tables", error))? {
+        return Err(Unable::Refused(Refusal::new(
+            Reason::Run,
+            format!(
+                "an executor does not see at {tables} what the run has written there: cohort and tables of a cluster must lie in \
+                 a store that all its machines share, such as s3://, or in a folder that all of them mount at the same path"
+            ),
+        )));
+    }
+    let bundle = bundles::find(order, &tables, station.bundles.as_deref()).await;
+    let (bundle, name) = bundle.map_err(|error| unable("get the bundle", error))?;
+    let recipe = recipe_id(&order.preprocess, &order.score, &bundle);
+    if recipe != order.recipe_id {
+        return Err(unfit(format!(
+            "this executor would screen with the recipe {recipe}, and the run asks for {}: start the same program everywhere",
+            order.recipe_id
+        )));
+    }
+    let bundle = Arc::new(bundle);
+    let settings = Settings::new(&order.score, &bundle).map_err(Unable::Failed)?;
+    let worker = station.networks(order, bundle, settings.clone()).await;
+    let worker = worker.map_err(|error| unfit(format!("this executor cannot load the networks: {}", error.text())))?;
+    let apart = apart::program().map(|program| Apart {
+        program,
+        bundle: name,
+        device: station.choice,
+        memory_mib: station.budget.total_mib(),
+        // The driver decides what comes last.
+        others: watch::Sender::new(0),
+        turn: Mutex::default(),
+    });
+    let outages = Outages::new(cohort.clone(), order.samples.clone(), order.longest_outage);
+    Ok(Setup { cohort, tables, settings, worker, outages, journal: None, apart, stop: Arc::default() })
+}
+
+/// Why there is no setup.
+enum Unable {
+    Refused(Refusal),
+    /// A failure that may pass.
+    Failed(Error),
+}
+
+/// Tells a process that may not do something, or lacks something, from a store that is down.
+fn unable(what: &str, error: Error) -> Unable {
+    match error.kind() {
+        "storage" | "table" => Unable::Failed(error),
+        _ => {
+            let message = format!("this executor cannot {what}: {}", error.text());
+            Unable::Refused(Refusal::new(Reason::Unfit, message))
+        }
+    }
+}
