@@ -7,7 +7,14 @@
 //! Ballista keeps the queue, the members and the retries. The driver stays the only process that commits.
 
 pub mod board;
+mod causes;
 pub mod client;
+pub mod connect;
+pub mod executor;
+mod link;
+pub mod scheduler;
+pub mod serve;
 pub mod tls;
+pub mod work;
 
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
