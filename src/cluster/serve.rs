@@ -1,11 +1,12 @@
 //! What the servers of a cluster have in common: who may reach them, and how a refused peer is noticed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +30,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The pause after a connection could not be accepted, as where this process has too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How soon the refusal of the same peer is logged again.
+const REPEATED_AFTER: Duration = Duration::from_secs(10);
 
 /// How often an idle connection is tested, and how long the answer may take.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
@@ -102,15 +106,21 @@ pub(super) async fn serve(
     }
 }
 
+/// The latest refusal, which is not repeated at once: a peer that is refused tries again.
+type Refusals = Arc<Mutex<Option<(IpAddr, Instant)>>>;
+
 /// The connections that are made to a listener.
 fn peers(listener: TcpListener, tls: bool) -> impl Stream<Item = io::Result<Peer>> {
-    futures::stream::unfold(listener, move |listener| async move {
+    let refusals = tls.then(Refusals::default);
+    futures::stream::unfold((listener, refusals), |(listener, refusals)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
                     // Without it, small answers may wait for one another; they arrive all the same.
                     let _ = stream.set_nodelay(true);
-                    return Some((Ok(Peer::new(stream, address, tls)), listener));
+                    let (refusals_of_peer, admitted) = (refusals.clone(), AtomicBool::new(false));
+                    let peer = Peer { stream, address, refusals: refusals_of_peer, spoke: false, admitted };
+                    return Some((Ok(peer), (listener, refusals)));
                 }
                 Err(error) => {
                     warn!("a connection could not be accepted: {error}");
@@ -125,27 +135,26 @@ fn peers(listener: TcpListener, tls: bool) -> impl Stream<Item = io::Result<Peer
 struct Peer {
     stream: TcpStream,
     address: SocketAddr,
-    /// Whether there is a handshake.
-    tls: bool,
+    /// Where there is a handshake.
+    refusals: Option<Refusals>,
     /// Whether the other end has sent anything: probes of a port do not.
     spoke: bool,
     /// Whether the server has taken the connection, which it does after the handshake.
     admitted: AtomicBool,
 }
 
-impl Peer {
-    fn new(stream: TcpStream, address: SocketAddr, tls: bool) -> Self {
-        Self { stream, address, tls, spoke: false, admitted: AtomicBool::new(false) }
-    }
-}
-
 impl Drop for Peer {
     fn drop(&mut self) {
-        if self.tls && self.spoke && !self.admitted.load(Relaxed) {
+        let Some(refusals) = self.refusals.as_ref().filter(|_| self.spoke && !self.admitted.load(Relaxed)) else {
+            return;
+        };
+        let (from, now) = (self.address.ip(), Instant::now());
+        let mut latest = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.is_none_or(|(peer, at)| peer != from || now.duration_since(at) >= REPEATED_AFTER) {
+            *latest = Some((from, now));
             warn!(
-                "refused a connection from {} at its handshake: it does not use TLS, or shows no valid certificate of the \
-                 authority in ca.pem",
-                self.address.ip()
+                "refused a connection from {from} at its handshake: it does not use TLS, shows no valid certificate of the \
+                 authority in ca.pem, or refuses this process's certificate"
             );
         }
     }
