@@ -8,13 +8,18 @@
 
 pub mod board;
 mod causes;
+mod chunks;
 pub mod client;
+pub mod codec;
 pub mod connect;
+mod driver;
 pub mod executor;
+mod job;
 mod link;
 pub mod scheduler;
 pub mod serve;
 pub mod tls;
 pub mod work;
 
+pub use chunks::Cluster;
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
