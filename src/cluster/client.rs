@@ -214,7 +214,7 @@ impl Client {
     ///
     /// # Errors
     /// The stream gives those of [`fetch`](Client::fetch).
-    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
+    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let client = self.clone();
         futures::stream::iter(partitions)
             .then(move |partition| {

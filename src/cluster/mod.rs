@@ -8,6 +8,10 @@
 
 pub mod board;
 pub mod client;
+pub mod parquet;
+pub mod registry;
+pub mod sql;
 pub mod tls;
 
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
+pub use registry::StoreRegistry;
