@@ -8,6 +8,7 @@
 
 pub mod board;
 pub mod client;
+mod connection;
 pub mod parquet;
 pub mod registry;
 pub mod sql;
