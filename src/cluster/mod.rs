@@ -7,12 +7,17 @@
 //! Ballista keeps the queue, the members and the retries. The driver stays the only process that commits.
 
 pub mod board;
+mod chunks;
 pub mod client;
+pub mod codec;
 mod connection;
+mod driver;
+mod job;
 pub mod parquet;
 pub mod registry;
 pub mod sql;
 pub mod tls;
 
+pub use chunks::Cluster;
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
 pub use registry::StoreRegistry;
