@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ballista_core::serde::BallistaPhysicalExtensionCodec;
-
 use super::pipeline::asked_to_stop;
 use super::scheduler::SecurityArgs;
+use crate::cluster::codec::Codec;
 use crate::cluster::executor::{Executor, ExecutorSetup};
 use crate::cluster::serve::listen;
 use crate::cluster::work::WorkFolder;
@@ -83,7 +82,7 @@ impl ExecutorArgs {
             results: work.results(),
             spill: work.spill(),
             tls,
-            codec: Arc::new(BallistaPhysicalExtensionCodec::default()),
+            codec: Arc::new(Codec::default()),
         };
         let connecting = Executor::connect(listener, setup, Arc::clone(&station));
         let executor = tokio::select! {

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ballista_core::serde::BallistaPhysicalExtensionCodec;
-
 use super::pipeline::asked_to_stop;
+use crate::cluster::codec::Codec;
 use crate::cluster::scheduler::{SchedulerSetup, serve};
 use crate::cluster::serve::{Access, listen};
 use crate::cluster::tls::Tls;
@@ -83,7 +82,7 @@ impl SchedulerArgs {
         let listener = listen(self.listen, tls.as_ref(), self.security.access()).await?;
         let address = listener.local_addr().map_err(|e| Error::io("cannot read the address of the listener", e))?;
         let stop = asked_to_stop("stopping the scheduler")?;
-        let codec = Arc::new(BallistaPhysicalExtensionCodec::default());
+        let codec = Arc::new(Codec::default());
         let setup = SchedulerSetup { dead_after: Duration::from_secs(self.dead_after), tls, codec };
         let listening = || outln!("scheduler listening on {address}");
         serve(listener, setup, listening, stop).await.map(|()| ExitCode::SUCCESS)

@@ -30,7 +30,7 @@ use tonic::{Request, Response, Status};
 
 use super::board::{self, StationReport};
 use super::causes::{causes, said};
-use super::connect::{CONNECT, address, endpoint, unreachable};
+use super::connection::{CONNECT, address, endpoint, unreachable};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 
@@ -211,7 +211,7 @@ impl Client {
     ///
     /// # Errors
     /// The stream gives those of [`fetch`](Client::fetch).
-    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
+    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let client = self.clone();
         futures::stream::iter(partitions)
             .then(move |partition| {

@@ -45,8 +45,9 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::board::{self, StationReport};
-use super::connect::{connect, endpoint};
+use super::connection::{connect, endpoint};
 use super::link::Link;
+use super::registry::StoreRegistry;
 use super::serve::{self, MOST_BYTES};
 use super::tls::Tls;
 use crate::error::{Error, Result};
@@ -223,6 +224,8 @@ impl Executor {
 /// One runtime for all tasks: their memory is the station's.
 fn runtime(station: &Station, spill: &Path) -> Result<Arc<RuntimeEnv>> {
     let builder = RuntimeEnvBuilder::new().with_memory_pool(station.pool()).with_temp_file_path(spill);
+    // A plan names stores; the credentials are this process's own.
+    let builder = builder.with_object_store_registry(Arc::new(StoreRegistry::default()));
     builder.build_arc().map_err(Error::Query)
 }
 

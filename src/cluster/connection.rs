@@ -1,4 +1,4 @@
-//! Connections from one process of a cluster to another: addresses, their checks, and what is said where one fails.
+//! Connections between the processes of a cluster: addresses, time limits, and what failed ones say.
 
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ pub async fn connect(option: &str, url: &str, tls: Option<&Tls>) -> Result<(Chan
     Err(unreachable(&why))
 }
 
-/// The address of a scheduler as a URL, of which the scheme says whether TLS is used.
+/// The address of a scheduler as a URL, of which the scheme says whether TLS is used. `option` names where it was
+/// given.
 pub(super) fn address(option: &str, given: &str, tls: bool) -> Result<String> {
     let given = given.trim().trim_end_matches('/');
     let scheme = if tls { "https" } else { "http" };
@@ -63,9 +64,11 @@ pub(super) fn address(option: &str, given: &str, tls: bool) -> Result<String> {
         _ => return Err(refused("the address starts with neither http:// nor https://")),
     }
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.path() == "/";
-    match (url.host_str(), url.port()) {
+    // A URL leaves out the usual port of its scheme.
+    let port = whole.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+    match (url.host_str(), port) {
         (Some(host), Some(port)) if bare => Ok(format!("{scheme}://{host}:{port}")),
-        (_, None) => Err(refused("the address has no port")),
+        (_, None) if bare => Err(refused("the address has no port")),
         _ => Err(refused("the address has more than host and port")),
     }
 }
@@ -85,7 +88,7 @@ pub(super) fn endpoint(endpoint: Endpoint, tls: Option<&Tls>) -> Result<Endpoint
     }
 }
 
-/// No scheduler answers at an address.
+/// The error of a scheduler that does not answer, with the next step.
 pub(super) fn unreachable(address: &str, tls: bool, why: &str) -> Error {
     let next = match tls {
         true => "check that the certificates of both sides are of the same authority and name the host",
@@ -104,6 +107,7 @@ mod tests {
     fn an_address_takes_its_scheme_from_tls() {
         assert_eq!(address("--cluster", "127.0.0.1:50050", false).unwrap(), "http://127.0.0.1:50050");
         assert_eq!(address("--cluster", "node-1:50050/", true).unwrap(), "https://node-1:50050");
+        assert_eq!(address("--cluster", "https://node:443", true).unwrap(), "https://node:443");
         assert_eq!(address("--cluster", "http://[::1]:7", false).unwrap(), "http://[::1]:7");
         for (given, tls, word) in [
             ("http://node:1", true, "https://"),
