@@ -165,13 +165,14 @@ impl Executor {
                 reason = self.station.unfit() => Some(reason),
                 () = shutdown => None,
             };
+            let asked = Instant::now();
             reporter.end(unfit.clone());
             drain(&link, &free, slots).await;
             reporter.report(0.).await;
-            if let Err(why) = link.leave(unfit.as_deref().unwrap_or("asked to end")).await {
+            if let Err(why) = link.close(unfit.as_deref().unwrap_or("asked to end")).await {
                 warn!("could not tell the scheduler that this executor ends: {why}");
             }
-            tasks.keep_results().await;
+            tasks.keep_results(asked).await;
             unfit
         };
         let unfit = tokio::select! {
@@ -363,12 +364,12 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// Waits until the results of the last task may be deleted; not at all where there was none.
-    async fn keep_results(&self) {
+    /// Waits until the results of the last task may be deleted; not at all where there was none. One that ended after this
+    /// executor was `asked` to end has been reported only now.
+    async fn keep_results(&self, asked: Instant) {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = last {
-            sleep(KEPT.saturating_sub(last.elapsed())).await;
-        }
+        let kept = |last: Instant| if last >= asked { KEPT } else { KEPT.saturating_sub(last.elapsed()) };
+        sleep(last.map_or(Duration::ZERO, kept)).await;
     }
 }
 

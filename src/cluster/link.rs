@@ -18,7 +18,7 @@ use ballista_executor::health::ExecutorHealth;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tonic::body::Body;
@@ -55,6 +55,8 @@ struct State {
     /// Whether there was a poll before.
     began: AtomicBool,
     ending: AtomicBool,
+    /// One permit, which a poll holds.
+    turn: Semaphore,
     /// Polls of which the poll loop has read the answer.
     answered: watch::Sender<u64>,
     silent_since: Mutex<Option<Instant>>,
@@ -64,7 +66,8 @@ impl Link {
     pub(super) fn new(channel: Channel, address: String, executor_id: String, health: ExecutorHealth) -> Self {
         let [began, ending] = [(); 2].map(|()| AtomicBool::new(false));
         let (answered, silent_since) = (watch::Sender::default(), Mutex::default());
-        Self(Arc::new(State { channel, address, executor_id, health, began, ending, answered, silent_since }))
+        let turn = Semaphore::new(1);
+        Self(Arc::new(State { channel, address, executor_id, health, began, ending, turn, answered, silent_since }))
     }
 
     /// Asks for no more work.
@@ -86,8 +89,16 @@ impl Link {
         let _ = answered.wait_for(|&now| now >= enough).await;
     }
 
+    /// Ends the polls, which would make this executor a member again, and leaves the cluster. What was not reported is lost.
+    pub(super) async fn close(&self, reason: &str) -> Result<(), String> {
+        if let Ok(turn) = self.0.turn.acquire().await {
+            turn.forget();
+        }
+        self.leave(reason).await
+    }
+
     /// Tells the scheduler that this executor's tasks are not its any more.
-    pub(super) async fn leave(&self, reason: &str) -> Result<(), String> {
+    async fn leave(&self, reason: &str) -> Result<(), String> {
         let mut scheduler = SchedulerGrpcClient::new(self.0.channel.clone());
         let params = ExecutorStoppedParams { executor_id: self.0.executor_id.clone(), reason: reason.to_owned() };
         let told = timeout(ANSWER, scheduler.executor_stopped(params)).await.map_err(|_| late())?;
@@ -96,6 +107,7 @@ impl Link {
 
     async fn poll(self, request: Request<Body>) -> Result<Response<Body>, StdError> {
         let state = &self.0;
+        let _turn = state.turn.acquire().await?;
         if state.began.swap(true, Relaxed) {
             if state.health.is_ready() {
                 state.answered.send_modify(|count| *count += 1);
