@@ -29,7 +29,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use super::board::{self, StationReport};
-use super::connection::{CONNECT, address, causes, endpoint, said, unreachable};
+use super::causes::{causes, said};
+use super::connect::{CONNECT, address, endpoint, unreachable};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 
@@ -88,7 +89,7 @@ impl Client {
     /// # Errors
     /// [`Error::Cluster`] where no scheduler answers within 10 s; [`Error::Config`] for an address that cannot be used.
     pub async fn connect(url: &str, tls: Option<&Tls>, codec: Arc<dyn PhysicalExtensionCodec>) -> Result<Self> {
-        let address = address(url, tls.is_some())?;
+        let address = address("--cluster", url, tls.is_some())?;
         let deadline = tokio::time::Instant::now() + CONNECT;
         let unreachable = |why: String| unreachable(&address, tls.is_some(), &why);
         let late = || unreachable(format!("no answer within {} s", CONNECT.as_secs()));

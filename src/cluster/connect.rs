@@ -1,24 +1,57 @@
-//! Connections between the processes of a cluster: addresses, time limits, and what failed ones say.
+//! Connections from one process of a cluster to another: addresses, their checks, and what is said where one fails.
 
-use std::error::Error as StdError;
 use std::time::Duration;
 
-use tonic::Status;
-use tonic::transport::Endpoint;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::transport::{Channel, Endpoint};
 use url::Url;
 
+use super::board;
+use super::causes::causes;
 use super::tls::Tls;
 use crate::error::{Error, Result};
 
 /// How long a connection to the scheduler or to an executor may take.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
+/// The pause between two attempts to reach a scheduler that may be starting.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Connects to a scheduler, which may be starting, and asks it for its executors. The connection is made again by itself
+/// after it breaks. `option` names where the address was given.
+///
+/// # Errors
+/// [`Error::Cluster`] where no scheduler answers within 10 s; [`Error::Config`] for an address that cannot be used.
+pub async fn connect(option: &str, url: &str, tls: Option<&Tls>) -> Result<(Channel, String)> {
+    let address = address(option, url, tls.is_some())?;
+    let unreachable = |why: &str| unreachable(&address, tls.is_some(), why);
+    let to = Endpoint::from_shared(address.clone()).and_then(|to| endpoint(to, tls));
+    let to = to.map_err(|e| unreachable(&causes(&e)))?;
+    let deadline = Instant::now() + CONNECT;
+    let mut why = format!("no answer within {} s", CONNECT.as_secs());
+    while Instant::now() < deadline {
+        let attempt = async {
+            let channel = to.connect().await.map_err(|e| causes(&e))?;
+            // Another server may listen there, and a server refuses a certificate only after the client's handshake.
+            board::fetch(&channel).await.map_err(|e| e.to_string())?;
+            Ok::<_, String>(channel)
+        };
+        match timeout_at(deadline, attempt).await {
+            Ok(Ok(channel)) => return Ok((channel, address)),
+            Ok(Err(reason)) => why = reason,
+            Err(_) => break,
+        }
+        sleep(PAUSE).await;
+    }
+    Err(unreachable(&why))
+}
+
 /// The address of a scheduler as a URL, of which the scheme says whether TLS is used.
-pub(super) fn address(given: &str, tls: bool) -> Result<String> {
+pub(super) fn address(option: &str, given: &str, tls: bool) -> Result<String> {
     let given = given.trim().trim_end_matches('/');
     let scheme = if tls { "https" } else { "http" };
     let refused = |what: &str| {
-        Error::Config(format!("--cluster: {what}; give the scheduler's address, such as {scheme}://host:50050"))
+        Error::Config(format!("{option}: {what}; give the scheduler's address, such as {scheme}://host:50050"))
     };
     let whole = if given.contains("://") { given.to_owned() } else { format!("{scheme}://{given}") };
     // The messages do not repeat the address, which may hold a password.
@@ -54,7 +87,7 @@ pub(super) fn endpoint(endpoint: Endpoint, tls: Option<&Tls>) -> Result<Endpoint
     }
 }
 
-/// The error of a scheduler that does not answer, with the next step.
+/// No scheduler answers at an address.
 pub(super) fn unreachable(address: &str, tls: bool, why: &str) -> Error {
     let next = match tls {
         true => "check that the certificates of both sides are of the same authority and name the host",
@@ -65,36 +98,16 @@ pub(super) fn unreachable(address: &str, tls: bool, why: &str) -> Error {
     ))
 }
 
-/// An error with its causes. That of a connection says nothing by itself.
-pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !texts.iter().any(|earlier| earlier.contains(&text)) {
-            texts.push(text);
-        }
-        next = error.source();
-    }
-    texts.join(": ")
-}
-
-/// What a status says, with its causes.
-pub(super) fn said(status: &Status) -> String {
-    let source = status.source().map(|source| format!(": {}", causes(source))).unwrap_or_default();
-    format!("{}{source}", status.message())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_address_takes_its_scheme_from_tls() {
-        assert_eq!(address("127.0.0.1:50050", false).unwrap(), "http://127.0.0.1:50050");
-        assert_eq!(address("node-1:50050/", true).unwrap(), "https://node-1:50050");
-        assert_eq!(address("https://node:443", true).unwrap(), "https://node:443");
-        assert_eq!(address("http://[::1]:7", false).unwrap(), "http://[::1]:7");
+        assert_eq!(address("--cluster", "127.0.0.1:50050", false).unwrap(), "http://127.0.0.1:50050");
+        assert_eq!(address("--cluster", "node-1:50050/", true).unwrap(), "https://node-1:50050");
+        assert_eq!(address("--cluster", "https://node:443", true).unwrap(), "https://node:443");
+        assert_eq!(address("--cluster", "http://[::1]:7", false).unwrap(), "http://[::1]:7");
         for (given, tls, word) in [
             ("http://node:1", true, "https://"),
             ("https://node:1", false, "--tls"),
@@ -103,7 +116,7 @@ mod tests {
             ("http://me:secret@node:1", false, "more than"),
             ("http://node:1/path", false, "more than"),
         ] {
-            let said = address(given, tls).unwrap_err().to_string();
+            let said = address("--cluster", given, tls).unwrap_err().to_string();
             assert!(said.contains(word) && !said.contains("secret"), "{given}: {said}");
         }
     }
