@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::cluster::board::{self, StationReport};
-use crate::cluster::connection::connect;
+use crate::cluster::connect::connect;
 use crate::cluster::tls::Tls;
 use crate::error::{Error, Result};
 use crate::store::printable;

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ballista_core::serde::BallistaPhysicalExtensionCodec;
-
 use super::outside_tables;
+use crate::cluster::codec::Codec;
 use crate::cluster::tls::Tls;
 use crate::cluster::{self, Client};
 use crate::error::{Error, Result};
@@ -54,7 +53,7 @@ pub struct SqlArgs {
     /// tables by the same address, with their own credentials. EXPLAIN and SHOW run here, and COPY writes files here
     #[arg(long, value_name = "URL")]
     pub cluster: Option<String>,
-    /// The certificates of this command, for a scheduler with TLS: a folder with ca.pem, cert.pem and key.pem
+    /// Folder with ca.pem, cert.pem and key.pem: mutual TLS with the scheduler and the executors
     #[arg(long, value_name = "FOLDER", requires = "cluster")]
     pub tls: Option<PathBuf>,
 }
@@ -106,8 +105,8 @@ pub async fn run(args: SqlArgs) -> Result<()> {
     }
 }
 
-/// Connects to a scheduler, for plans of the engine's own operators.
+/// Connects to a scheduler.
 async fn connect(url: &str, tls: Option<&Path>) -> Result<Client> {
     let tls = tls.map(Tls::open).transpose()?;
-    Client::connect(url, tls.as_ref(), Arc::new(BallistaPhysicalExtensionCodec::default())).await
+    Client::connect(url, tls.as_ref(), Arc::new(Codec::default())).await
 }

@@ -30,7 +30,7 @@ use tonic::{Request, Response, Status};
 
 use super::board::{self, StationReport};
 use super::causes::{causes, said};
-use super::connection::{CONNECT, address, endpoint, unreachable};
+use super::connect::{CONNECT, address, endpoint, unreachable};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 

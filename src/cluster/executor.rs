@@ -45,7 +45,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::board::{self, StationReport};
-use super::connection::{connect, endpoint};
+use super::connect::{connect, endpoint};
 use super::link::Link;
 use super::registry::StoreRegistry;
 use super::serve::{self, MOST_BYTES};

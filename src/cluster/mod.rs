@@ -11,7 +11,7 @@ mod causes;
 mod chunks;
 pub mod client;
 pub mod codec;
-pub mod connection;
+pub mod connect;
 mod driver;
 pub mod executor;
 mod job;

@@ -1,4 +1,4 @@
-//! Connections between the processes of a cluster: addresses, time limits, and what failed ones say.
+//! Connections from one process of a cluster to another: addresses, their checks, and what is said where one fails.
 
 use std::time::Duration;
 
@@ -46,8 +46,7 @@ pub async fn connect(option: &str, url: &str, tls: Option<&Tls>) -> Result<(Chan
     Err(unreachable(&why))
 }
 
-/// The address of a scheduler as a URL, of which the scheme says whether TLS is used. `option` names where it was
-/// given.
+/// The address of a scheduler as a URL, of which the scheme says whether TLS is used.
 pub(super) fn address(option: &str, given: &str, tls: bool) -> Result<String> {
     let given = given.trim().trim_end_matches('/');
     let scheme = if tls { "https" } else { "http" };
@@ -88,7 +87,7 @@ pub(super) fn endpoint(endpoint: Endpoint, tls: Option<&Tls>) -> Result<Endpoint
     }
 }
 
-/// The error of a scheduler that does not answer, with the next step.
+/// No scheduler answers at an address.
 pub(super) fn unreachable(address: &str, tls: bool, why: &str) -> Error {
     let next = match tls {
         true => "check that the certificates of both sides are of the same authority and name the host",
