@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand. The library does the work.
 
 mod bench;
+mod cluster;
 mod cohort;
 mod doctor;
 mod eval;
+mod executor;
 mod export;
 mod failures;
 mod fit_border;
@@ -16,6 +18,7 @@ mod report_file;
 mod retain;
 mod run;
 mod schedule;
+mod scheduler;
 mod sql;
 mod synth;
 mod tables;
@@ -62,6 +65,9 @@ enum Command {
     Schedule(schedule::ScheduleArgs),
     Sql(sql::SqlArgs),
     Failures(failures::FailuresArgs),
+    Scheduler(scheduler::SchedulerArgs),
+    Executor(executor::ExecutorArgs),
+    Cluster(cluster::ClusterArgs),
     Tables(tables::TablesArgs),
     Cohort(cohort::CohortArgs),
     Export(export::ExportArgs),
@@ -92,9 +98,11 @@ const GAVE_UP: u8 = 5;
 const DEFAULT_LOG: &str = "error,neurosieve=warn,neurosieve::flow::scan=error,buoyant_kernel=off,buoyant_kernel_engine=off,\
                            deltalake_core::kernel=off,deltalake_core::logstore=off";
 
-/// Logs errors where two runs commit at the same time and this program tries again: where it gives up, it says so itself.
-/// `NEUROSIEVE_LOG` can name it to see them.
-const NOISE: &str = "deltalake_core::kernel::transaction=off";
+/// Logs that are shown only where `NEUROSIEVE_LOG` names them. The tables' log errors where two runs commit at the same time and
+/// this program tries again: where it gives up, it says so itself. Ballista's log plans, and each poll that fails, of which
+/// this program logs the first, and executors that the scheduler would call, which it never does.
+const NOISE: &str = "deltalake_core::kernel::transaction=off,ballista_core=warn,ballista_scheduler=warn,ballista_executor=warn,\
+                     ballista_executor::execution_loop=error,ballista_scheduler::state::executor_manager=off";
 
 /// The environment variable with the format of the log.
 const LOG_FORMAT: &str = "NEUROSIEVE_LOG_FORMAT";
@@ -141,6 +149,9 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Schedule(args) => args.run().await,
         Command::Sql(args) => sql::run(args).await.map(done),
         Command::Failures(args) => args.run().await.map(done),
+        Command::Scheduler(args) => args.run().await,
+        Command::Executor(args) => args.run().await,
+        Command::Cluster(args) => args.run().await.map(done),
         Command::Tables(args) => args.run().await.map(done),
         Command::Cohort(args) => args.run().await.map(done),
         Command::Export(args) => args.run().await.map(done),

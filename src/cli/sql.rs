@@ -1,11 +1,19 @@
 //! `neurosieve sql`: queries the tables. Without `-c` and `-f` it is an interactive shell.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::outside_tables;
+use crate::cluster::codec::Codec;
+use crate::cluster::tls::Tls;
+use crate::cluster::{self, Client};
 use crate::error::{Error, Result};
 use crate::query::{self, Access, Format};
 use crate::tables::Tables;
+
+/// What a request to the scheduler may take after Ctrl-C.
+const CANCELLATION: Duration = Duration::from_millis(500);
 
 /// Query the result tables with SQL; without -c and -f, in an interactive shell
 ///
@@ -17,6 +25,7 @@ use crate::tables::Tables;
   neurosieve sql --tables ./results -f sql/qc_flags.sql --format csv --output flags.csv
   neurosieve sql --tables ./results --allow-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
       -c 'SELECT a.age, s.anomaly_score FROM scans s JOIN ages a ON a.subject = s.subject'
+  neurosieve sql --tables s3://bucket/results --cluster http://scheduler:50050 -c 'SELECT count(*) FROM tokens'
 
 --format json prints one array, and so takes one statement that gives rows; nd-json, csv and tsv print the results of
 several statements one after the other.")]
@@ -40,12 +49,19 @@ pub struct SqlArgs {
     /// outside the tables. Do not use it with SQL that you did not write
     #[arg(long)]
     pub allow_files: bool,
+    /// Run queries on the executors of a cluster: the address of its scheduler, such as http://host:50050. Executors read the
+    /// tables by the same address, with their own credentials. EXPLAIN and SHOW run here, and COPY writes files here
+    #[arg(long, value_name = "URL")]
+    pub cluster: Option<String>,
+    /// Folder with ca.pem, cert.pem and key.pem: mutual TLS with the scheduler and the executors
+    #[arg(long, value_name = "FOLDER", requires = "cluster")]
+    pub tls: Option<PathBuf>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// As [`Tables::open`] and [`query::execute`]; [`Error::Io`] where a file cannot be read.
+/// As [`Tables::open`], [`Client::connect`] and [`query::execute`]; [`Error::Io`] where a file cannot be read.
 pub async fn run(args: SqlArgs) -> Result<()> {
     let mut statements = args.command;
     for path in &args.file {
@@ -59,12 +75,38 @@ pub async fn run(args: SqlArgs) -> Result<()> {
     if let Some(path) = &args.output {
         outside_tables(path, &args.tables)?;
     }
+    // First, because it answers at once where the address is wrong.
+    let client = match &args.cluster {
+        Some(url) => Some(connect(url, args.tls.as_deref()).await?),
+        None => None,
+    };
     let tables = Tables::open(&args.tables).await?;
-    let context = query::session(&tables).await?;
+    let context = match client {
+        Some(client) => cluster::sql::session(&tables, client).await?,
+        None => query::session(&tables).await?,
+    };
     let access = if args.allow_files { Access::Files { tables: tables.location() } } else { Access::Tables };
     if statements.is_empty() {
         return query::repl(&context, access, args.format).await;
     }
     // A line of its own ends a statement that ends in a comment.
-    query::execute(&context, access, &statements.join("\n;\n"), args.format, args.output.as_deref()).await
+    let sql = statements.join("\n;\n");
+    let work = query::execute(&context, access, &sql, args.format, args.output.as_deref());
+    if args.cluster.is_none() {
+        return work.await;
+    }
+    tokio::select! {
+        outcome = work => outcome,
+        // The query is dropped by now, and its cancellation under way.
+        Ok(()) = tokio::signal::ctrl_c() => {
+            tokio::time::sleep(CANCELLATION).await;
+            Err(Error::Cluster("interrupted: the query on the cluster is cancelled".into()))
+        }
+    }
+}
+
+/// Connects to a scheduler.
+async fn connect(url: &str, tls: Option<&Path>) -> Result<Client> {
+    let tls = tls.map(Tls::open).transpose()?;
+    Client::connect(url, tls.as_ref(), Arc::new(Codec::default())).await
 }

@@ -4,7 +4,6 @@
 //! and it waits for ever for a job that a restarted scheduler has forgotten.
 
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,14 +27,12 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::time::{timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
-use url::Url;
 
 use super::board::{self, StationReport};
+use super::causes::{causes, said};
+use super::connect::{CONNECT, address, endpoint, unreachable};
 use super::tls::Tls;
 use crate::error::{Error, Result};
-
-/// How long a connection to the scheduler or to an executor may take.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long the scheduler may take to answer. It decodes a plan before it answers a submission.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -92,7 +89,7 @@ impl Client {
     /// # Errors
     /// [`Error::Cluster`] where no scheduler answers within 10 s; [`Error::Config`] for an address that cannot be used.
     pub async fn connect(url: &str, tls: Option<&Tls>, codec: Arc<dyn PhysicalExtensionCodec>) -> Result<Self> {
-        let address = address(url, tls.is_some())?;
+        let address = address("--cluster", url, tls.is_some())?;
         let deadline = tokio::time::Instant::now() + CONNECT;
         let unreachable = |why: String| unreachable(&address, tls.is_some(), &why);
         let late = || unreachable(format!("no answer within {} s", CONNECT.as_secs()));
@@ -214,7 +211,7 @@ impl Client {
     ///
     /// # Errors
     /// The stream gives those of [`fetch`](Client::fetch).
-    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
+    pub fn rows(&self, partitions: Vec<PartitionLocation>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let client = self.clone();
         futures::stream::iter(partitions)
             .then(move |partition| {
@@ -313,74 +310,6 @@ async fn next_batch(
     }
 }
 
-/// The address of a scheduler as a URL, of which the scheme says whether TLS is used.
-fn address(given: &str, tls: bool) -> Result<String> {
-    let given = given.trim().trim_end_matches('/');
-    let scheme = if tls { "https" } else { "http" };
-    let refused = |what: &str| {
-        Error::Config(format!("--cluster: {what}; give the scheduler's address, such as {scheme}://host:50050"))
-    };
-    let whole = if given.contains("://") { given.to_owned() } else { format!("{scheme}://{given}") };
-    // The messages do not repeat the address, which may hold a password.
-    let url = Url::parse(&whole).map_err(|e| refused(&format!("the address is not a URL ({e})")))?;
-    match (url.scheme(), tls) {
-        ("http", true) => return Err(refused("--tls needs an address with https://")),
-        ("https", false) => return Err(refused("an address with https:// needs --tls FOLDER")),
-        ("http" | "https", _) => {}
-        _ => return Err(refused("the address starts with neither http:// nor https://")),
-    }
-    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.path() == "/";
-    match (url.host_str(), url.port()) {
-        (Some(host), Some(port)) if bare => Ok(format!("{scheme}://{host}:{port}")),
-        (_, None) => Err(refused("the address has no port")),
-        _ => Err(refused("the address has more than host and port")),
-    }
-}
-
-/// A connection that notices within 30 s that the other end is gone.
-fn endpoint(endpoint: Endpoint, tls: Option<&Tls>) -> Result<Endpoint, tonic::transport::Error> {
-    let endpoint = endpoint
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(Duration::from_secs(30)))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true);
-    match tls {
-        Some(tls) => endpoint.tls_config(tls.client()),
-        None => Ok(endpoint),
-    }
-}
-
-fn unreachable(address: &str, tls: bool, why: &str) -> Error {
-    let next = match tls {
-        true => "check that the certificates of both sides are of the same authority and name the host",
-        false => "where it was started with --tls, give --tls here too",
-    };
-    Error::Cluster(format!(
-        "cannot reach a scheduler at {address}: {why}; start one there with `neurosieve scheduler`, or {next}"
-    ))
-}
-
-/// An error with its causes. That of a connection says nothing by itself.
-fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !texts.iter().any(|earlier| earlier.contains(&text)) {
-            texts.push(text);
-        }
-        next = error.source();
-    }
-    texts.join(": ")
-}
-
-fn said(status: &Status) -> String {
-    let source = status.source().map(|source| format!(": {}", causes(source))).unwrap_or_default();
-    format!("{}{source}", status.message())
-}
-
 fn sums(metrics: impl Iterator<Item = OperatorMetric>) -> Metrics {
     use operator_metric::Metric as M;
     let mut sums = Metrics::new();
@@ -414,24 +343,6 @@ mod tests {
     use ballista_core::serde::protobuf::NamedTime;
 
     use super::*;
-
-    #[test]
-    fn an_address_takes_its_scheme_from_tls() {
-        assert_eq!(address("127.0.0.1:50050", false).unwrap(), "http://127.0.0.1:50050");
-        assert_eq!(address("node-1:50050/", true).unwrap(), "https://node-1:50050");
-        assert_eq!(address("http://[::1]:7", false).unwrap(), "http://[::1]:7");
-        for (given, tls, word) in [
-            ("http://node:1", true, "https://"),
-            ("https://node:1", false, "--tls"),
-            ("df://node:1", false, "neither"),
-            ("node", false, "no port"),
-            ("http://me:secret@node:1", false, "more than"),
-            ("http://node:1/path", false, "more than"),
-        ] {
-            let said = address(given, tls).unwrap_err().to_string();
-            assert!(said.contains(word) && !said.contains("secret"), "{given}: {said}");
-        }
-    }
 
     #[tokio::test]
     async fn no_scheduler_is_said_at_once_with_its_address() {

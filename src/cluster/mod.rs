@@ -7,13 +7,24 @@
 //! Ballista keeps the queue, the members and the retries. The driver stays the only process that commits.
 
 pub mod board;
+mod causes;
 mod chunks;
 pub mod client;
 pub mod codec;
+pub mod connect;
 mod driver;
+pub mod executor;
 mod job;
+mod link;
+pub mod parquet;
+pub mod registry;
+pub mod scheduler;
+pub mod serve;
+pub mod sql;
 pub mod tls;
 mod totals;
+pub mod work;
 
 pub use chunks::Cluster;
 pub use client::{Client, JobId, JobState, Metrics, PartitionLocation};
+pub use registry::StoreRegistry;

@@ -17,6 +17,6 @@ mod views;
 
 pub use self::export::{Format, execute};
 pub use self::permit::Access;
-pub use self::session::session;
+pub use self::session::{session, with_views};
 pub use self::shell::repl;
 pub use self::views::{View, views};

@@ -12,7 +12,14 @@ use crate::tables::Tables;
 /// [`Error::Table`](crate::Error::Table) where a table cannot be read; [`Error::Query`](crate::Error::Query) where the
 /// engine refuses a view.
 pub async fn session(tables: &Tables) -> Result<SessionContext> {
-    let context = tables.raw_session().await?;
+    with_views(tables.raw_session().await?, tables).await
+}
+
+/// Adds the views to a session that has the tables under `raw`.
+///
+/// # Errors
+/// [`Error::Query`](crate::Error::Query) where the engine refuses a view.
+pub async fn with_views(context: SessionContext, tables: &Tables) -> Result<SessionContext> {
     for view in views().into_iter().filter(|view| view.needs.is_none_or(|table| tables.present().any(|t| t == table))) {
         context.sql(&format!("CREATE VIEW {} AS {}", view.name, view.sql)).await?;
     }

@@ -76,4 +76,4 @@ pub use self::retain::{Retained, Retention};
 pub use self::run::{RevertRow, RunRow};
 pub use self::schema::Table;
 pub use self::screened::{scan_rows, screen_row, screen_schema};
-pub use self::session::{CATALOG, PUBLIC_SCHEMA, RAW_SCHEMA};
+pub use self::session::{CATALOG, PUBLIC_SCHEMA, RAW_SCHEMA, register_raw, session_config};

@@ -31,15 +31,9 @@ impl Tables {
     /// # Errors
     /// [`Error::Table`] where a table cannot be read; [`Error::Query`] where the engine refuses one.
     pub async fn raw_session(&self) -> Result<SessionContext> {
-        let config = SessionConfig::new()
-            .with_information_schema(true)
-            .with_default_catalog_and_schema(CATALOG, PUBLIC_SCHEMA)
-            // Some clients of the SQL servers do not know Arrow's view types.
-            .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
-        let context = SessionContext::new_with_config(config);
-        let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
-        catalog.register_schema(RAW_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
+        let context = SessionContext::new_with_config(session_config());
         let state = Arc::new(context.state());
+        let mut providers = Vec::new();
         for table in self.present() {
             let unreadable = |e| Error::table(format!("cannot read table {}", table.name()), e);
             let delta = self.delta(table);
@@ -47,16 +41,38 @@ impl Tables {
             let snapshot = delta.snapshot().map_err(unreadable)?.snapshot().clone();
             // Without the log store, the provider can read but not insert.
             let provider = DeltaScanNext::builder().with_session(Arc::clone(&state)).with_eager_snapshot(snapshot);
-            let provider = with_all_columns(&context, table, Arc::new(provider.build().await?))?;
-            context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), provider)?;
+            providers.push((table, with_all_columns(&context, table, Arc::new(provider.build().await?))?));
         }
-        // Tables that only older versions have written to lack it. The views need it.
-        if !self.present().any(|table| table == Table::Reverts) {
-            let none = Arc::new(EmptyTable::new(Table::Reverts.arrow_schema()));
-            context.register_table(format!("{RAW_SCHEMA}.{}", Table::Reverts.name()), none)?;
-        }
+        register_raw(&context, providers)?;
         Ok(context)
     }
+}
+
+/// The settings of a session that reads the tables.
+pub fn session_config() -> SessionConfig {
+    SessionConfig::new()
+        .with_information_schema(true)
+        .with_default_catalog_and_schema(CATALOG, PUBLIC_SCHEMA)
+        // Some clients of the SQL servers do not know Arrow's view types.
+        .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
+}
+
+/// Registers tables under [`RAW_SCHEMA`] in a session with [`session_config`].
+///
+/// # Errors
+/// [`Error::Query`] where the engine refuses one.
+pub fn register_raw(context: &SessionContext, providers: Vec<(Table, Arc<dyn TableProvider>)>) -> Result<()> {
+    let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
+    catalog.register_schema(RAW_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
+    // Tables that only older versions have written to lack it. The views need it.
+    if !providers.iter().any(|(table, _)| *table == Table::Reverts) {
+        let none = Arc::new(EmptyTable::new(Table::Reverts.arrow_schema()));
+        context.register_table(format!("{RAW_SCHEMA}.{}", Table::Reverts.name()), none)?;
+    }
+    for (table, provider) in providers {
+        context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), provider)?;
+    }
+    Ok(())
 }
 
 /// The provider itself, or, for a table of an older version, a view of it with the missing columns as null.

@@ -1,0 +1,129 @@
+//! A scheduler: the queue of a cluster's jobs, and the board on which its executors report themselves.
+//!
+//! ```text
+//!                       ┌────────────── one port ──────────────┐
+//! driver ── gRPC ──────►│ SchedulerServer   jobs, members      │
+//! executor ── polls ───►│ Board             GET/POST /stations │
+//! monitor ── HTTP ─────►│                   GET /healthz       │
+//!                       └──────────────────────────────────────┘
+//! ```
+//! All state is in memory. A restarted scheduler has forgotten its jobs, and drivers submit them again. It connects to nobody:
+//! executors ask it for work, which is also how it knows that they live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::extension::SessionConfigExt as _;
+use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
+use ballista_core::utils::default_session_builder;
+use ballista_scheduler::cluster::BallistaCluster;
+use ballista_scheduler::config::SchedulerConfig;
+use ballista_scheduler::scheduler_process::create_scheduler;
+use ballista_scheduler::scheduler_server::SchedulerServer;
+use datafusion::prelude::SessionConfig;
+use datafusion_proto::physical_plan::PhysicalExtensionCodec;
+use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+use super::board::{self, Board};
+use super::serve::{self, MOST_BYTES};
+use super::tls::Tls;
+use crate::error::{Error, Result};
+
+/// The shortest time of silence after which an executor may count as dead: one that is busy polls every 5 s.
+pub const LEAST_DEAD_AFTER: Duration = Duration::from_secs(6);
+
+/// How often dead executors are looked for.
+const LOOKS_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a finished job and its results are kept. A driver fetches them at once; one that comes later submits the job
+/// again. It bounds the scheduler's memory.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// How long jobs wait for an executor once the last one is lost: for ever, because their driver decides. Ten years, a number
+/// that every clock can add.
+const WAIT: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What a scheduler is started with.
+#[derive(Debug)]
+pub struct SchedulerSetup {
+    /// The silence after which an executor counts as dead and its tasks go to others.
+    pub dead_after: Duration,
+    /// The certificates, where TLS is used.
+    pub tls: Option<Tls>,
+    /// Reads and writes the operators of plans.
+    pub codec: Arc<dyn PhysicalExtensionCodec>,
+}
+
+/// Serves a cluster until `shutdown` completes. Calls `listening` once it is about to accept connections.
+///
+/// # Errors
+/// [`Error::Config`] where `dead_after` is shorter than [`LEAST_DEAD_AFTER`]; [`Error::Cluster`] where the server fails.
+pub async fn serve(
+    listener: TcpListener,
+    setup: SchedulerSetup,
+    listening: impl FnOnce(),
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    if setup.dead_after < LEAST_DEAD_AFTER {
+        return Err(Error::Config(format!(
+            "--dead-after {}: a busy executor reports every 5 s and would count as dead; give {} or more",
+            setup.dead_after.as_secs(),
+            LEAST_DEAD_AFTER.as_secs()
+        )));
+    }
+    let board = Board::new(setup.dead_after);
+    let tls = setup.tls.clone();
+    let scheduler = start(setup, &listener).await?;
+    let service = SchedulerGrpcServer::new(scheduler.clone())
+        .max_encoding_message_size(MOST_BYTES)
+        .max_decoding_message_size(MOST_BYTES);
+    let router = Routes::new(service).into_axum_router().merge(board::routes(board)).merge(probes(scheduler));
+    listening();
+    serve::serve(listener, Routes::from(router), tls.as_ref(), shutdown).await
+}
+
+type Scheduler = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
+
+/// The queue and its tasks in the background, which end with the process.
+async fn start(setup: SchedulerSetup, listener: &TcpListener) -> Result<Scheduler> {
+    let failed = |what: String| Error::Cluster(format!("the scheduler cannot start: {what}"));
+    let at = listener.local_addr().map_err(|e| Error::io("cannot read the address of the listener", e))?;
+    let tls = setup.tls.is_some();
+    let session = move || {
+        // Ballista partitions data itself, and warns in every session that is asked to.
+        SessionConfig::new_with_ballista().with_round_robin_repartition(false).with_ballista_use_tls(tls)
+    };
+    let mut config = SchedulerConfig::default()
+        .with_hostname(at.ip().to_string())
+        .with_port(at.port())
+        .with_scheduler_policy(TaskSchedulingPolicy::PullStaged)
+        .with_finished_job_data_clean_up_interval_seconds(KEPT.as_secs())
+        .with_finished_job_state_clean_up_interval_seconds(KEPT.as_secs())
+        .with_no_executors_grace_period_seconds(WAIT.as_secs())
+        .with_grpc_server_max_encoding_message_size(MOST_BYTES as u32)
+        .with_grpc_server_max_decoding_message_size(MOST_BYTES as u32)
+        .with_override_config_producer(Arc::new(session))
+        // To call an executor that is dead would hold up the search for others.
+        .with_override_create_grpc_client_endpoint(Arc::new(|_| Err("executors are not called".into())));
+    config.executor_timeout_seconds = setup.dead_after.as_secs();
+    config.expire_dead_executor_interval_seconds = LOOKS_EVERY.as_secs();
+    config.override_physical_codec = Some(setup.codec);
+    config.validate().map_err(|e| failed(e.to_string()))?;
+    let sessions = (Arc::new(default_session_builder), Arc::new(session));
+    let cluster = BallistaCluster::new_memory(config.scheduler_id.clone(), sessions.0, sessions.1);
+    create_scheduler(cluster, Arc::new(config)).await.map_err(|e| failed(e.to_string()))
+}
+
+/// For monitors: `/healthz` answers while the process runs, `/readyz` once it has an executor.
+fn probes(scheduler: Scheduler) -> axum::Router {
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    let ready = move || {
+        let is_ready = scheduler.is_ready();
+        async move { if is_ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "no executors") } }
+    };
+    axum::Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(ready))
+}
