@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::support::cluster::{Cluster, DEAD_AFTER_S, MEMORY_MIB, certificates, committed, ended};
 use super::support::contents::{HEADS, WHOLE, assert_same, contents, heads, heads_screened_here};
 use super::support::process::{Process, wait_for};
-use super::support::program::{number, ok, printed, program, rows, screen, text};
+use super::support::program::{number, ok, peak_memory_mib, printed, program, rows, screen, text};
 use super::support::root;
 use super::support::shared::path;
 
@@ -83,13 +83,6 @@ fn another_bundle(folder: &Path) -> String {
     format!("model.bundle={:?}", path(folder))
 }
 
-/// The peak memory of a process, MiB.
-fn peak_mib(process: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) / 1024
-}
-
 #[test]
 fn two_drivers_with_two_bundles_at_the_same_time_are_both_right_and_stay_within_the_memory() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,7 +107,7 @@ fn two_drivers_with_two_bundles_at_the_same_time_are_both_right_and_stay_within_
         assert_eq!(code, Some(0), "driver {n}: {said}");
         assert_same(&contents(&tables[n]), &expected[n], &format!("driver {n}"));
     }
-    let peak_mib = peak_mib(cluster.executors[0].process.id());
+    let peak_mib = peak_memory_mib(cluster.executors[0].process.id());
     println!("peak of the executor {peak_mib} MiB of {MEMORY_MIB}");
     assert!(peak_mib as f64 <= 1.15 * MEMORY_MIB as f64, "{peak_mib} MiB, budget {MEMORY_MIB} MiB");
 }
