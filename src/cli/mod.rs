@@ -10,6 +10,7 @@ mod fit_border;
 mod forget;
 mod inspect;
 mod json_file;
+mod on_cluster;
 mod pipeline;
 mod report_file;
 mod retain;

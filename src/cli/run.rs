@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::on_cluster::OnCluster;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
 use super::report_file::ReportFile;
 use super::{DONE_WITH_FAILURES, FAILED, GAVE_UP, STOPPED};
@@ -26,6 +27,7 @@ use crate::terminal::{errln, log_lines, outln};
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --limit 10 --device cpu
   neurosieve run pipelines/screen.toml --set score.mask_threshold=0.6 --set 'cohort.select.sessions=[\"1\"]'
   neurosieve run pipelines/screen.toml --cohort ./study --tables ./results --shard 2/8 --max-failures 5%
+  neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results --cluster https://host:50050 --tls ./tls
 
 Exit codes: 0 every selected scan has a result, 1 error (also a store that stays down), 2 wrong settings or nothing selected, 3 some
 scans failed, now or in an earlier run, 4 stopped early, 5 more scans failed than --max-failures allows.
@@ -33,6 +35,8 @@ NEUROSIEVE_LOG=info prints more of the log (debug: every scan); --log-format jso
 pub struct RunArgs {
     #[command(flatten)]
     pub pipeline: PipelineArgs,
+    #[command(flatten)]
+    pub on: OnCluster,
     /// Device to compute on: auto, cpu, cuda or cuda:N [pipeline: run.device]
     #[arg(long)]
     pub device: Option<String>,
@@ -79,21 +83,23 @@ impl RunArgs {
         ];
         let screening = async |pipeline: Pipeline, report: &ReportFile| {
             report.begin()?;
-            screen(pipeline, report, self.explain).await
+            self.on.refuse_device(self.device.as_deref())?;
+            screen(pipeline, &self.on, report, self.explain).await
         };
         self.pipeline.reported(overrides.into_iter().flatten(), screening).await
     }
 }
 
 /// Screens the pending scans of a pipeline and prints what was done.
-async fn screen(pipeline: Pipeline, file: &ReportFile, explain: bool) -> Result<ExitCode> {
+async fn screen(pipeline: Pipeline, on: &OnCluster, file: &ReportFile, explain: bool) -> Result<ExitCode> {
     let tables = pipeline.tables.url.clone();
     let monitor = monitor(&pipeline)?;
 
     let stop = asked_to_stop("stopping: committing what is finished, and finishing the scans in flight")?;
+    let preparing = async { Run::prepare_on(pipeline, on.engine().await?).await };
     let run = tokio::select! {
         biased;
-        run = Run::prepare(pipeline) => run?,
+        run = preparing => run?,
         () = stop.clone() => {
             outln!("Stopped before the first scan. The same command screens them.");
             file.ended(&RunReport { outcome: RunOutcome::Stopped, ..RunReport::running(0, 0, 0) })?;

@@ -12,6 +12,7 @@ use futures::future::Shared;
 use tokio::task::AbortHandle;
 
 use super::STOPPED;
+use super::on_cluster::OnCluster;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor};
 use super::report_file::{ReportFile, json};
 use super::run::{selection, show, summary};
@@ -48,6 +49,8 @@ Exit codes: 0 stopped while no scan was being screened, 1 error at the start, 2 
 pub struct ScheduleArgs {
     #[command(flatten)]
     pub pipeline: PipelineArgs,
+    #[command(flatten)]
+    pub on: OnCluster,
     /// Also run once at the start
     #[arg(long)]
     pub now: bool,
@@ -63,8 +66,9 @@ impl ScheduleArgs {
         log_lines(true);
         let working = async |pipeline: Pipeline, report: &ReportFile| {
             let tables = pipeline.tables.url.clone();
-            Run::check(&pipeline)?;
-            let schedule = Schedule::new(pipeline.clone())?;
+            let engine = self.on.engine().await?;
+            Run::check(&pipeline, engine.clone())?;
+            let schedule = Schedule::new(pipeline.clone())?.on(engine);
             let notifier = Notifier::new(pipeline.schedule.as_ref().and_then(|schedule| schedule.notify.as_deref()))?;
             let monitor = monitor(&pipeline)?;
             let nights = Nights {

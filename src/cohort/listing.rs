@@ -292,6 +292,8 @@ pub(super) fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Op
         voxels_uri,
         voxels_etag: voxels_etag.flatten(),
         origin: None,
+        attempts: 0,
+        apart: false,
         uri,
     })
 }

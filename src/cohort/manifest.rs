@@ -13,13 +13,17 @@
 //! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
 //! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its ETag |
 //! | `origin_uri`, `origin_voxels_uri`, `origin_subject` | Utf8? | the real path and subject, where those above are pseudonyms |
+//! | `attempts` | Int32 | earlier failed attempts at this content with the run's recipe |
+//! | `apart` | Boolean | whether the scan may have ended a process, and is screened in one of its own |
 //!
 //! Refuses a batch that lacks a column, or has a column of another type or with a null that is not allowed.
 
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, SubsecRound, Utc};
 use object_store::ObjectMeta;
@@ -65,6 +69,10 @@ pub struct ScanEntry {
     pub voxels_etag: Option<String>,
     /// Where the scan really lies, if the paths above are pseudonyms. No table, log or message shows it.
     pub origin: Option<Origin>,
+    /// Earlier failed attempts at this content with the recipe of a run; 0 in a listing.
+    pub attempts: i32,
+    /// Whether the scan may have ended a process: a run screens it in a process of its own. False in a listing.
+    pub apart: bool,
 }
 
 /// The real names of a scan that is shown under a pseudonym. `Debug` does not print them.
@@ -102,6 +110,8 @@ impl ScanEntry {
             voxels_uri: None,
             voxels_etag: None,
             origin: None,
+            attempts: 0,
+            apart: false,
         }
     }
 }
@@ -143,6 +153,8 @@ pub fn schema() -> SchemaRef {
         maybe("origin_uri"),
         maybe("origin_voxels_uri"),
         maybe("origin_subject"),
+        Field::new("attempts", DataType::Int32, false),
+        Field::new("apart", DataType::Boolean, false),
     ]))
 }
 
@@ -179,6 +191,8 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         origin(|o| Some(&o.uri)),
         origin(|o| o.voxels_uri.as_ref()),
         origin(|o| o.subject.as_ref()),
+        Arc::new(Int32Array::from_iter_values(scans.iter().map(|s| s.attempts))),
+        Arc::new(BooleanArray::from_iter(scans.iter().map(|s| Some(s.apart)))),
     ];
     RecordBatch::try_new(schema(), columns)
         .map_err(|e| Error::Bug(format!("the manifest does not fit its schema: {e}")))
@@ -200,6 +214,8 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
     let (voxels_uri, voxels_etag) = (optional(batch, "voxels_uri")?, optional(batch, "voxels_etag")?);
     let (origin_uri, origin_voxels_uri) = (optional(batch, "origin_uri")?, optional(batch, "origin_voxels_uri")?);
     let origin_subject = optional(batch, "origin_subject")?;
+    let (attempts, apart): (&Int32Array, &BooleanArray) =
+        (column(batch, "attempts", false)?, column(batch, "apart", false)?);
     let maybe = |array: &StringArray, i: usize| array.is_valid(i).then(|| array.value(i).to_owned());
     let origin = |i| {
         let (voxels_uri, subject) = (maybe(origin_voxels_uri, i), maybe(origin_subject, i));
@@ -225,6 +241,8 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
                 voxels_uri: maybe(voxels_uri, i),
                 voxels_etag: maybe(voxels_etag, i),
                 origin: origin(i),
+                attempts: attempts.value(i),
+                apart: apart.value(i),
             })
         })
         .collect()
@@ -298,12 +316,15 @@ mod tests {
             voxels_uri: None,
             voxels_etag: None,
             origin: None,
+            attempts: 0,
+            apart: false,
         }
     }
 
     #[test]
     fn scans_survive_the_way_through_arrow() {
         let mut hidden = scan("p.nii", None);
+        (hidden.attempts, hidden.apart) = (2, true);
         hidden.origin = Some(Origin { uri: "c.nii".into(), voxels_uri: None, subject: Some("01".into()) });
         let scans = [scan("a.nii", None), scan("ü b.nii.gz", Some("02")), hidden];
         assert_eq!(from_batch(&to_batch(&scans).unwrap()).unwrap(), scans);

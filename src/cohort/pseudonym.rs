@@ -336,6 +336,8 @@ mod tests {
             voxels_uri: voxels_uri.map(str::to_owned),
             voxels_etag: None,
             origin: None,
+            attempts: 0,
+            apart: false,
         }
     }
 

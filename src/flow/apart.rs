@@ -138,12 +138,11 @@ impl Apart {
 
     fn request(&self, order: &Order, entry: &ScanEntry) -> Result<Vec<u8>> {
         let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("a scan for a process of its own: {e}"));
-        let attempts = order.attempts.get_key_value(&entry.scan_id).map(|(id, &n)| (id.clone(), n));
-        let order = Order { attempts: attempts.into_iter().collect(), apart: [].into(), ..order.clone() };
+        let (order, entry) = (order.clone(), ScanEntry { apart: false, ..entry.clone() });
         let (bundle, device, memory_mib) = (self.bundle.clone(), self.device, self.memory_mib);
         let mut bytes = serde_json::to_vec(&Request { order, bundle, device, memory_mib }).map_err(|e| bug(&e))?;
         bytes.push(b'\n');
-        write_batch(&mut bytes, &manifest::to_batch(std::slice::from_ref(entry))?).map_err(|e| bug(&e))?;
+        write_batch(&mut bytes, &manifest::to_batch(std::slice::from_ref(&entry))?).map_err(|e| bug(&e))?;
         Ok(bytes)
     }
 }

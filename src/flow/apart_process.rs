@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use arrow::ipc::reader::StreamReader;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
-use tokio::sync::Semaphore;
 
 use super::apart::{COMMAND, Request, write_batch};
 use super::budget::Budget;
 use super::journey::ScreenMetrics;
 use super::outage::Outages;
-use super::progress::Progress;
-use super::scan;
-use super::station::{Station, StopSwitch, device_name};
+use super::scan::{self, Work};
+use super::setup::Setup;
+use super::station::Station;
+use super::stop::StopSwitch;
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -41,24 +41,22 @@ pub async fn serve(input: impl BufRead + Send + 'static, output: impl Write) -> 
     let settings = Settings::new(&order.score, &bundle)?;
     let cohort = store::open(&order.cohort)?;
     let stop = Arc::new(StopSwitch::default());
-    let station = Station {
+    let setup = Setup {
         settings: settings.clone(),
         worker: Worker::start(bundle, on, settings, 1).await?,
-        on,
-        device: device_name(on),
-        in_flight: 1,
-        permits: Arc::new(Semaphore::new(1)),
-        budget: Arc::new(Budget::new(memory_mib, 1)?),
-        progress: Arc::new(Progress::new(1, 1, 1)),
         // Its run judges outages by other scans.
-        outages: Outages::new(cohort.clone(), &[], Duration::ZERO),
+        outages: Outages::new(cohort.clone(), Vec::new(), Duration::ZERO),
         journal: None,
         apart: None,
         stop: Arc::clone(&stop),
+        // It writes nothing.
+        tables: cohort.clone(),
         cohort,
     };
+    let station = Station::new((on, device), Arc::new(Budget::new(memory_mib, 1)?), 1, None);
     let metrics = ScreenMetrics::new(&ExecutionPlanMetricsSet::new(), 0);
-    let rows = scan::screen(Arc::new(order), Arc::new(station), metrics, entry).await?;
+    let work = Work { order: Arc::new(order), station: Arc::new(station), setup: Arc::new(setup) };
+    let rows = scan::screen(work, metrics, entry).await?;
     match (rows, stop.take_failure()) {
         (Some(rows), _) => {
             write_batch(output, &rows).map_err(|e| Error::io("cannot pass the rows on", std::io::Error::other(e)))

@@ -1,7 +1,7 @@
 //! Executing a run: from pending scans to committed tables.
 //!
 //! ```text
-//! pending scans ─► manifest ─► ScreenExec ─► WriteExec ─► receipts ─► Commits ─► tokens, masks, findings, failures, scans
+//! pending scans ─► Engine (local.rs, or a cluster) ─► receipts ─► Commits ─► tokens, masks, findings, failures, scans
 //! ```
 //! The row of the run in `runs` is written before the first scan and again at the end. A run that is stopped finishes the
 //! scans in flight and commits them; started again, it screens the rest.
@@ -10,34 +10,22 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use chrono::Utc;
-use datafusion::catalog::memory::MemorySourceConfig;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::physical_plan::display::DisplayableExecutionPlan;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
-use datafusion::prelude::{SessionConfig, SessionContext};
-use futures::stream;
-use tokio::sync::{Mutex, Semaphore, watch};
 use tracing::warn;
 
-use super::apart::{self, Apart};
 use super::audit;
 use super::commit::Commits;
-use super::journal::Journal;
+use super::engine::{Assignment, Screening};
 use super::order::Order;
 use super::outage::Outages;
 use super::prepare::Run;
-use super::progress::{Snapshot, bottleneck};
+use super::progress::{Progress, Snapshot, bottleneck};
 use super::report::{RunOutcome, RunReport};
 use super::roll::{RollPolicy, RunLimits};
-use super::screen::ScreenExec;
-use super::station::{Station, device_name, device_threads};
-use super::write::WriteExec;
-use crate::cohort::{ScanEntry, manifest};
+use super::stop::StopSwitch;
+use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
 use crate::machine::cores;
-use crate::score::{Settings, Worker};
 use crate::store::Location;
 use crate::tables::{RevertRow, RunRow};
 
@@ -87,6 +75,8 @@ impl Run {
         let gave_up = gave_up || limit.is_some_and(|limit| limit.was_passed(counts.done, counts.failed));
         report.outcome = outcome(pending, self.without_result(), &counts, gave_up);
         row.finished_at = Some(Utc::now().timestamp_micros());
+        // Which devices a cluster has is known at the end.
+        row.device = self.engine.device();
         row.status = if screened.is_ok() { report.outcome.status() } else { "failed" }.to_owned();
         row.message = screened.as_ref().err().map(audit::summary);
         row.n_done = (counts.done - superseded) as i64;
@@ -111,38 +101,46 @@ impl Run {
         (self.pending.quarantined + self.pending.waiting) as u64
     }
 
-    /// Builds the plan, executes it and commits its receipts.
+    /// Has the engine screen the pending scans, and commits the receipts.
     async fn screen(&mut self, row: &RunRow, stop: impl Future<Output = ()>) -> Result<Screened> {
-        let order = Arc::new(self.order(row)?);
-        let station = Arc::new(self.station(&order).await?);
+        let switch = Arc::<StopSwitch>::default();
         let longest_outage = Duration::from_secs(self.pipeline.run.outage_s);
-        let limits = RunLimits { stop: Arc::clone(&station.stop), longest_outage };
-        let plan = self.plan(order, Arc::clone(&station), limits.clone())?;
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(self.budget.pool()).build_arc()?;
-        let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
-
+        let limits = RunLimits { stop: Arc::clone(&switch), longest_outage };
+        let screening = Arc::clone(&self.engine).start(self.assignment(row, &switch)?);
         let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, &row.run_id, &self.progress, limits);
         let committing = async {
-            // WriteExec drives every partition in a task of its own, so all of them work while a commit is under way.
-            let receipts = execute_stream_partitioned(Arc::clone(&plan), context.task_ctx())?;
-            commits.take_all(stream::select_all(receipts)).await
+            let Screening { receipts, plan } = screening.await?;
+            Ok::<_, Error>((commits.take_all(receipts).await, plan))
         };
         let time_to_finish = Duration::from_secs(self.pipeline.run.stop_s);
         // In this order: a run that is to stop before it starts begins no scan.
-        let superseded = tokio::select! {
+        let committed = tokio::select! {
             biased;
-            never = stopping(&station, stop, time_to_finish) => match never {},
-            superseded = committing => superseded,
+            never = stopping(&switch, &self.progress, stop, time_to_finish) => match never {},
+            committed = committing => committed,
         };
-        if let Some(journal) = &station.journal {
-            journal.close().await;
-        }
+        self.engine.end().await;
+        let (superseded, plan) = committed?;
         let superseded = superseded?;
-        if let Some(error) = station.stop.take_failure() {
+        if let Some(error) = switch.take_failure() {
             return Err(error);
         }
-        let shown = DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(true).to_string();
-        Ok(Screened { plan: shown, gave_up: station.stop.gave_up(), superseded })
+        Ok(Screened { plan: plan.shown(), gave_up: switch.gave_up(), superseded })
+    }
+
+    fn assignment(&self, row: &RunRow, switch: &Arc<StopSwitch>) -> Result<Assignment> {
+        Ok(Assignment {
+            order: self.order(row)?,
+            scans: self.pending.scans.clone(),
+            cohort: self.cohort.clone(),
+            cohort_root: self.cohort_root.clone(),
+            tables: self.tables.location().clone(),
+            bundle: Arc::clone(&self.bundle),
+            bundle_name: self.pipeline.model.bundle.clone(),
+            policy: RollPolicy::within(&self.pipeline.tables),
+            stop: Arc::clone(switch),
+            progress: Arc::clone(&self.progress),
+        })
     }
 
     fn order(&self, row: &RunRow) -> Result<Order> {
@@ -152,73 +150,18 @@ impl Run {
             run_number: row.run_number.ok_or_else(|| Error::Bug("the run has no number".into()))?,
             recipe_id: self.recipe_id.clone(),
             cohort: self.cohort.to_string(),
+            samples: Outages::samples(&self.listing.selected),
+            tables: self.tables.location().to_string(),
             preprocess: self.preprocess.clone(),
             score: self.pipeline.score.clone(),
             bundle: self.bundle.label(),
+            bundle_digest: self.bundle.digest.clone(),
             max_scan_bytes: config.max_scan_bytes(),
             scan_timeout: Some(Duration::from_secs(config.scan_timeout_s)).filter(|limit| !limit.is_zero()),
+            longest_outage: Duration::from_secs(config.outage_s),
             max_failures: config.max_failures,
-            attempts: self.pending.attempts.clone(),
-            apart: self.pending.apart.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
-    }
-
-    /// Starts the device threads, which load the networks.
-    async fn station(&self, order: &Order) -> Result<Station> {
-        let settings = Settings::new(&order.score, &self.bundle)?;
-        let threads = device_threads(self.device);
-        let worker = Worker::start(Arc::clone(&self.bundle), self.device, settings.clone(), threads).await?;
-        Ok(Station {
-            cohort: self.cohort.clone(),
-            settings,
-            worker,
-            on: self.device,
-            device: device_name(self.device),
-            in_flight: self.in_flight,
-            permits: Arc::new(Semaphore::new(self.in_flight)),
-            budget: Arc::clone(&self.budget),
-            progress: Arc::clone(&self.progress),
-            outages: Outages::new(
-                self.cohort.clone(),
-                &self.listing.selected,
-                Duration::from_secs(self.pipeline.run.outage_s),
-            ),
-            journal: Some(Journal::new(
-                self.tables.location().clone(),
-                &order.run_id,
-                &self.cohort_root,
-                &self.recipe_id,
-            )),
-            apart: apart::program().map(|program| Apart {
-                program,
-                bundle: self.pipeline.model.bundle.clone(),
-                device: self.pipeline.run.device,
-                memory_mib: self.budget.total_mib(),
-                others: watch::Sender::new(self.pending.scans.len() - self.pending.apart.len()),
-                turn: Mutex::default(),
-            }),
-            stop: Arc::default(),
-        })
-    }
-
-    fn plan(&self, order: Arc<Order>, station: Arc<Station>, limits: RunLimits) -> Result<Arc<dyn ExecutionPlan>> {
-        let leaf = MemorySourceConfig::try_new_exec(&self.manifest()?, manifest::schema(), None)?;
-        let screen = Arc::new(ScreenExec::new(leaf, order, station));
-        let policy = RollPolicy::within(&self.pipeline.tables);
-        Ok(Arc::new(WriteExec::try_new(screen, self.tables.location().clone(), policy)?.within(limits)))
-    }
-
-    /// The pending scans as one manifest batch per partition, dealt out in turn.
-    fn manifest(&self) -> Result<Vec<Vec<RecordBatch>>> {
-        let scans = &self.pending.scans;
-        let partitions = cores().min(scans.len()).max(1);
-        (0..partitions)
-            .map(|partition| {
-                let share: Vec<ScanEntry> = scans.iter().skip(partition).step_by(partitions).cloned().collect();
-                Ok(vec![manifest::to_batch(&share)?])
-            })
-            .collect()
     }
 
     /// The row in `runs` at the start of the run.
@@ -235,7 +178,7 @@ impl Run {
             n_done: 0,
             n_failed: 0,
             scans_per_minute: 0.,
-            device: device_name(self.device),
+            device: self.engine.device(),
             recipe_id: self.recipe_id.clone(),
             bundle: self.bundle.label(),
             bundle_digest: self.bundle.digest.clone(),
@@ -290,15 +233,19 @@ impl Run {
 
 /// Has the run stop when `stop` completes or something else presses the switch, and abandons the scans that are then not
 /// finished in time.
-async fn stopping(station: &Station, stop: impl Future<Output = ()>, time_to_finish: Duration) -> Infallible {
-    let switch = &station.stop;
+async fn stopping(
+    switch: &StopSwitch,
+    progress: &Progress,
+    stop: impl Future<Output = ()>,
+    time_to_finish: Duration,
+) -> Infallible {
     tokio::select! {
         biased;
         () = stop => switch.press(),
         () = switch.pressed() => {}
     }
     tokio::time::sleep(time_to_finish).await;
-    let left = station.progress.snapshot().in_flight();
+    let left = progress.snapshot().in_flight();
     if left > 0 {
         let seconds = time_to_finish.as_secs();
         warn!("{left} scans are not finished {seconds} s after the run was to stop; the next run screens them");

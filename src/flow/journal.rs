@@ -161,17 +161,29 @@ impl Shared {
 /// # Errors
 /// [`Error::Storage`] where they cannot be listed or deleted.
 pub async fn delete_journals(location: &Location, before: DateTime<Utc>) -> Result<()> {
-    for object in listed(location).await?.iter().filter(|object| object.last_modified < before) {
+    delete_older(location, FOLDER, before).await
+}
+
+/// Deletes the objects in a folder beside the tables that were last written before a time.
+///
+/// # Errors
+/// [`Error::Storage`] where they cannot be listed or deleted.
+pub(super) async fn delete_older(location: &Location, folder: &str, before: DateTime<Utc>) -> Result<()> {
+    for object in objects(location, folder).await?.iter().filter(|object| object.last_modified < before) {
         match location.store.delete(&object.location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(location.explain_write("delete a journal at", error)),
+            Err(error) => return Err(location.explain_write(&format!("delete what a run left in {folder} at"), error)),
         }
     }
     Ok(())
 }
 
 async fn listed(location: &Location) -> Result<Vec<ObjectMeta>> {
-    match location.store.list(Some(&location.path_of(FOLDER)?)).try_collect().await {
+    objects(location, FOLDER).await
+}
+
+async fn objects(location: &Location, folder: &str) -> Result<Vec<ObjectMeta>> {
+    match location.store.list(Some(&location.path_of(folder)?)).try_collect().await {
         Ok(found) => Ok(found),
         Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
         Err(error) => Err(location.explain("list", error)),

@@ -56,21 +56,25 @@ fn down(error: Error, waited: Duration) -> Error {
 #[derive(Debug)]
 pub struct Outages {
     cohort: Location,
-    /// Some scans of the cohort; reading one of them shows whether the store answers.
-    samples: Vec<ScanEntry>,
+    /// Addresses of some scans of the cohort; reading one of them shows whether the store answers.
+    samples: Vec<String>,
     longest: Duration,
     /// Number of outages that ended. Its lock is held while an outage is waited for.
     ended: Mutex<u64>,
 }
 
 impl Outages {
-    /// Watches the store of `cohort`, with `scans` to read from. An outage is waited for up to `longest`.
-    pub fn new(cohort: Location, scans: &[ScanEntry], longest: Duration) -> Self {
+    /// Watches the store of `cohort`, with [`samples`](Outages::samples) to read. An outage is waited for up to `longest`.
+    pub fn new(cohort: Location, samples: Vec<String>, longest: Duration) -> Self {
+        Self { cohort, samples, longest, ended: Mutex::new(0) }
+    }
+
+    /// The addresses of scans that are worth reading, of those that are listed.
+    pub fn samples(listed: &[ScanEntry]) -> Vec<String> {
         // From different places of the listing, since neighbours may share what is wrong, such as a folder's permissions. One
         // more than is tried, because the scan that failed may be among them.
-        let step = (scans.len() / (PROBES + 1)).max(1);
-        let samples = scans.iter().step_by(step).take(PROBES + 1).cloned().collect();
-        Self { cohort, samples, longest, ended: Mutex::new(0) }
+        let step = (listed.len() / (PROBES + 1)).max(1);
+        listed.iter().step_by(step).take(PROBES + 1).map(|entry| entry.address().to_owned()).collect()
     }
 
     /// The number of outages so far, to be given to [`Outages::judge`] for a read that begins now.
@@ -89,14 +93,14 @@ impl Outages {
         if *ended != before {
             return Verdict::Over;
         }
-        if self.another_is_read(entry).await || self.is_read(entry).await.is_ok() {
+        if self.another_is_read(entry).await || self.is_read(entry.address()).await.is_ok() {
             return Verdict::OfScan(error);
         }
         let (began, mut pauses) = (Instant::now(), Pauses::within(self.longest));
         while let Some(pause) = pauses.next() {
             warn!("no scan can be read: {}; all scans wait, trying again in {} s", error.text(), pause.as_secs());
             tokio::time::sleep(pause).await;
-            if self.another_is_read(entry).await || self.is_read(entry).await.is_ok() {
+            if self.another_is_read(entry).await || self.is_read(entry.address()).await.is_ok() {
                 info!(seconds = began.elapsed().as_secs(), "the store of the cohort answers again");
                 *ended += 1;
                 return Verdict::Over;
@@ -106,7 +110,7 @@ impl Outages {
     }
 
     async fn another_is_read(&self, entry: &ScanEntry) -> bool {
-        for other in self.samples.iter().filter(|other| other.scan_id != entry.scan_id).take(PROBES) {
+        for other in self.samples.iter().filter(|other| *other != entry.address()).take(PROBES) {
             match self.is_read(other).await {
                 Ok(()) => return true,
                 // A scan that was replaced or removed: the store answers.
@@ -118,8 +122,8 @@ impl Outages {
     }
 
     /// Reads the first byte of a scan.
-    async fn is_read(&self, entry: &ScanEntry) -> Result<()> {
-        let path = self.cohort.path_of(entry.address())?;
+    async fn is_read(&self, address: &str) -> Result<()> {
+        let path = self.cohort.path_of(address)?;
         let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
         let reading = async { self.cohort.store.get_opts(&path, options).await?.bytes().await };
         let read = tokio::time::timeout(PROBE_TIME, reading).await;

@@ -3,8 +3,6 @@
 //! A scan that has failed and may succeed is tried again by the next run, and after each further failure twice as many runs
 //! later; after [`MOST_ATTEMPTS`] it is quarantined. New scans come first, so scans that always fail take no night from them.
 
-use std::collections::{BTreeSet, HashMap};
-
 use super::config::RunConfig;
 use super::journal::Journals;
 use crate::cohort::ScanEntry;
@@ -16,13 +14,9 @@ const MOST_ATTEMPTS: i32 = 8;
 /// The selected scans of a run by what earlier runs did with the same content and recipe.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Scans to screen: new ones in the order of the listing, then those that have failed, fewer attempts first, and last those
-    /// that may have ended a process.
+    /// Scans to screen, with their failed attempts: new ones in the order of the listing, then those that have failed, fewer
+    /// attempts first, and last those that may have ended a process.
     pub(super) scans: Vec<ScanEntry>,
-    /// Those that may have ended a process, by scan id.
-    pub(super) apart: BTreeSet<String>,
-    /// Failed attempts so far of those that have failed before, by scan id.
-    pub(super) attempts: HashMap<String, i32>,
     /// Scans with a result.
     pub(super) already_done: usize,
     /// Scans whose content was found unusable, or failed too often.
@@ -55,12 +49,9 @@ impl Pending {
                     pending.waiting += 1;
                 }
                 tried => {
-                    let attempts = tried.map(|outcome| (entry.scan_id.clone(), outcome.attempts));
-                    pending.attempts.extend(attempts);
-                    if journals.name(entry) || tried.is_some_and(|outcome| outcome.crashed) {
-                        pending.apart.insert(entry.scan_id.clone());
-                    }
-                    pending.scans.push(entry.clone());
+                    let attempts = tried.map_or(0, |outcome| outcome.attempts);
+                    let apart = journals.name(entry) || tried.is_some_and(|outcome| outcome.crashed);
+                    pending.scans.push(ScanEntry { attempts, apart, ..entry.clone() });
                     continue;
                 }
             }
@@ -68,15 +59,9 @@ impl Pending {
                 pending.reverted.push(entry.clone());
             }
         }
-        let (attempts, apart) = (&pending.attempts, &pending.apart);
-        let order = |entry: &ScanEntry| {
-            (apart.contains(&entry.scan_id), attempts.get(&entry.scan_id).copied().unwrap_or_default())
-        };
-        pending.scans.sort_by_key(order);
+        pending.scans.sort_by_key(|entry| (entry.apart, entry.attempts));
         if config.limit > 0 {
-            for left_out in pending.scans.drain(config.limit.min(pending.scans.len())..) {
-                pending.apart.remove(&left_out.scan_id);
-            }
+            pending.scans.truncate(config.limit);
         }
         pending
     }
@@ -113,13 +98,14 @@ mod tests {
         let pending = planned(&selected, &done, &RunConfig::default());
         assert_eq!(ids(&pending), ["new", "replaced", "unlucky"]);
         assert_eq!((pending.already_done, pending.quarantined, pending.waiting), (1, 1, 0));
-        assert_eq!(pending.attempts, [("unlucky".to_owned(), 1)].into());
+        let attempts: Vec<i32> = pending.scans.iter().map(|scan| scan.attempts).collect();
+        assert_eq!(attempts, [0, 0, 1]);
 
         let pending = planned(&selected, &done, &RunConfig { retry: true, limit: 2, ..RunConfig::default() });
         assert_eq!((ids(&pending), pending.quarantined), (vec!["new".to_owned(), "replaced".to_owned()], 0));
         let pending = planned(&selected, &done, &RunConfig { retry: true, ..RunConfig::default() });
         assert_eq!(ids(&pending), ["new", "replaced", "damaged", "unlucky"]);
-        assert_eq!(pending.attempts["damaged"], 1);
+        assert_eq!(pending.scans[2].attempts, 1);
     }
 
     #[test]

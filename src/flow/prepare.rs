@@ -11,18 +11,16 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::audit;
-use super::budget::Budget;
-use super::config::RunConfig;
+use super::engine::Engine;
 use super::journal::Journals;
+use super::local::Local;
 use super::pending::Pending;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
-use super::station::device_threads;
 use crate::cohort::{CohortConfig, Listing, ScanEntry, report};
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
-use crate::machine::cores;
-use crate::model::{Bundle, device};
+use crate::model::Bundle;
 use crate::preprocess::PreprocessConfig;
 use crate::score::recipe_id;
 use crate::store::{self, Location, with_patience};
@@ -36,14 +34,12 @@ pub struct Run {
     /// Identifies the cohort's address and the key of its pseudonyms in the table `runs`.
     pub(super) cohort_root: String,
     pub(super) tables: Tables,
-    pub(super) device: tch::Device,
-    pub(super) budget: Arc<Budget>,
+    pub(super) engine: Arc<dyn Engine>,
     pub(super) bundle: Arc<Bundle>,
     pub(super) preprocess: PreprocessConfig,
     pub(super) recipe_id: String,
     pub(super) listing: Listing,
     pub(super) pending: Pending,
-    pub(super) in_flight: usize,
     pub(super) progress: Arc<Progress>,
     in_other_shards: usize,
 }
@@ -54,9 +50,9 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::prepare`].
-    pub fn check(pipeline: &Pipeline) -> Result<()> {
+    pub fn check(pipeline: &Pipeline, engine: Option<Arc<dyn Engine>>) -> Result<()> {
         refuse_without_addresses(pipeline)?;
-        Resources::for_run(pipeline)?;
+        Resources::for_run(pipeline, engine)?;
         refuse_nested(&store::open(&pipeline.cohort.url)?, &store::open_new(&pipeline.tables.url)?)
     }
 
@@ -68,19 +64,32 @@ impl Run {
     /// [`Error::NothingSelected`] where no scan of the cohort is selected; [`Error::Device`] where the device is not there;
     /// storage, table and model errors.
     pub async fn prepare(pipeline: Pipeline) -> Result<Self> {
-        Self::prepare_with_patience(pipeline, Duration::ZERO).await
+        Self::prepare_with_patience(pipeline, None, Duration::ZERO).await
+    }
+
+    /// As [`Run::prepare`]; `engine` screens in place of this process.
+    ///
+    /// # Errors
+    /// As [`Run::prepare`].
+    pub async fn prepare_on(pipeline: Pipeline, engine: Option<Arc<dyn Engine>>) -> Result<Self> {
+        Self::prepare_with_patience(pipeline, engine, Duration::ZERO).await
     }
 
     /// As [`Run::prepare`]; an outage of a store is waited for as long as `longest_outage`.
     ///
     /// # Errors
     /// As [`Run::prepare`].
-    pub(super) async fn prepare_with_patience(pipeline: Pipeline, longest_outage: Duration) -> Result<Self> {
+    pub(super) async fn prepare_with_patience(
+        pipeline: Pipeline,
+        engine: Option<Arc<dyn Engine>>,
+        longest_outage: Duration,
+    ) -> Result<Self> {
         refuse_without_addresses(&pipeline)?;
         let started = Utc::now();
         let cohort = || store::open(&pipeline.cohort.url);
         let tables = || store::open_new(&pipeline.tables.url);
-        let prepared = with_patience(longest_outage, || Self::prepare_with(pipeline.clone(), cohort, tables)).await;
+        let preparing = || Self::prepare_with(pipeline.clone(), engine.clone(), cohort, tables);
+        let prepared = with_patience(longest_outage, preparing).await;
         if let Err(error) = &prepared {
             record_failure(&pipeline, started, error).await;
         }
@@ -92,15 +101,16 @@ impl Run {
     /// # Errors
     /// As [`Run::prepare`].
     pub async fn prepare_at(pipeline: Pipeline, cohort: Location, tables: Location) -> Result<Self> {
-        Self::prepare_with(pipeline, || Ok(cohort), || Ok(tables)).await
+        Self::prepare_with(pipeline, None, || Ok(cohort), || Ok(tables)).await
     }
 
     async fn prepare_with(
         mut pipeline: Pipeline,
+        engine: Option<Arc<dyn Engine>>,
         open_cohort: impl FnOnce() -> Result<Location>,
         open_tables: impl FnOnce() -> Result<Location>,
     ) -> Result<Self> {
-        let Resources { device, budget, bundle } = Resources::for_run(&pipeline)?;
+        let Resources { engine, bundle } = Resources::for_run(&pipeline, engine)?;
         let preprocess = pipeline.preprocess.clone().unwrap_or_else(|| bundle.info.preprocess.clone());
         let recipe_id = recipe_id(&preprocess, &pipeline.score, &bundle);
 
@@ -132,22 +142,19 @@ impl Run {
             listing.selected.retain(|entry| shard.holds(&entry.scan_id));
         }
         let in_other_shards = selected - listing.selected.len();
-        let pending = Pending::new(&listing.selected, &done, &journals, &pipeline.run, budget.scans_bytes());
-        let in_flight = in_flight(&pipeline.run);
-        let progress = Arc::new(Progress::new(in_flight, cores(), device_threads(device)));
+        let pending = Pending::new(&listing.selected, &done, &journals, &pipeline.run, engine.scan_bytes());
+        let progress = engine.progress();
         Ok(Self {
             pipeline,
             cohort,
             cohort_root: root.id(),
             tables,
-            device,
-            budget,
+            engine,
             bundle,
             preprocess,
             recipe_id,
             listing,
             pending,
-            in_flight,
             progress,
             in_other_shards,
         })
@@ -199,22 +206,23 @@ impl Run {
     }
 }
 
-/// What a run needs of this machine.
+/// What a run needs before it looks at scans.
 struct Resources {
-    device: tch::Device,
-    budget: Arc<Budget>,
+    engine: Arc<dyn Engine>,
     bundle: Arc<Bundle>,
 }
 
 impl Resources {
-    /// Checks the settings, and opens what a run needs of the machine.
-    fn for_run(pipeline: &Pipeline) -> Result<Self> {
+    /// Checks the settings, and opens what a run needs. Without `engine` this process screens.
+    fn for_run(pipeline: &Pipeline, engine: Option<Arc<dyn Engine>>) -> Result<Self> {
         pipeline.validate()?;
         pipeline.cohort.pseudonyms()?;
         // The device comes first: libtorch looks for CUDA once, and a missing device must not leave new tables behind.
-        let device = device::resolve(pipeline.run.device)?;
-        let budget = Arc::new(Budget::new(pipeline.run.memory_mib, device_threads(device))?);
-        Ok(Self { device, budget, bundle: Arc::new(Bundle::open(&pipeline.model.bundle)?) })
+        let engine = match engine {
+            Some(engine) => engine,
+            None => Arc::new(Local::new(&pipeline.run)?),
+        };
+        Ok(Self { engine, bundle: Arc::new(Bundle::open(&pipeline.model.bundle)?) })
     }
 }
 
@@ -305,13 +313,5 @@ impl Root {
              names would stay. Screen as before, or into new tables (`--tables`). If both names may stand here: `--set \
              cohort.new_names=true`"
         )))
-    }
-}
-
-fn in_flight(config: &RunConfig) -> usize {
-    match config.scans_in_flight {
-        // Per core one scan in the networks and one in preprocessing, and two that are fetched meanwhile.
-        0 => 2 * cores() + 2,
-        given => given,
     }
 }

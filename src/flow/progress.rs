@@ -56,6 +56,13 @@ pub struct StageSnapshot {
 /// reaches one half and scans spent more time there than at any other stage. None before the first scan has passed a stage.
 pub fn bottleneck(stages: &[StageSnapshot]) -> Option<StageSnapshot> {
     let share = |stage: &StageSnapshot| stage.busy.unwrap_or(0.);
+    if !stages.iter().any(|stage| stage.busy.is_some() && stage.stage != Stage::Commit) {
+        return stages
+            .iter()
+            .filter(|stage| stage.seconds > 0.)
+            .copied()
+            .max_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    }
     let busiest = stages.iter().filter(|stage| stage.seconds > 0.).max_by(|a, b| share(a).total_cmp(&share(b)))?;
     let longest = stages.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
     let memory_bound = share(busiest) < 0.5 && longest.stage == Stage::Memory;
@@ -106,6 +113,28 @@ impl Progress {
             })
         });
         Self { started: Instant::now(), done, failed, committed, stages }
+    }
+
+    /// Progress of a run whose scans are screened by other processes.
+    pub fn elsewhere() -> Self {
+        let mut progress = Self::new(0, 0, 0);
+        for (stage, counters) in Stage::ALL.into_iter().zip(&mut progress.stages) {
+            // The commits are this process's own.
+            counters.capacity = counters.capacity.filter(|_| stage == Stage::Commit);
+        }
+        progress
+    }
+
+    /// Counts scans that other processes have ended. `metric` gives the sum of an operator's metric in nanoseconds.
+    pub fn absorb(&self, done: u64, failed: u64, metric: impl Fn(&str) -> Option<u64>) {
+        for (stage, counters) in Stage::ALL.into_iter().zip(&self.stages) {
+            if let Some(nanoseconds) = stage.metric().and_then(&metric) {
+                counters.busy_us.fetch_add(nanoseconds / 1000, Relaxed);
+                counters.passed.fetch_add(done + failed, Relaxed);
+            }
+        }
+        self.done.fetch_add(done, Relaxed);
+        self.failed.fetch_add(failed, Relaxed);
     }
 
     /// A scan begins its way at `stage`.
@@ -187,6 +216,17 @@ mod tests {
         assert_eq!(at(0.3, 500.), Some(Stage::Memory));
         assert_eq!(at(0.3, 1.), Some(Stage::Device));
         assert_eq!(bottleneck(&[counts(Stage::Fetch, 0., Some(0.))]).map(|counts| counts.stage), None);
+    }
+
+    #[test]
+    fn scans_that_others_ended_count_with_their_times() {
+        let progress = Progress::elsewhere();
+        let metric = |name: &str| (name == "device_time").then_some(3_000_000_000);
+        progress.absorb(7, 1, metric);
+        let now = progress.snapshot();
+        assert_eq!((now.done, now.failed, now.in_flight(), now.at(Stage::Commit).scans), (7, 1, 0, 8));
+        assert_eq!((now.at(Stage::Device).seconds, now.at(Stage::Device).passed), (3., 8));
+        assert_eq!(bottleneck(&now.stages).map(|slowest| slowest.stage), Some(Stage::Device));
     }
 
     #[test]

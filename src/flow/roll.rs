@@ -14,16 +14,17 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReser
 use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
 use futures::StreamExt as _;
 use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use super::station::StopSwitch;
+use super::stop::StopSwitch;
 use crate::error::Error;
 use crate::store::{self, Location};
 use crate::tables::{DataFile, Receipt, Table, TablesConfig, scan_rows};
 
 /// When held scans become a roll: at whichever bound is reached first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollPolicy {
     /// Number of scans.
     pub scans: usize,

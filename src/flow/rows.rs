@@ -87,6 +87,8 @@ pub(super) struct Failed<'a> {
     pub(super) message: String,
     /// [`Finished::sha256`], where the scan was read.
     pub(super) sha256: Option<&'a str>,
+    /// Whether it must not be tried again, whatever the error.
+    pub(super) permanent: bool,
 }
 
 /// A scan that failed, as one row of `screen_schema`.
@@ -94,7 +96,7 @@ pub(super) struct Failed<'a> {
 /// # Errors
 /// [`Error::Bug`] where the row does not fit the table.
 pub(super) fn failed(order: &Order, entry: &ScanEntry, scan: Failed<'_>) -> Result<RecordBatch> {
-    let Failed { stage, error, message, sha256 } = scan;
+    let Failed { stage, error, message, sha256, permanent } = scan;
     // How much more than the limit it needs is not known: its size may be that of a compressed file.
     let needs = match error {
         Error::NeedsMemory { bytes, .. } => Some(*bytes),
@@ -111,8 +113,8 @@ pub(super) fn failed(order: &Order, entry: &ScanEntry, scan: Failed<'_>) -> Resu
         stage,
         kind: error.kind(),
         message,
-        permanent: matches!(error, Error::Input { .. } | Error::NeedsMemory { .. }),
-        attempts: order.attempts.get(&entry.scan_id).copied().unwrap_or(0) + 1,
+        permanent: permanent || matches!(error, Error::Input { .. } | Error::NeedsMemory { .. }),
+        attempts: entry.attempts + 1,
         failed_at: microseconds(Utc::now()),
         run_number: order.run_number,
         needs_bytes: needs.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),

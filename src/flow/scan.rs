@@ -19,6 +19,7 @@ use super::journey::{Journey, ScreenMetrics};
 use super::order::Order;
 use super::outage::Verdict;
 use super::rows::{self, Failed, Finished};
+use super::setup::Setup;
 use super::stage::Stage;
 use super::station::Station;
 use crate::cohort::{self, ScanBytes, ScanEntry};
@@ -35,42 +36,37 @@ const MOST_OUTAGES: u32 = 8;
 ///
 /// # Errors
 /// [`Error::Bug`] where the row cannot be made. A failure of the scan itself is a row.
-pub(super) async fn screen(
-    order: Arc<Order>,
-    station: Arc<Station>,
-    metrics: ScreenMetrics,
-    entry: ScanEntry,
-) -> Result<Option<RecordBatch>> {
-    let apart = station.apart.as_ref();
-    let is_suspect = order.apart.contains(&entry.scan_id);
-    let _turn = match apart.filter(|_| is_suspect) {
+pub(super) async fn screen(work: Work, metrics: ScreenMetrics, entry: ScanEntry) -> Result<Option<RecordBatch>> {
+    let setup = Arc::clone(&work.setup);
+    let apart = setup.apart.as_ref();
+    let _turn = match apart.filter(|_| entry.apart) {
         Some(apart) => tokio::select! {
             turn = apart.turn() => Some(turn),
-            () = station.stop.pressed() => return Ok(None),
+            () = setup.stop.pressed() => return Ok(None),
         },
         None => None,
     };
-    let _other = apart.filter(|_| !is_suspect).map(Counted);
-    let Some(_permit) = station.admit().await else { return Ok(None) };
-    let _in_flight = match &station.journal {
+    let _other = apart.filter(|_| !entry.apart).map(Counted);
+    let Some(_permit) = setup.admit(&work.station).await else { return Ok(None) };
+    let _in_flight = match &setup.journal {
         Some(journal) => tokio::select! {
             entered = journal.enter(&entry) => Some(entered),
-            () = station.stop.pressed() => return Ok(None),
+            () = setup.stop.pressed() => return Ok(None),
         },
         None => None,
     };
-    let journey = Journey::begin(Arc::clone(&station.progress), metrics);
-    let scan = Scan { order, station: Arc::clone(&station), entry, journey, sha256: Mutex::default() };
+    let journey = Journey::begin(Arc::clone(&work.station.progress), metrics);
+    let scan = Scan { work, entry, journey, sha256: Mutex::default() };
     let scan = Arc::new(scan);
     // At the level of errors, so that it is there wherever a line about the scan is logged.
     let span = error_span!("scan", scan_id = %scan.entry.scan_id);
     let results = tokio::select! {
         biased;
         results = scan.results().instrument(span.clone()) => results,
-        () = scan.station.stop.abandoned() => return Ok(None),
+        () = setup.stop.abandoned() => return Ok(None),
     };
     if let Err(error) = scan.refuse_broken_device(&results).await {
-        scan.station.stop.fail(error);
+        setup.stop.fail(error);
         return Ok(None);
     }
     match results {
@@ -111,10 +107,17 @@ impl From<Error> for Ended {
     }
 }
 
+/// What a scan is screened for, and with.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    pub(super) order: Arc<Order>,
+    pub(super) station: Arc<Station>,
+    pub(super) setup: Arc<Setup>,
+}
+
 /// A scan in flight. Steps on other threads hold it as well.
 struct Scan {
-    order: Arc<Order>,
-    station: Arc<Station>,
+    work: Work,
     entry: ScanEntry,
     journey: Journey,
     /// SHA-256 of the bytes that were decoded last.
@@ -132,14 +135,14 @@ impl Scan {
     /// Reads and screens the scan. A content that is found unusable is read once more: a bit that was flipped on the way must
     /// not quarantine a good scan.
     async fn results(self: &Arc<Self>) -> Result<RecordBatch, Ended> {
-        if let Some(apart) = self.station.apart.as_ref().filter(|_| self.order.apart.contains(&self.entry.scan_id)) {
+        if let Some(apart) = self.work.setup.apart.as_ref().filter(|_| self.entry.apart) {
             // All memory for scans: the scan may need more than it seems to.
-            let _all = self.station.budget.take(u64::MAX).await?;
+            let _all = self.work.station.budget.take(u64::MAX).await?;
             self.journey.enter(Stage::Decode);
             for _ in 0..MOST_OUTAGES {
-                let outages = self.station.outages.ended().await;
-                let screening = apart.screen(&self.order, &self.entry);
-                match in_time(self.order.scan_timeout, Duration::ZERO, screening).await {
+                let outages = self.work.setup.outages.ended().await;
+                let screening = apart.screen(&self.work.order, &self.entry);
+                match in_time(self.work.order.scan_timeout, Duration::ZERO, screening).await {
                     // A signal to the whole group of processes, as systemd sends it to stop a run, also ends this process.
                     Err(Error::Crashed(_)) if self.is_stopped_soon().await => return Err(Ended::Run),
                     Err(error) if error.is_of_store() => self.judge(error, outages).await?,
@@ -176,26 +179,26 @@ impl Scan {
         let grant = self.wait_for_memory(grant, &bytes).await?;
         let remaining_steps = async {
             let (scan, grant) = self.decode_and_preprocess(bytes, grant).await?;
-            let _grant = self.station.budget.settle(grant, budget::SCORED).await?;
+            let _grant = self.work.station.budget.settle(grant, budget::SCORED).await?;
             let inference = self.score(&scan.prepared).await?;
             self.assess(scan, inference).await
         };
-        in_time(self.order.scan_timeout, self.journey.spent(Stage::Fetch), remaining_steps).await
+        in_time(self.work.order.scan_timeout, self.journey.spent(Stage::Fetch), remaining_steps).await
     }
 
     /// Reads the scan, and again after an outage of the store.
     async fn fetch(&self) -> Result<(Grant, ScanBytes), Ended> {
-        let limit = self.order.max_scan_bytes;
+        let limit = self.work.order.max_scan_bytes;
         if self.journey.stage() != Stage::Memory {
             self.journey.enter(Stage::Memory);
         }
-        self.station.budget.refuse(budget::least_for_fetching(&self.entry))?;
-        let grant = self.station.budget.take(budget::before_fetching(&self.entry, limit)).await?;
+        self.work.station.budget.refuse(budget::least_for_fetching(&self.entry))?;
+        let grant = self.work.station.budget.take(budget::before_fetching(&self.entry, limit)).await?;
         self.journey.enter(Stage::Fetch);
         for _ in 0..MOST_OUTAGES {
-            let outages = self.station.outages.ended().await;
-            let reading = cohort::read(&self.station.cohort, &self.entry, limit);
-            match in_time(self.order.scan_timeout, Duration::ZERO, reading).await {
+            let outages = self.work.setup.outages.ended().await;
+            let reading = cohort::read(&self.work.setup.cohort, &self.entry, limit);
+            match in_time(self.work.order.scan_timeout, Duration::ZERO, reading).await {
                 Ok(bytes) => {
                     self.journey.count_fetched(bytes.n_bytes());
                     return Ok((grant, bytes));
@@ -210,15 +213,15 @@ impl Scan {
     /// before the reading.
     async fn judge(&self, error: Error, outages: u64) -> Result<(), Ended> {
         let judged = tokio::select! {
-            judged = self.station.outages.judge(&self.entry, error, outages) => judged,
+            judged = self.work.setup.outages.judge(&self.entry, error, outages) => judged,
             // An outage is not waited for by a run that is to end.
-            () = self.station.stop.pressed() => return Err(Ended::Run),
+            () = self.work.setup.stop.pressed() => return Err(Ended::Run),
         };
         match judged {
             Verdict::OfScan(error) => Err(error.into()),
             Verdict::Over => Ok(()),
             Verdict::Down(error) => {
-                self.station.stop.fail(error);
+                self.work.setup.stop.fail(error);
                 Err(Ended::Run)
             }
         }
@@ -235,15 +238,15 @@ impl Scan {
 
     /// Whether the run is asked to stop now or within a second.
     async fn is_stopped_soon(&self) -> bool {
-        tokio::time::timeout(Duration::from_secs(1), self.station.stop.pressed()).await.is_ok()
+        tokio::time::timeout(Duration::from_secs(1), self.work.setup.stop.pressed()).await.is_ok()
     }
 
     /// Waits for the share that the fetched header asks for, which is refused where there is not as much.
     async fn wait_for_memory(&self, grant: Grant, bytes: &ScanBytes) -> Result<Grant> {
         self.journey.enter(Stage::Memory);
-        let share = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), self.order.max_scan_bytes);
-        self.station.budget.refuse(share)?;
-        self.station.budget.settle(grant, share).await
+        let share = budget::before_scoring(bytes.n_bytes(), bytes.decoded_bytes(), self.work.order.max_scan_bytes);
+        self.work.station.budget.refuse(share)?;
+        self.work.station.budget.settle(grant, share).await
     }
 
     fn sha256(&self) -> Option<String> {
@@ -253,7 +256,7 @@ impl Scan {
     /// Tells an error of the device from one that a scan caused.
     async fn refuse_broken_device(&self, results: &Result<RecordBatch, Ended>) -> Result<()> {
         let Err(Ended::Scan(Error::Device { smaller: false, .. }, _)) = results else { return Ok(()) };
-        let on = self.station.on;
+        let on = self.work.station.on;
         let check = tokio::task::spawn_blocking(move || device::check(on)).await;
         check.map_err(|e| Error::Bug(format!("the check of the device ended: {e}")))?
     }
@@ -266,10 +269,10 @@ impl Scan {
         on_rayon(move || {
             scan.journey.begin_work();
             *scan.sha256.lock().unwrap_or_else(PoisonError::into_inner) = Some(hexadecimal(&bytes.sha256()));
-            let decoded = bytes.decode(scan.order.max_scan_bytes)?;
+            let decoded = bytes.decode(scan.work.order.max_scan_bytes)?;
             drop(bytes);
             scan.journey.enter(Stage::Preprocess);
-            let prepared = preprocess::prepare(&decoded.volume, &scan.order.preprocess)?;
+            let prepared = preprocess::prepare(&decoded.volume, &scan.work.order.preprocess)?;
             scan.journey.enter(Stage::Queue);
             Ok((PreparedScan { prepared: Arc::new(prepared), datatype: decoded.datatype }, grant))
         })
@@ -279,7 +282,7 @@ impl Scan {
     /// Has the networks score the scan.
     async fn score(&self, prepared: &Arc<Prepared>) -> Result<Inference> {
         let (taken, taken_up) = oneshot::channel();
-        let scored = self.station.worker.score(&self.entry.scan_id, Arc::clone(prepared), taken);
+        let scored = self.work.setup.worker.score(&self.entry.scan_id, Arc::clone(prepared), taken);
         let follow = async {
             // An error means that no thread took the scan up; then `scored` says why.
             if taken_up.await.is_ok() {
@@ -298,7 +301,7 @@ impl Scan {
         on_rayon(move || {
             scan.journey.begin_work();
             let PreparedScan { prepared, datatype } = prepared_scan;
-            let settings = &scan.station.settings;
+            let settings = &scan.work.setup.settings;
             let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings)?;
             let finished = Finished {
                 prepared: &prepared,
@@ -306,11 +309,11 @@ impl Scan {
                 inference: &inference,
                 assessment: &assessment,
                 threshold: settings.mask_threshold,
-                device: &scan.station.device,
+                device: &scan.work.station.device,
                 times: scan.journey.times(),
                 sha256: &scan.sha256().unwrap_or_default(),
             };
-            let rows = rows::finished(&scan.order, &scan.entry, &finished)?;
+            let rows = rows::finished(&scan.work.order, &scan.entry, &finished)?;
             scan.journey.enter(Stage::Commit);
             Ok(rows)
         })
@@ -322,16 +325,17 @@ impl Scan {
         self.journey.count_failed();
         self.give_up_after_too_many_failures();
         let (stage, kind) = (stage.recorded(), error.kind());
-        let message = without_folder(&error.to_string(), &self.order.cohort);
+        let message = without_folder(&error.to_string(), &self.work.order.cohort);
         warn!(stage, kind, "failed: {message}");
         let sha256 = self.sha256();
-        rows::failed(&self.order, &self.entry, Failed { stage, error, message, sha256: sha256.as_deref() })
+        let failed = Failed { stage, error, message, sha256: sha256.as_deref(), permanent: false };
+        rows::failed(&self.work.order, &self.entry, failed)
     }
 
     fn give_up_after_too_many_failures(&self) {
-        let now = self.station.progress.snapshot();
-        if self.order.max_failures.is_some_and(|limit| limit.is_passed(now.done, now.failed)) {
-            self.station.stop.give_up();
+        let now = self.work.station.progress.snapshot();
+        if self.work.order.max_failures.is_some_and(|limit| limit.is_passed(now.done, now.failed)) {
+            self.work.setup.stop.give_up();
         }
     }
 }

@@ -10,14 +10,18 @@
 //! refused before the first job.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Local, Utc};
 use croner::Cron;
 use futures::FutureExt as _;
 
+use super::bundles;
 use super::config::ScheduleConfig;
-use super::journal::delete_journals;
+use super::engine::Engine;
+use super::journal::{delete_journals, delete_older};
+use super::mark;
 use super::pipeline::Pipeline;
 use super::prepare::{Root, Run};
 use super::report::RunReport;
@@ -89,6 +93,7 @@ pub struct Schedule {
     config: ScheduleConfig,
     runs: Cron,
     upkeep: Option<Cron>,
+    engine: Option<Arc<dyn Engine>>,
 }
 
 impl Schedule {
@@ -119,7 +124,13 @@ impl Schedule {
             cron.map_or(Ok(()), |cron| cron.find_next_occurrence(&Local::now(), false).map(drop))
                 .map_err(|e| Error::Config(format!("schedule.{key}: no date matches the expression: {e}")))?;
         }
-        Ok(Self { pipeline, config, runs, upkeep })
+        Ok(Self { pipeline, config, runs, upkeep, engine: None })
+    }
+
+    /// The same schedule, with an engine that screens in place of this process.
+    #[must_use]
+    pub fn on(self, engine: Option<Arc<dyn Engine>>) -> Self {
+        Self { engine, ..self }
     }
 
     /// The first job that is due, in the machine's time zone; `None` where no further date matches. The times in `since` are
@@ -208,7 +219,7 @@ impl Schedule {
         let longest_outage = self.longest_outage();
         let run = tokio::select! {
             biased;
-            run = Run::prepare_with_patience(self.pipeline.clone(), longest_outage) => run?,
+            run = Run::prepare_with_patience(self.pipeline.clone(), self.engine.clone(), longest_outage) => run?,
             () = stop.clone() => return Ok(JobOutcome::Stopped),
         };
         watch(Step::Prepared(&run));
@@ -251,6 +262,9 @@ impl Schedule {
         let mut maintained = Vec::new();
         let mut ownerless = tables.remove_orphans().await?;
         delete_journals(tables.location(), Utc::now() - keep).await?;
+        for folder in [mark::FOLDER, bundles::FOLDER] {
+            delete_older(tables.location(), folder, Utc::now() - keep).await?;
+        }
         for table in tables.present().collect::<Vec<_>>() {
             if stop.clone().now_or_never().is_some() {
                 break;

@@ -1,36 +1,42 @@
-//! A station: what one process has to carry out an [`Order`](super::Order).
+//! A station: what one process has to carry out orders.
 //!
-//! A station never leaves its process: opened stores, device threads, memory and counters are its own. Where several
-//! processes work on one run, each gets the same order and brings its own station.
+//! A station never leaves its process: the device, memory, opened stores, device threads and counters are its own. Where several
+//! processes work on one run, each gets the same [`Order`] and brings its own station. It reaches the operators as an extension of
+//! the session's configuration. What it needs for one order is a [`Setup`].
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::MemoryPool;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, watch};
+use tracing::error;
 
-use super::apart::Apart;
 use super::budget::Budget;
-use super::journal::Journal;
-use super::outage::Outages;
+use super::order::Order;
 use super::progress::Progress;
-use crate::error::Error;
+use super::refusal::{Reason, Refusal};
+use super::setup::Setup;
+use crate::error::{Domain, Error, Result};
 use crate::machine::cores;
+use crate::model::Bundle;
+use crate::model::device::{self, DeviceChoice};
 use crate::score::{Settings, Worker};
-use crate::store::Location;
 
-/// What all partitions of a run share in one process.
+/// Recipes whose networks a station keeps, and orders whose setups it keeps.
+const MOST_RECIPES: usize = 2;
+const MOST_SETUPS: usize = 8;
+
+/// What all orders share in one process.
 #[derive(Debug)]
 pub struct Station {
-    /// The opened cohort.
-    pub cohort: Location,
-    /// The order's score settings, completed by the bundle.
-    pub settings: Settings,
-    /// The device threads with the bundle's networks.
-    pub worker: Worker,
-    /// The device that the worker computes on.
+    /// The device that computes.
     pub on: tch::Device,
     /// Name of the device, for the tables: `cpu`, `cuda:0`.
     pub device: String,
+    /// The device, as it was asked for.
+    pub choice: DeviceChoice,
     /// Scans that are worked on at the same time, over all partitions.
     pub in_flight: usize,
     /// One permit per scan in flight.
@@ -39,103 +45,146 @@ pub struct Station {
     pub budget: Arc<Budget>,
     /// Counters for the progress line and a monitor.
     pub progress: Arc<Progress>,
-    /// Whether the cohort's store answers.
-    pub outages: Outages,
-    /// Where scans in flight are noted.
-    pub journal: Option<Journal>,
-    /// How a scan is screened in a process of its own; none where that is not possible.
-    pub apart: Option<Apart>,
-    /// Ends the run early.
-    pub stop: Arc<StopSwitch>,
+    /// Where bundles of others are kept; none where this process gives the orders itself.
+    pub(super) bundles: Option<PathBuf>,
+    /// Executes scans, whichever runtime asks for them.
+    pub(super) runtime: Handle,
+    /// By run id, the latest last.
+    setups: Mutex<Vec<(String, Arc<Setup>)>>,
+    /// By recipe id, the latest last.
+    networks: Mutex<Vec<(String, Worker)>>,
+    unfit: watch::Sender<Option<String>>,
 }
 
 impl Station {
-    /// Waits for a permit to begin a scan; none once the run is to stop.
-    pub(super) async fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
-        (!self.stop.is_pressed()).then_some(permit)
-    }
-}
-
-/// Ends a run early: no further scan is begun, what is finished is committed at once, and scans in flight finish unless they are
-/// abandoned.
-#[derive(Debug, Default)]
-pub struct StopSwitch {
-    phase: watch::Sender<Phase>,
-    gave_up: AtomicBool,
-    failure: Mutex<Option<Error>>,
-}
-
-/// How far a run is with ending early.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    #[default]
-    Working,
-    /// No further scan is begun.
-    Stopping,
-    /// Scans in flight are left to the next run.
-    Abandoning,
-}
-
-impl StopSwitch {
-    /// Ends the run.
-    pub fn press(&self) {
-        self.advance(Phase::Stopping);
+    /// The station of a process that carries out the orders of others. `memory_mib` and `scans_in_flight` are those of
+    /// [`RunConfig`](super::RunConfig), and so is the meaning of 0. `folder` keeps bundles; it must exist.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is not there, [`Error::Config`] where there is too little memory.
+    pub fn open(choice: DeviceChoice, memory_mib: u64, scans_in_flight: usize, folder: PathBuf) -> Result<Arc<Self>> {
+        let on = device::resolve(choice)?;
+        // The networks of each recipe take their own memory.
+        let budget = Budget::new(memory_mib, MOST_RECIPES * device_threads(on))?;
+        let station = Self::new((on, choice), Arc::new(budget), in_flight(scans_in_flight), None);
+        Ok(Arc::new(Self { bundles: Some(folder), ..station }))
     }
 
-    /// Ends the run, and leaves the scans in flight to the next one.
-    pub fn abandon(&self) {
-        self.advance(Phase::Abandoning);
+    /// A station that is given its setups. Without `progress` it counts from zero.
+    pub(super) fn new(
+        (on, choice): (tch::Device, DeviceChoice),
+        budget: Arc<Budget>,
+        in_flight: usize,
+        progress: Option<Arc<Progress>>,
+    ) -> Self {
+        let count = || Arc::new(Progress::new(in_flight, cores(), device_threads(on)));
+        Self {
+            on,
+            device: device_name(on),
+            choice,
+            in_flight,
+            permits: Arc::new(Semaphore::new(in_flight)),
+            budget,
+            progress: progress.unwrap_or_else(count),
+            bundles: None,
+            runtime: Handle::current(),
+            setups: Mutex::default(),
+            networks: Mutex::default(),
+            unfit: watch::Sender::default(),
+        }
     }
 
-    fn advance(&self, to: Phase) {
-        self.phase.send_if_modified(|phase| {
-            let further = *phase < to;
-            *phase = to.max(*phase);
-            further
+    /// The station that executes this task.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] where the session has none.
+    pub(super) fn of(context: &TaskContext) -> Result<Arc<Self>> {
+        let station = context.session_config().get_extension::<Self>();
+        station.ok_or_else(|| Error::Bug("scans cannot be screened by a session without a station".into()))
+    }
+
+    /// The memory pool that scans and their rows share.
+    pub fn pool(&self) -> Arc<dyn MemoryPool> {
+        self.budget.pool()
+    }
+
+    /// Completes when this process cannot work any more; says why.
+    pub async fn unfit(&self) -> String {
+        let mut unfit = self.unfit.subscribe();
+        // Fails only without a sender, and `self` is one.
+        match unfit.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Says that this process cannot work any more; the first reason counts.
+    pub(super) fn declare_unfit(&self, reason: &str) {
+        self.unfit.send_if_modified(|now| {
+            let is_first = now.is_none();
+            if is_first {
+                error!("this process can screen no more: {reason}");
+                *now = Some(reason.to_owned());
+            }
+            is_first
         });
     }
 
-    /// Ends the run with an error, which is not that of a scan; the first one counts.
-    pub fn fail(&self, error: Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        self.press();
+    /// A failure that ended the work on an order, as the engine of a cluster gets it: a broken device is this process's own.
+    pub(super) fn failed(&self, error: Error) -> datafusion::error::DataFusionError {
+        if error.domain() != Domain::Device {
+            return error.into();
+        }
+        self.declare_unfit(&error.text());
+        Refusal::new(Reason::Unfit, error.text()).into()
     }
 
-    /// The error that ended the run.
-    pub fn take_failure(&self) -> Option<Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// What this process has for an order; made where the order is new, or where a failure has ended it here before.
+    ///
+    /// # Errors
+    /// A refusal where this process cannot carry it out; those of [`Setup::for_order`].
+    pub(super) async fn setup(&self, order: &Order) -> datafusion::error::Result<Arc<Setup>> {
+        let mut setups = self.setups.lock().await;
+        if let Some((_, setup)) = setups.iter().find(|(run, setup)| *run == order.run_id && !setup.has_failed()) {
+            return Ok(Arc::clone(setup));
+        }
+        let setup = Arc::new(Setup::for_order(self, order).await?);
+        setups.retain(|(run, _)| *run != order.run_id);
+        keep_latest(&mut setups, (order.run_id.clone(), Arc::clone(&setup)), MOST_SETUPS);
+        Ok(setup)
     }
 
-    /// Ends the run because too many scans failed.
-    pub fn give_up(&self) {
-        self.gave_up.store(true, Relaxed);
-        self.press();
+    /// Gives this process its setup for an order.
+    pub(super) async fn place(&self, order: &Order, setup: Arc<Setup>) {
+        keep_latest(&mut *self.setups.lock().await, (order.run_id.clone(), setup), MOST_SETUPS);
     }
 
-    /// Whether the run is to end.
-    pub fn is_pressed(&self) -> bool {
-        *self.phase.borrow() >= Phase::Stopping
+    /// The device threads with the networks of a recipe.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub(super) async fn networks(&self, order: &Order, bundle: Arc<Bundle>, settings: Settings) -> Result<Worker> {
+        let mut networks = self.networks.lock().await;
+        if let Some((_, worker)) = networks.iter().find(|(recipe, _)| *recipe == order.recipe_id) {
+            return Ok(worker.clone());
+        }
+        let worker = Worker::start(bundle, self.on, settings, device_threads(self.on)).await?;
+        keep_latest(&mut networks, (order.recipe_id.clone(), worker.clone()), MOST_RECIPES);
+        Ok(worker)
     }
+}
 
-    /// Whether too many scans failed.
-    pub fn gave_up(&self) -> bool {
-        self.gave_up.load(Relaxed)
-    }
+fn keep_latest<T>(all: &mut Vec<T>, latest: T, most: usize) {
+    all.push(latest);
+    all.drain(..all.len().saturating_sub(most));
+}
 
-    /// Completes when the run is to end.
-    pub async fn pressed(&self) {
-        self.reached(Phase::Stopping).await;
-    }
-
-    /// Completes when the scans in flight are left to the next run.
-    pub async fn abandoned(&self) {
-        self.reached(Phase::Abandoning).await;
-    }
-
-    async fn reached(&self, least: Phase) {
-        // Fails only without a sender, and `self` is one.
-        let _ = self.phase.subscribe().wait_for(|&phase| phase >= least).await;
+/// Scans worked on at the same time, where `given` is what a setting asks for.
+pub(super) fn in_flight(given: usize) -> usize {
+    match given {
+        // Per core one scan in the networks and one in preprocessing, and two that are fetched meanwhile.
+        0 => 2 * cores() + 2,
+        given => given,
     }
 }
 
@@ -149,43 +198,5 @@ pub(super) fn device_name(device: tch::Device) -> String {
     match device {
         tch::Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_pressed_switch_ends_waiting_and_says_whether_the_run_gave_up() {
-        let switch = StopSwitch::default();
-        {
-            let pressed = switch.pressed();
-            tokio::pin!(pressed);
-            assert!(futures::poll!(pressed.as_mut()).is_pending());
-            switch.press();
-            pressed.await;
-        }
-        assert_eq!((switch.is_pressed(), switch.gave_up()), (true, false));
-        switch.give_up();
-        assert_eq!((switch.is_pressed(), switch.gave_up()), (true, true));
-        switch.pressed().await;
-    }
-
-    #[tokio::test]
-    async fn scans_in_flight_are_abandoned_once_and_for_all_and_the_first_failure_counts() {
-        let switch = StopSwitch::default();
-        switch.fail(Error::Bug("first".into()));
-        switch.fail(Error::Bug("second".into()));
-        assert!(switch.is_pressed());
-        assert!(switch.take_failure().unwrap().to_string().contains("first"));
-        {
-            let abandoned = switch.abandoned();
-            tokio::pin!(abandoned);
-            assert!(futures::poll!(abandoned.as_mut()).is_pending());
-        }
-        switch.abandon();
-        switch.press();
-        switch.abandoned().await;
     }
 }

@@ -33,7 +33,11 @@ use datafusion::physical_plan::{
     ReplaceChildrenOptions,
 };
 
+use tokio::runtime::Handle;
+
+use super::order::Order;
 use super::roll::{RollPolicy, RollWriter, RunLimits};
+use super::station::Station;
 use crate::error::Error;
 use crate::store::Location;
 use crate::tables::{Receipt, screen_schema};
@@ -41,19 +45,27 @@ use crate::tables::{Receipt, screen_schema};
 /// Writes the scans of its input to data files and emits receipts; see the module's documentation.
 pub struct WriteExec {
     input: Arc<dyn ExecutionPlan>,
-    target: Location,
+    target: Target,
     policy: RollPolicy,
-    limits: RunLimits,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
+/// Where a writer's files go.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Below this root of the tables.
+    Opened(Location),
+    /// To the tables of an order, which the station of the process opens.
+    OfOrder(Arc<Order>),
+}
+
 impl WriteExec {
-    /// A writer below `target`, the root of the tables. The input's schema must be [`screen_schema`].
+    /// A writer to `target`. The input's schema must be [`screen_schema`].
     ///
     /// # Errors
     /// [`Error::Bug`] where the input has another schema.
-    pub fn try_new(input: Arc<dyn ExecutionPlan>, target: Location, policy: RollPolicy) -> Result<Self> {
+    pub fn try_new(input: Arc<dyn ExecutionPlan>, target: Target, policy: RollPolicy) -> Result<Self> {
         if input.schema() != screen_schema() {
             let found = input.schema();
             return Err(Error::Bug(format!("WriteExec takes rows of whole scans, not {found}")).into());
@@ -64,18 +76,11 @@ impl WriteExec {
             EmissionType::Incremental,
             input.boundedness(),
         );
-        let (limits, metrics) = (RunLimits::default(), ExecutionPlanMetricsSet::new());
-        Ok(Self { input, target, policy, limits, properties: Arc::new(properties), metrics })
+        Ok(Self { input, target, policy, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() })
     }
 
-    /// The same writer within the limits of a run.
-    #[must_use]
-    pub fn within(self, limits: RunLimits) -> Self {
-        Self { limits, ..self }
-    }
-
-    /// The root of the tables.
-    pub fn target(&self) -> &Location {
+    /// Where its files go.
+    pub fn target(&self) -> &Target {
         &self.target
     }
 
@@ -87,7 +92,7 @@ impl WriteExec {
 
 impl fmt::Debug for WriteExec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { input, target, policy, limits: _, properties: _, metrics: _ } = self;
+        let Self { input, target, policy, properties: _, metrics: _ } = self;
         f.debug_struct("WriteExec").field("input", input).field("target", target).field("policy", policy).finish()
     }
 }
@@ -135,7 +140,7 @@ impl ExecutionPlan for WriteExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let [input] = <[_; 1]>::try_from(children)
             .map_err(|c| DataFusionError::Internal(format!("WriteExec has one input, not {}", c.len())))?;
-        Ok(Arc::new(Self::try_new(input, self.target.clone(), self.policy)?.within(self.limits.clone())))
+        Ok(Arc::new(Self::try_new(input, self.target.clone(), self.policy)?))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -145,11 +150,28 @@ impl ExecutionPlan for WriteExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let pool = Arc::clone(context.memory_pool());
-        let when = (self.policy, self.limits.clone());
-        let writer = RollWriter::new(self.target.clone(), when, pool, &self.metrics, partition);
+        let station = match &self.target {
+            Target::OfOrder(_) => Some(Station::of(&context)?),
+            Target::Opened(_) => None,
+        };
+        let runtime = station.as_ref().map_or_else(Handle::current, |station| station.runtime.clone());
         // Capacity 1: a driver that commits slowly slows the writing down; receipts do not pile up in memory.
         let mut builder = RecordBatchReceiverStream::builder(Receipt::schema(), 1);
-        builder.spawn(Arc::new(writer).run(input, builder.tx()));
+        let (receipts, target, policy, metrics) =
+            (builder.tx(), self.target.clone(), self.policy, self.metrics.clone());
+        let writing = async move {
+            let (target, limits) = match (target, station) {
+                (Target::OfOrder(order), Some(station)) => {
+                    let setup = station.setup(&order).await?;
+                    (setup.tables.clone(), setup.limits(order.longest_outage))
+                }
+                (Target::OfOrder(_), None) => return Err(Error::Bug("a writer without a station".into()).into()),
+                (Target::Opened(target), _) => (target, RunLimits::default()),
+            };
+            let writer = RollWriter::new(target, (policy, limits), pool, &metrics, partition);
+            Arc::new(writer).run(input, receipts).await
+        };
+        builder.spawn_on(writing, &runtime);
         Ok(builder.build())
     }
 

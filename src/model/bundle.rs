@@ -108,8 +108,11 @@ impl Bundle {
         Self::from_parts(&toml, |part| read(&format!("{}.safetensors", part.name())).map(Cow::Owned))
     }
 
-    /// Reads the description and checks the files, which `read` gives, against it.
-    fn from_parts(toml: &str, read: impl Fn(Part) -> Result<Bytes>) -> Result<Self> {
+    /// Reads the description of a bundle, `bundle.toml`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where it has another layout, or a number that no bundle has.
+    pub fn describe(toml: &str) -> Result<BundleInfo> {
         let info: BundleInfo =
             toml::from_str(toml).map_err(|e| Error::Model(format!("bundle.toml cannot be read: {}", e.message())))?;
         if info.format != FORMAT {
@@ -120,6 +123,12 @@ impl Bundle {
             )));
         }
         info.check()?;
+        Ok(info)
+    }
+
+    /// Reads the description and checks the files, which `read` gives, against it.
+    fn from_parts(toml: &str, read: impl Fn(Part) -> Result<Bytes>) -> Result<Self> {
+        let info = Self::describe(toml)?;
         let checked = |part: Part| {
             let bytes = read(part)?;
             let (name, found) = (part.name(), sha256(&bytes));
@@ -208,6 +217,12 @@ impl Bundle {
         }
         Ok((networks, stores))
     }
+}
+
+/// The files of a bundle with this description, besides `bundle.toml`.
+pub fn files(info: &BundleInfo) -> impl Iterator<Item = String> {
+    let healthy = info.weights.contains_key(Part::HealthyMap.name()).then_some(Part::HealthyMap);
+    info.networks().map(Part::Weights).chain(healthy).map(|part| format!("{}.safetensors", part.name()))
 }
 
 /// Refuses a file that cannot hold the network that `bundle.toml` describes, before memory is taken for that network.

@@ -41,7 +41,7 @@ pub mod twin;
 mod vocabulary;
 mod weights;
 
-pub use bundle::{Bundle, write as write_bundle};
+pub use bundle::{Bundle, files as bundle_files, write as write_bundle};
 pub use codebook::{Codebook, Vectors};
 pub use config::ModelConfig;
 pub use description::{BundleInfo, Calibration, DataSource, Training};

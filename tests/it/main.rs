@@ -41,6 +41,7 @@ mod pseudonyms;
 mod report;
 mod resample;
 mod s3;
+mod scaling;
 mod schedule;
 mod screen;
 mod settings;

@@ -8,7 +8,7 @@ use arrow::compute::concat_batches;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::{ExecutionPlan, collect, displayable};
 use datafusion::prelude::SessionContext;
-use neurosieve::flow::{RollPolicy, WriteExec};
+use neurosieve::flow::{RollPolicy, Target, WriteExec};
 use neurosieve::store::open_or_create;
 use neurosieve::tables::{Receipt, Table, screen_row, screen_schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -59,7 +59,7 @@ async fn the_planner_does_not_repartition_below_the_writer() {
     let target = open_or_create(folder.path().to_str().unwrap()).unwrap();
     let leaf = MemorySourceConfig::try_new_exec(&[vec![finished("r1", "a", DAY_ONE, 0.5)]], screen_schema(), None);
     let mut plan: Arc<dyn ExecutionPlan> =
-        Arc::new(WriteExec::try_new(leaf.unwrap(), target, RollPolicy::default()).unwrap());
+        Arc::new(WriteExec::try_new(leaf.unwrap(), Target::Opened(target), RollPolicy::default()).unwrap());
     let state = SessionContext::new().state();
     for rule in state.physical_optimizers() {
         plan = rule.optimize(plan, state.config_options()).unwrap();
@@ -79,7 +79,7 @@ async fn a_file_that_has_waited_long_enough_does_not_wait_for_more_scans() {
         None,
     );
     let policy = RollPolicy { every: Duration::ZERO, ..RollPolicy::default() };
-    let plan = Arc::new(WriteExec::try_new(leaf.unwrap(), target, policy).unwrap());
+    let plan = Arc::new(WriteExec::try_new(leaf.unwrap(), Target::Opened(target), policy).unwrap());
     let batches = collect(plan, SessionContext::new().task_ctx()).await.unwrap();
     let scans: i64 = batches.iter().map(|b| Receipt::from_batch(b).unwrap()[0].n_scans).sum();
     assert_eq!(scans, 3);
@@ -92,7 +92,7 @@ async fn a_scan_that_neither_finished_nor_failed_is_refused() {
     let target = open_or_create(folder.path().to_str().unwrap()).unwrap();
     let nothing = screen_row(Table::SCREENED.map(|t| RecordBatch::new_empty(t.held_schema()))).unwrap();
     let leaf = MemorySourceConfig::try_new_exec(&[vec![nothing]], screen_schema(), None).unwrap();
-    let plan = Arc::new(WriteExec::try_new(leaf, target, RollPolicy::default()).unwrap());
+    let plan = Arc::new(WriteExec::try_new(leaf, Target::Opened(target), RollPolicy::default()).unwrap());
     let error = collect(plan, SessionContext::new().task_ctx()).await.unwrap_err().to_string();
     assert!(error.contains("one row in scans or in failures"), "{error}");
 }

@@ -8,7 +8,7 @@ use arrow::datatypes::Int64Type;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
-use neurosieve::flow::{RollPolicy, WriteExec};
+use neurosieve::flow::{RollPolicy, Target, WriteExec};
 use neurosieve::query;
 use neurosieve::store::Location;
 use neurosieve::tables::{Receipt, RunRow, Table, Tables, screen_row, screen_schema};
@@ -110,7 +110,8 @@ pub async fn write_plan(
 ) -> (Arc<dyn ExecutionPlan>, Vec<Receipt>) {
     let leaf = MemorySourceConfig::try_new_exec(&partitions, screen_schema(), None).unwrap();
     let policy = RollPolicy { scans: roll_at, ..RollPolicy::default() };
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(WriteExec::try_new(leaf, target.clone(), policy).unwrap());
+    let plan: Arc<dyn ExecutionPlan> =
+        Arc::new(WriteExec::try_new(leaf, Target::Opened(target.clone()), policy).unwrap());
     let batches = collect(Arc::clone(&plan), SessionContext::new().task_ctx()).await.unwrap();
     let receipts = batches.iter().flat_map(|b| Receipt::from_batch(b).unwrap()).collect();
     (plan, receipts)

@@ -1,0 +1,257 @@
+//! The driver's loop: keeps chunks in flight, and decides what becomes of each.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::board::StationReport;
+use super::chunks::{Totals, chunk_size};
+use super::client::Client;
+use super::job::{Chunk, Ended, Job, Rows};
+use crate::cohort::ScanEntry;
+use crate::error::{Error, Result};
+use crate::flow::{Assignment, FailureLimit, Order, Progress, Reason, Refusal, StopSwitch, write_crash};
+use crate::store::Location;
+use crate::terminal::errln;
+
+/// How often the executors are counted.
+const COUNT: Duration = Duration::from_secs(2);
+
+/// How long nobody is told that there is no executor.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How often the same chunk is given out.
+const MOST_TRIES: u32 = 3;
+
+/// Into how many chunks one is cut that executors were lost with.
+const PARTS: usize = 8;
+
+/// The driver of one run.
+pub(super) struct Driver {
+    client: Client,
+    chunk_scans: Option<usize>,
+    order: Arc<Order>,
+    policy: crate::flow::RollPolicy,
+    tables: Location,
+    stop: Arc<StopSwitch>,
+    progress: Arc<Progress>,
+    max_failures: Option<FailureLimit>,
+    /// Scans that belong to no chunk yet.
+    scans: VecDeque<ScanEntry>,
+    /// Chunks that are given out again.
+    again: VecDeque<Chunk>,
+    receipts: mpsc::Sender<RecordBatch>,
+    devices: Arc<Mutex<BTreeSet<String>>>,
+    totals: Arc<Mutex<Totals>>,
+    slots: usize,
+    /// Since when there is no executor, and whether that was said.
+    alone: Option<(Instant, bool)>,
+    /// Refusals of unfit executors since the last chunk that was accepted.
+    unfit: usize,
+}
+
+impl Driver {
+    pub(super) fn new(
+        (client, chunk_scans): (Client, Option<usize>),
+        assignment: Assignment,
+        receipts: mpsc::Sender<RecordBatch>,
+        devices: Arc<Mutex<BTreeSet<String>>>,
+        totals: Arc<Mutex<Totals>>,
+    ) -> Self {
+        let Assignment { order, mut scans, tables, policy, stop, progress, .. } = assignment;
+        // Those that may end a process stay last. A large scan that begins last would have all others wait.
+        scans.sort_by_key(|scan| (scan.apart, std::cmp::Reverse(scan.size_bytes)));
+        let max_failures = order.max_failures;
+        Self {
+            client,
+            chunk_scans,
+            order: Arc::new(Order { max_failures: None, ..order }),
+            policy,
+            tables,
+            stop,
+            progress,
+            max_failures,
+            scans: scans.into(),
+            again: VecDeque::new(),
+            receipts,
+            devices,
+            totals,
+            slots: 0,
+            alone: None,
+            unfit: 0,
+        }
+    }
+
+    /// Screens all scans, or as many as the run's switch allows. A failure of the run presses the switch.
+    pub(super) async fn run(mut self) {
+        if let Err(error) = self.drive().await {
+            self.stop.fail(error);
+        }
+    }
+
+    async fn drive(&mut self) -> Result<()> {
+        let mut in_flight: FuturesUnordered<BoxFuture<'static, (Chunk, Ended)>> = FuturesUnordered::new();
+        let mut counting = tokio::time::interval(COUNT);
+        loop {
+            while in_flight.len() < 2 * self.slots && !self.stop.is_pressed() {
+                let Some(chunk) = self.next_chunk() else { break };
+                in_flight.push(Box::pin(self.job(chunk)));
+            }
+            let is_done = self.scans.is_empty() && self.again.is_empty();
+            if in_flight.is_empty() && (is_done || self.stop.is_pressed()) {
+                return Ok(());
+            }
+            tokio::select! {
+                Some((chunk, ended)) = in_flight.next() => self.settle(chunk, ended).await?,
+                _ = counting.tick() => self.count().await?,
+                () = self.stop.pressed(), if in_flight.is_empty() => {}
+            }
+        }
+    }
+
+    fn job(&self, chunk: Chunk) -> impl Future<Output = (Chunk, Ended)> + Send + 'static {
+        Job {
+            client: self.client.clone(),
+            order: Arc::clone(&self.order),
+            policy: self.policy,
+            stop: Arc::clone(&self.stop),
+        }
+        .run(chunk)
+    }
+
+    fn next_chunk(&mut self) -> Option<Chunk> {
+        if let Some(chunk) = self.again.pop_front() {
+            return Some(chunk);
+        }
+        let first = self.scans.front()?.apart;
+        let size = self.chunk_scans.unwrap_or_else(|| chunk_size(self.scans.len(), self.slots)).max(1);
+        // What may end a process gets a chunk of its own kind.
+        let same = self.scans.iter().take(size).take_while(|scan| scan.apart == first).count();
+        Some(Chunk::new(self.scans.drain(..same).collect()))
+    }
+
+    /// Counts the executors. One that the scheduler does not tell of now may be told of later.
+    async fn count(&mut self) -> Result<()> {
+        let Ok(stations) = self.client.stations().await else { return Ok(()) };
+        let fit: Vec<&StationReport> = stations.iter().filter(|station| station.unfit.is_none()).collect();
+        self.slots = fit.iter().map(|station| station.slots as usize).sum();
+        {
+            let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = devices.len();
+            // The number of a GPU says nothing about its digits.
+            let kind = |station: &&StationReport| station.device.split(':').next().unwrap_or_default().to_owned();
+            devices.extend(fit.iter().map(kind));
+            if before < devices.len() && devices.len() > 1 {
+                warn!("executors compute on different kinds of devices, whose results differ in the last digits");
+            }
+        }
+        if self.slots > 0 {
+            self.alone = None;
+            return Ok(());
+        }
+        if self.unfit > 0 {
+            let why = stations.iter().find_map(|station| station.unfit.clone());
+            return Err(no_one_left(&why.unwrap_or_default()));
+        }
+        let (since, said) = self.alone.get_or_insert_with(|| (Instant::now(), false));
+        if !*said && since.elapsed() >= SILENCE {
+            *said = true;
+            errln!(
+                "no executor has joined the scheduler at {} for {} s; waiting. Start one: neurosieve executor --scheduler URL",
+                self.client.address(),
+                SILENCE.as_secs()
+            );
+        }
+        Ok(())
+    }
+
+    /// Decides what becomes of a chunk.
+    async fn settle(&mut self, chunk: Chunk, ended: Ended) -> Result<()> {
+        if !matches!(ended, Ended::Accepted(_)) {
+            self.totals.lock().unwrap_or_else(PoisonError::into_inner).again += 1;
+        }
+        match ended {
+            Ended::Accepted(rows) => {
+                self.unfit = 0;
+                self.accept(rows).await
+            }
+            Ended::Cancelled => Ok(()),
+            Ended::Failed(error) if chunk.tries + 1 >= MOST_TRIES => Err(error),
+            Ended::Failed(error) => {
+                info!(scans = chunk.scans.len(), "a chunk is screened again: {}", error.text());
+                self.again.push_back(Chunk { tries: chunk.tries + 1, ..chunk });
+                Ok(())
+            }
+            Ended::Refused(Refusal { reason: Reason::Lost, .. }) => self.cut(chunk).await,
+            Ended::Refused(Refusal { reason: Reason::Run, message }) if self.accepted() == 0 => {
+                Err(Error::Cluster(message))
+            }
+            Ended::Refused(Refusal { message, .. }) => {
+                warn!("an executor cannot work for this run: {message}");
+                self.unfit += 1;
+                // Executors that are started again and again must not refuse for ever.
+                if self.unfit > 8 + 4 * self.slots {
+                    return Err(no_one_left(&message));
+                }
+                self.again.push_back(chunk);
+                self.count().await
+            }
+        }
+    }
+
+    fn accepted(&self) -> u64 {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner).accepted
+    }
+
+    async fn accept(&mut self, rows: Rows) -> Result<()> {
+        let Rows { receipts, done, failed, metrics, elapsed } = rows;
+        self.progress.absorb(done, failed, |name| metrics.get(name).copied());
+        {
+            let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+            totals.accepted += 1;
+            totals.elapsed += elapsed;
+            for (name, value) in metrics {
+                *totals.metrics.entry(name).or_default() += value;
+            }
+        }
+        for batch in receipts {
+            // The receiver is dropped where the run has ended.
+            if self.receipts.send(batch).await.is_err() {
+                return Ok(());
+            }
+        }
+        let now = self.progress.snapshot();
+        if self.max_failures.is_some_and(|limit| limit.is_passed(now.done, now.failed)) {
+            self.stop.give_up();
+        }
+        Ok(())
+    }
+
+    /// Cuts a chunk with which executors were lost; a single scan has ended them, and becomes a failure.
+    async fn cut(&mut self, chunk: Chunk) -> Result<()> {
+        let mut scans = chunk.scans;
+        if scans.len() == 1
+            && let Some(scan) = scans.pop()
+        {
+            warn!(scan_id = %scan.scan_id, "executors died each time they screened this scan; it is quarantined");
+            let receipts = vec![write_crash(&self.order, scan, &self.tables).await?];
+            let rows = Rows { receipts, failed: 1, ..Rows::default() };
+            return self.accept(rows).await;
+        }
+        warn!(scans = scans.len(), "executors were lost while they screened a chunk; it is cut into smaller ones");
+        let size = scans.len().div_ceil(PARTS);
+        self.again.extend(scans.chunks(size).map(|part| Chunk::new(part.to_vec())));
+        Ok(())
+    }
+}
+
+fn no_one_left(why: &str) -> Error {
+    Error::Cluster(format!("no executor can work for this run. The last one said: {why}"))
+}

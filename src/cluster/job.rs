@@ -1,0 +1,208 @@
+//! One chunk as one job: submitted, watched, fetched and checked.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::physical_plan::ExecutionPlan;
+use tracing::debug;
+
+use super::client::{Client, JobId, JobState, Metrics, PartitionLocation};
+use crate::cohort::{ScanEntry, manifest};
+use crate::error::{Error, Result};
+use crate::flow::{Order, Refusal, RollPolicy, ScreenExec, StopSwitch, Target, WriteExec};
+use crate::tables::Receipt;
+
+/// The first and the longest pause between two questions for a job.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Scans that are given out together.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    pub(super) scans: Vec<ScanEntry>,
+    /// How often it was given out in vain.
+    pub(super) tries: u32,
+}
+
+impl Chunk {
+    pub(super) fn new(scans: Vec<ScanEntry>) -> Self {
+        Self { scans, tries: 0 }
+    }
+}
+
+/// The results of a chunk.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) receipts: Vec<RecordBatch>,
+    pub(super) done: u64,
+    pub(super) failed: u64,
+    pub(super) metrics: Metrics,
+    pub(super) elapsed: Duration,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// All its scans have rows.
+    Accepted(Rows),
+    /// An executor refused it.
+    Refused(Refusal),
+    /// It gave nothing; the chunk may be given out again.
+    Failed(Error),
+    /// The run ended before.
+    Cancelled,
+}
+
+/// What a job needs besides its chunk.
+pub(super) struct Job {
+    pub(super) client: Client,
+    pub(super) order: Arc<Order>,
+    pub(super) policy: RollPolicy,
+    pub(super) stop: Arc<StopSwitch>,
+}
+
+impl Job {
+    /// Has the chunk screened.
+    pub(super) async fn run(self, chunk: Chunk) -> (Chunk, Ended) {
+        let ended = tokio::select! {
+            ended = self.screened(&chunk) => ended.unwrap_or_else(Ended::Failed),
+            () = self.stop.abandoned() => Ended::Cancelled,
+        };
+        (chunk, ended)
+    }
+
+    async fn screened(&self, chunk: &Chunk) -> Result<Ended> {
+        let started = Instant::now();
+        let plan = self.plan(&chunk.scans)?;
+        let name = format!("{} {} scans", self.order.run_id, chunk.scans.len());
+        let Some(job) = self.submitted(plan, &name).await? else { return Ok(Ended::Cancelled) };
+        debug!(job = %job, scans = chunk.scans.len(), "submitted a chunk");
+        let partitions = match self.watched(&job).await? {
+            JobState::Done(partitions) => partitions,
+            JobState::Failed(text) => {
+                return Ok(Refusal::find(&text).map_or_else(|| Ended::Failed(failed(&text)), Ended::Refused));
+            }
+            JobState::Unknown => {
+                return Err(Error::Cluster("the scheduler has forgotten a chunk: it was started again".into()));
+            }
+            JobState::Queued | JobState::Running => return Ok(Ended::Cancelled),
+        };
+        let mut rows = self.fetched(&partitions, chunk.scans.len()).await?;
+        // Times are for the report alone.
+        rows.metrics = self.client.metrics(&job).await.unwrap_or_default();
+        rows.elapsed = started.elapsed();
+        Ok(Ended::Accepted(rows))
+    }
+
+    fn plan(&self, scans: &[ScanEntry]) -> Result<Arc<dyn ExecutionPlan>> {
+        let partition = vec![manifest::to_batch(scans)?];
+        let leaf = MemorySourceConfig::try_new_exec(&[partition], manifest::schema(), None)?;
+        let screen = Arc::new(ScreenExec::new(leaf, Arc::clone(&self.order)));
+        let target = Target::OfOrder(Arc::clone(&self.order));
+        Ok(Arc::new(WriteExec::try_new(screen, target, self.policy)?))
+    }
+
+    /// Submits the plan; waits for a scheduler that does not answer as long as the run waits for a store. None where the run is
+    /// to stop.
+    async fn submitted(&self, plan: Arc<dyn ExecutionPlan>, name: &str) -> Result<Option<JobId>> {
+        let mut patience = Patience::new(self.order.longest_outage);
+        loop {
+            if self.stop.is_pressed() {
+                return Ok(None);
+            }
+            match self.client.submit(Arc::clone(&plan), name).await {
+                Ok(job) => return Ok(Some(job)),
+                Err(error @ Error::Cluster(_)) => patience.wait(error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the end of a job. One that is still queued when the run is to stop is cancelled.
+    async fn watched(&self, job: &JobId) -> Result<JobState> {
+        let mut patience = Patience::new(self.order.longest_outage);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.client.poll(job).await {
+                Ok(JobState::Queued) if self.stop.is_pressed() => {
+                    // If that fails, the job is executed in vain.
+                    let _ = self.client.cancel(job).await;
+                    return Ok(JobState::Queued);
+                }
+                Ok(JobState::Queued | JobState::Running) => patience = Patience::new(self.order.longest_outage),
+                Ok(ended) => return Ok(ended),
+                Err(error) => patience.wait(error).await?,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 5 / 4).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Fetches receipts, which must count `scans`.
+    async fn fetched(&self, partitions: &[PartitionLocation], scans: usize) -> Result<Rows> {
+        let receipts = self.client.fetch(partitions).await?;
+        let (mut done, mut failed) = (0, 0);
+        let mut rolls = BTreeSet::new();
+        for receipt in receipts.iter().map(Receipt::from_batch).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+            if rolls.insert(receipt.batch_id) {
+                done += receipt.n_scans as u64;
+                failed += receipt.n_failed as u64;
+            }
+        }
+        if done + failed != scans as u64 {
+            let found = done + failed;
+            return Err(Error::Bug(format!("the receipts of a chunk of {scans} scans count {found}")));
+        }
+        Ok(Rows { receipts, done, failed, ..Rows::default() })
+    }
+}
+
+/// Waiting for a scheduler that does not answer.
+struct Patience {
+    until: Instant,
+}
+
+impl Patience {
+    fn new(longest: Duration) -> Self {
+        Self { until: Instant::now() + longest }
+    }
+
+    /// Waits a moment; gives the error back where it was waited for long enough.
+    async fn wait(&mut self, error: Error) -> Result<()> {
+        if Instant::now() >= self.until {
+            return Err(error);
+        }
+        debug!("{}; trying again", error.text());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+}
+
+/// The error of a job that no executor refused.
+fn failed(text: &str) -> Error {
+    Error::Cluster(format!("a chunk failed on an executor, whose log says more: {}", without_addresses(text)))
+}
+
+/// The start of a text from another machine, without its paths and addresses: they are not for this machine's log.
+fn without_addresses(text: &str) -> String {
+    let is_address = |word: &str| {
+        word.trim_start_matches(|c: char| !c.is_alphanumeric() && c != '/').starts_with('/') || word.contains("://")
+    };
+    let words = text.split_whitespace().take(100).map(|word| if is_address(word) { "…" } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_another_machine_is_shown_without_its_paths() {
+        let text = "Job x failed: cannot open \"/tmp/.x/data\" (https://u:p@host/b): No space left on device";
+        let shown = failed(text).to_string();
+        assert!(shown.ends_with("Job x failed: cannot open … … No space left on device"), "{shown}");
+    }
+}
