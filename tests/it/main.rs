@@ -5,6 +5,9 @@ mod support;
 
 mod azure;
 mod bounded_texts;
+mod cluster;
+mod cluster_faults;
+mod cluster_refusals;
 mod cohort;
 mod cohort_entries;
 mod commit;

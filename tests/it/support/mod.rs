@@ -1,9 +1,12 @@
 //! What the tests share: running the program, cohorts and tables made once, expected volumes, servers.
 
+pub mod cluster;
 pub mod cohorts;
+pub mod contents;
 pub mod data;
 pub mod fault_store;
 pub mod golden;
+pub mod process;
 pub mod program;
 pub mod results;
 pub mod server;

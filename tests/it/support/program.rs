@@ -84,15 +84,19 @@ pub fn printed(output: &Output) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
+/// The peak memory of a running process, in MiB; 0 where it has ended.
+pub fn peak_memory_mib(process: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) / 1024
+}
+
 /// Runs a program to its end; also gives its peak memory, in MiB.
 pub fn with_peak_memory(mut command: Command) -> (ExitStatus, usize) {
     let mut child = command.spawn().unwrap();
     let mut peak_mib = 0;
     loop {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let now = line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<usize>().ok());
-        peak_mib = peak_mib.max(now.unwrap_or(0) / 1024);
+        peak_mib = peak_mib.max(peak_memory_mib(child.id()));
         if let Some(status) = child.try_wait().unwrap() {
             return (status, peak_mib);
         }

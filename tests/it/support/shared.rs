@@ -109,7 +109,7 @@ pub fn path(path: &Path) -> &str {
 
 /// The folder of what is shared, locked by this process. A static value is never dropped, so what earlier processes left
 /// behind is deleted here.
-fn folder() -> &'static Path {
+pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<(PathBuf, File)> = OnceLock::new();
     let (folder, _) = FOLDER.get_or_init(|| {
         let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared");
