@@ -50,7 +50,8 @@ pub struct SqlArgs {
     #[arg(long)]
     pub allow_files: bool,
     /// Run queries on the executors of a cluster: the address of its scheduler, such as http://host:50050. Executors read the
-    /// tables by the same address, with their own credentials. EXPLAIN and SHOW run here, and COPY writes files here
+    /// tables, and files of CREATE EXTERNAL TABLE, by the same addresses and with their own credentials. EXPLAIN and SHOW run
+    /// here, and COPY writes files here
     #[arg(long, value_name = "URL")]
     pub cluster: Option<String>,
     /// Folder with ca.pem, cert.pem and key.pem: mutual TLS with the scheduler and the executors
