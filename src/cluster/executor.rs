@@ -7,16 +7,17 @@
 //! driver ◄──────── Flight ───── results folder
 //! ```
 //! It ends in an order that loses no result: it asks for no more tasks, finishes those that run, reports them, says goodbye,
-//! and keeps the results for [`KEPT`].
+//! and keeps the results for half a minute.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use ballista_core::BALLISTA_PROTOCOL_VERSION;
 use ballista_core::extension::SessionConfigExt as _;
 use ballista_core::ids::new_instance_id;
 use ballista_core::registry::BallistaFunctionRegistry;
@@ -24,15 +25,12 @@ use ballista_core::serde::protobuf::executor_resource::Resource;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{ExecutorRegistration, ExecutorResource, ExecutorSpecification};
 use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
-use ballista_core::{BALLISTA_PROTOCOL_VERSION, JobId};
-use ballista_executor::execution_engine::{DefaultExecutionEngine, ExecutionEngine, QueryStageExecutor};
 use ballista_executor::execution_loop::poll_loop;
 use ballista_executor::executor::Executor as TaskExecutor;
 use ballista_executor::flight_service::BallistaFlightService;
 use ballista_executor::health::ExecutorHealth;
 use ballista_executor::metrics::ExecutorMetricsCollector;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
@@ -42,19 +40,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::board::{self, StationReport};
 use super::connect::{connect, endpoint};
 use super::link::Link;
 use super::registry::StoreRegistry;
 use super::serve::{self, MOST_BYTES};
+use super::tasks::{Engine, Tasks};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::flow::Station;
-
-/// How long results are kept after the last chunk has ended, so that a driver can fetch them.
-const KEPT: Duration = Duration::from_secs(30);
 
 /// How long the end waits for a scheduler that does not answer.
 const REPORTS_WITHIN: Duration = Duration::from_secs(30);
@@ -217,7 +213,7 @@ impl Executor {
             Arc::new(BallistaFunctionRegistry::default()),
             Arc::clone(tasks) as Arc<dyn ExecutorMetricsCollector>,
             self.setup.slots,
-            Arc::new(Engine(DefaultExecutionEngine::new())),
+            Arc::new(Engine::new(Arc::clone(&self.station))),
         ))
     }
 }
@@ -354,48 +350,6 @@ impl Rate {
         let Some(&(since, before)) = self.0.front() else { return 0. };
         let seconds = now.duration_since(since).as_secs_f64();
         if seconds > 0. { (ended - before) as f64 * 60. / seconds } else { 0. }
-    }
-}
-
-/// The tasks of this executor: when one has ended.
-#[derive(Debug, Default)]
-struct Tasks {
-    last: Mutex<Option<Instant>>,
-}
-
-impl Tasks {
-    /// Waits until the results of the last task may be deleted; not at all where there was none. One that ended after this
-    /// executor was `asked` to end has been reported only now.
-    async fn keep_results(&self, asked: Instant) {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = |last: Instant| if last >= asked { KEPT } else { KEPT.saturating_sub(last.elapsed()) };
-        sleep(last.map_or(Duration::ZERO, kept)).await;
-    }
-}
-
-impl ExecutorMetricsCollector for Tasks {
-    fn record_stage(&self, job_id: &JobId, stage_id: usize, task_id: usize, _: Arc<dyn QueryStageExecutor>) {
-        info!("task {task_id} of job {job_id}, stage {stage_id}, has ended");
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-}
-
-/// Ballista's engine, and a line of the log where a task begins.
-struct Engine(DefaultExecutionEngine);
-
-impl ExecutionEngine for Engine {
-    fn create_query_stage_exec(
-        &self,
-        job_id: JobId,
-        stage_id: usize,
-        task_id: usize,
-        partitions: Vec<usize>,
-        plan: Arc<dyn ExecutionPlan>,
-        work_dir: &str,
-        config: &SessionConfig,
-    ) -> datafusion::error::Result<Arc<dyn QueryStageExecutor>> {
-        info!("task {task_id} of job {job_id}, stage {stage_id}, begins");
-        self.0.create_query_stage_exec(job_id, stage_id, task_id, partitions, plan, work_dir, config)
     }
 }
 

@@ -21,6 +21,7 @@ pub mod registry;
 pub mod scheduler;
 pub mod serve;
 pub mod sql;
+mod tasks;
 pub mod tls;
 mod totals;
 pub mod work;
