@@ -180,7 +180,7 @@ async fn listed(location: &Location) -> Result<Vec<ObjectMeta>> {
     }
 }
 
-/// The journals that runs which did not end in order have left, and those of runs that are under way.
+/// The journals of runs that are under way, and of those that died.
 #[derive(Debug, Default)]
 pub(super) struct Journals(Vec<(Path, BTreeSet<String>)>);
 

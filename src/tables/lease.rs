@@ -7,7 +7,7 @@
 //! | in a store | an object of that name, written conditionally and renewed every 30 seconds | it expires after three minutes |
 //!
 //! Takes the tables' location; gives the lease, or nothing where another process has it, or waits for it. Correctness does
-//! not depend on it, because commits are exactly once without; it keeps two schedules from doing the same work.
+//! not depend on it, because commits are exactly once without it; it keeps two processes from doing the same work.
 
 use std::fs::{File, TryLockError};
 use std::time::Duration;
