@@ -13,10 +13,11 @@ use datafusion::error::DataFusionError;
 use self::reason::{causes, quoted_status, reason, without_replies};
 use crate::volume;
 
-/// The kind of a scan that exceeds `run.max_scan_mib`, and of one that needs more memory than the run has. Whether it can be
-/// screened depends on the limits of a run, and not on its content alone.
+/// The kind of a scan that exceeds `run.max_scan_mib`. Whether it can be screened depends on the limits of a run, and not on its
+/// content alone.
 pub const TOO_LARGE: &str = "too_large";
-/// See [`TOO_LARGE`].
+
+/// The kind of a scan that needs more memory than the run has; depends on the run as [`TOO_LARGE`] does.
 pub const TOO_LARGE_FOR_MEMORY: &str = "too_large_for_memory";
 
 /// The kind of a scan during which processes died.

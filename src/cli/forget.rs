@@ -36,7 +36,7 @@ pub struct ForgetArgs {
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// A run without an end that was killed, so that it is not in progress; may be given several times
+    /// Id of a run that has no end because it was killed, and is not in progress; may be given several times
     #[arg(long, value_name = "RUN_ID")]
     killed: Vec<String>,
     /// Delete the earlier versions also where no row names the person now

@@ -21,7 +21,7 @@ pub struct RetainArgs {
     #[arg(long, value_name = "RECIPE_ID")]
     recipe: String,
     /// Keep the results of runs that ended in the last DAYS days
-    #[arg(long, alias = "older-than-days", value_name = "DAYS")]
+    #[arg(long, value_name = "DAYS")]
     days: u32,
     /// Only of this cohort; may be given several times [default: all]
     #[arg(long = "cohort", value_name = "NAME")]

@@ -22,8 +22,8 @@ use crate::flow::{
 };
 use crate::terminal::{errln, log_lines};
 
-/// How often the clock is read while nothing is due: a machine that slept, or whose clock was set, then notices.
-const LOOKS_EVERY: Duration = Duration::from_secs(10);
+/// How often the clock is read while nothing is due, so that a machine that slept, or whose clock was set, is noticed.
+const CHECKED_EVERY: Duration = Duration::from_secs(10);
 
 /// How long the end of the program waits for reports that are on their way.
 const DELIVERS_WITHIN: Duration = Duration::from_secs(5);
@@ -139,7 +139,12 @@ impl Nights<'_> {
                         return Ok(ExitCode::from(STOPPED));
                     }
                 }
-                Err(error) => self.failed(job, &error).await,
+                Err(error) => {
+                    self.failed(job, &error).await;
+                    if job == Job::Run && stop.clone().now_or_never().is_some() {
+                        return Ok(ExitCode::from(STOPPED));
+                    }
+                }
             }
         }
     }
@@ -187,7 +192,7 @@ impl Nights<'_> {
             errln!("next {}: {}", if job == Job::Run { "run" } else { "upkeep" }, text(time));
         }
         while let Ok(left) = (time - Local::now()).to_std() {
-            tokio::time::sleep(left.min(LOOKS_EVERY)).await;
+            tokio::time::sleep(left.min(CHECKED_EVERY)).await;
         }
         (time, job)
     }
@@ -207,7 +212,7 @@ impl Nights<'_> {
             if let Some(monitor) = &self.monitor {
                 monitor.alive(*self.due.lock().unwrap_or_else(PoisonError::into_inner));
             }
-            tokio::time::sleep(LOOKS_EVERY).await;
+            tokio::time::sleep(CHECKED_EVERY).await;
         }
     }
 

@@ -73,8 +73,8 @@ impl ScanBytes {
 /// read. A scan whose objects have more than `limit_bytes` together is refused, and no object above the limit is read.
 ///
 /// # Errors
-/// Messages name the scan as `scan.uri` does. [`Error::Storage`] with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half a
-/// pair (`half_pair`).
+/// [`Error::Storage`] with the store's reason; [`Error::Input`] for a scan above the limit (`too_large`) and for half a pair
+/// (`half_pair`). Messages name the scan as `scan.uri` does.
 pub async fn read(location: &Location, scan: &ScanEntry, limit_bytes: u64) -> Result<ScanBytes> {
     let read = read_files(location, scan, limit_bytes).await;
     read.map_err(|error| match &scan.origin {

@@ -41,7 +41,10 @@ impl Night {
     /// Why it is no success; none for a run that did its work, and for one that was stopped from outside.
     fn fault(self) -> Option<&'static str> {
         match self {
-            Self { cohort_empty: true, .. } => Some("the last run found no scan to select"),
+            // A run that ends without an error was allowed to find none (`run.allow_empty`), or its shard has none.
+            Self { cohort_empty: true, outcome: RunOutcome::Failed, .. } => {
+                Some("the last run found no scan to select")
+            }
             Self { all_failed: true, .. } => Some("no scan of the last run has a result"),
             Self { outcome: RunOutcome::Failed, .. } => Some("the last run failed"),
             Self { outcome: RunOutcome::GaveUp, .. } => Some("the last run gave up after too many failures"),
@@ -130,8 +133,12 @@ mod tests {
             assert!(health.fault(now).unwrap().contains(said), "{night:?}");
             assert_eq!(health.last_success, Some(now));
         }
+        // An empty cohort that was allowed.
+        let allowed = Night { outcome: RunOutcome::NothingToDo, cohort_empty: true, all_failed: false };
+        health.ended(now + GRACE, allowed);
+        assert_eq!((health.fault(now), health.last_success), (None, Some(now + GRACE)));
         // A run that an operator stopped is neither a fault nor a success.
         health.ended(now + GRACE, Night { outcome: RunOutcome::Stopped, ..done });
-        assert_eq!((health.fault(now), health.last_success), (None, Some(now)));
+        assert_eq!((health.fault(now), health.last_success), (None, Some(now + GRACE)));
     }
 }

@@ -39,7 +39,7 @@ const LARGEST: u64 = 1 << 20;
 pub struct Journal {
     shared: Arc<Shared>,
     /// Dropped with this, the writer stops.
-    _writer: JoinSet<()>,
+    writer: tokio::sync::Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Journal {
         });
         let mut writer = JoinSet::new();
         writer.spawn(Arc::clone(&shared).write_changes());
-        Self { shared, _writer: writer }
+        Self { shared, writer: tokio::sync::Mutex::new(writer) }
     }
 
     /// Notes that a scan begins; completes when that is written. A journal that cannot be written stops no scan.
@@ -112,9 +112,11 @@ impl Journal {
         Entered { shared: Arc::clone(&self.shared), key }
     }
 
-    /// The run ends in order: deletes the journal.
+    /// The run ends in order: deletes the journal. No scan can enter it afterwards.
     pub(super) async fn close(&self) {
-        if *self.shared.written.borrow() > 0 {
+        // First, because a write that is under way would put the journal back.
+        self.writer.lock().await.shutdown().await;
+        if self.shared.scans().changes > 0 {
             delete(&self.shared.location, &self.shared.uri).await;
         }
     }
@@ -190,7 +192,7 @@ async fn objects(location: &Location, folder: &str) -> Result<Vec<ObjectMeta>> {
     }
 }
 
-/// The journals that runs which did not end in order have left, and those of runs that are under way.
+/// The journals of runs that are under way, and of those that died.
 #[derive(Debug, Default)]
 pub(super) struct Journals(Vec<(Path, BTreeSet<String>)>);
 

@@ -15,8 +15,7 @@
 //! with a login, a query or a fragment.
 //!
 //! Retries have three layers: the store's client repeats single requests, `with_retries` repeats whole calls (`retry.rs`), and
-//! `with_patience` waits for an outage to end (`patience.rs`). `checksum.rs` detects bytes that changed on
-//! the way.
+//! `with_patience` waits for an outage to end (`patience.rs`). `checksum.rs` detects bytes that changed on the way.
 
 mod checksum;
 mod entry;

@@ -15,7 +15,7 @@ pub struct TablesConfig {
     /// 1. Default: 512.
     pub commit_scans: usize,
     /// Longest time between two commits, in seconds. Finished scans are written to data files after the same time, however
-    /// few they are. From 1 to 86400, a day. Default: 60.
+    /// few they are. From 1 to 21600, six hours. Default: 60.
     pub commit_seconds: u64,
 }
 
@@ -29,9 +29,10 @@ impl Validate for TablesConfig {
     fn validate(&self) -> Result<()> {
         let section = Section("tables");
         section.within("commit_scans", self.commit_scans, 1..=1_000_000)?;
-        section.within("commit_seconds", self.commit_seconds, 1..=DAY_S)
+        section.within("commit_seconds", self.commit_seconds, 1..=LONGEST_S)
     }
 }
 
-/// A day in seconds. A kill loses what is not committed.
-const DAY_S: u64 = 24 * 3600;
+/// Six hours. A vacuum may delete files that are a day old, and a file that is not committed yet may also have waited for an
+/// outage of the store, up to twelve hours.
+const LONGEST_S: u64 = 6 * 3600;

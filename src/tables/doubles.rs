@@ -25,15 +25,24 @@ use crate::error::{Error, Result};
 /// Scans whose rows are held in memory at once: their masks have a megabyte each.
 const SCANS_AT_ONCE: usize = 32;
 
-/// Tables with the columns that name a row.
-const KEYS: [(Table, &str); 6] = [
-    (Table::Scans, "run_id, scan_id, content_id, recipe_id"),
-    (Table::Tokens, "run_id, scan_id, z, y, x"),
-    (Table::Masks, "run_id, scan_id"),
-    (Table::Findings, "run_id, scan_id, finding"),
-    (Table::Failures, "run_id, scan_id, content_id, recipe_id, attempts"),
-    (Table::Reverts, "run_id, scan_id, content_id, recipe_id"),
+/// Tables with the columns that name a row. Tokens have none here, because there are too many to group by them.
+const KEYS: [(Table, Option<&str>); 6] = [
+    (Table::Scans, Some("run_id, scan_id, content_id, recipe_id")),
+    (Table::Tokens, None),
+    (Table::Masks, Some("run_id, scan_id")),
+    (Table::Findings, Some("run_id, scan_id, finding")),
+    (Table::Failures, Some("run_id, scan_id, content_id, recipe_id, attempts")),
+    (Table::Reverts, Some("run_id, scan_id, content_id, recipe_id")),
 ];
+
+/// Scans with more tokens than their result says. To group the tokens by their key would hold each of them in memory, and a
+/// cohort has hundreds of millions. Tokens without a result are deleted as such.
+const TOO_MANY_TOKENS: &str = "
+    SELECT t.run_id, t.scan_id
+    FROM (SELECT run_id, scan_id, count(*) AS n FROM raw.tokens GROUP BY run_id, scan_id) t
+    JOIN (SELECT run_id, scan_id, max(n_tokens) AS n FROM raw.scans GROUP BY run_id, scan_id) s
+        ON s.run_id = t.run_id AND s.scan_id = t.scan_id
+    WHERE t.n > s.n ORDER BY t.run_id, t.scan_id";
 
 impl Tables {
     /// Deletes all but one of rows that are equal, and results that a later run has made again; gives the number of deleted
@@ -47,12 +56,15 @@ impl Tables {
         let present: Vec<Table> = self.present().collect();
         for (table, key) in KEYS.into_iter().filter(|(table, _)| present.contains(table)) {
             let context = self.raw_session().await?;
-            let doubled = format!(
-                "SELECT run_id, scan_id FROM (
-                     SELECT run_id, scan_id FROM raw.{} GROUP BY {key} HAVING count(*) > 1
-                 ) GROUP BY run_id, scan_id ORDER BY run_id, scan_id",
-                table.name()
-            );
+            let doubled = match key {
+                None => TOO_MANY_TOKENS.to_owned(),
+                Some(key) => format!(
+                    "SELECT run_id, scan_id FROM (
+                         SELECT run_id, scan_id FROM raw.{} GROUP BY {key} HAVING count(*) > 1
+                     ) GROUP BY run_id, scan_id ORDER BY run_id, scan_id",
+                    table.name()
+                ),
+            };
             for (run_id, scans) in scans_by_run(&context, &doubled).await? {
                 for scans in scans.chunks(SCANS_AT_ONCE) {
                     *removed.entry(table.name()).or_default() += self.keep_one(table, &run_id, scans).await?;

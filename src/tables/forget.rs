@@ -169,7 +169,12 @@ impl Tables {
         for (table, _) in TABLES.into_iter().filter(|(table, _)| present.contains(table) && *table != last) {
             self.remove_rows(table, &scans, dry_run, &mut forgotten).await?;
         }
-        forgotten.settings = self.forget_in_settings(person, &forgotten.cohorts, dry_run).await?;
+        // A person that no row names may be one of other cohorts, too.
+        let cohorts = match forgotten.cohorts.is_empty() {
+            true => person.cohorts.iter().cloned().collect(),
+            false => forgotten.cohorts.clone(),
+        };
+        forgotten.settings = self.forget_in_settings(person, &cohorts, dry_run).await?;
         self.remove_rows(last, &scans, dry_run, &mut forgotten).await?;
         for table in present {
             let purged = if dry_run { self.past_of(table).await? } else { self.purge(table, &before).await? };
@@ -220,8 +225,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Replaces the person's names in the settings of runs of these cohorts, all where none is known; gives the number of
-    /// rows.
+    /// Replaces the person's names in the settings of runs of these cohorts, of all cohorts where none is given; gives the
+    /// number of rows.
     async fn forget_in_settings(
         &mut self,
         person: &Person,

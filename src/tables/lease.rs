@@ -7,7 +7,7 @@
 //! | in a store | an object of that name, written conditionally and renewed every 30 seconds | it expires after three minutes |
 //!
 //! Takes the tables' location; gives the lease, or nothing where another process has it, or waits for it. Correctness does
-//! not depend on it, because commits are exactly once without; it keeps two schedules from doing the same work.
+//! not depend on it, because commits are exactly once without it; it keeps two processes from doing the same work.
 
 use std::fs::{File, TryLockError};
 use std::time::Duration;
@@ -33,8 +33,8 @@ const MAINTENANCE: &str = "_maintenance.lock";
 const TERM: TimeDelta = TimeDelta::minutes(3);
 const RENEWED_EVERY: Duration = Duration::from_secs(30);
 
-/// How often a process that waits for a lease looks whether it is free.
-const LOOKS_EVERY: Duration = Duration::from_secs(5);
+/// How often a process that waits for a lease checks whether it is free.
+const CHECKED_EVERY: Duration = Duration::from_secs(5);
 
 /// The lock of the schedules of one cohort, or of one of its shards. `cohort` is what identifies it: hexadecimal digits.
 fn schedule_lock(cohort: &str) -> String {
@@ -129,7 +129,7 @@ impl Lease {
         }
         waiting();
         loop {
-            tokio::time::sleep(LOOKS_EVERY).await;
+            tokio::time::sleep(CHECKED_EVERY).await;
             match Self::take(location, cohort).await {
                 Ok(Some(lease)) => return Ok(lease),
                 Ok(None) => {}

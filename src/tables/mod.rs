@@ -27,7 +27,7 @@
 //! | revert | the return of a scan to an earlier content; makes the outcome of that content the current one |
 //! | epoch | the number of a commit within its run, from 0; recorded in the log, so that a repeated commit is recognised |
 //! | superseded | a scan that was not committed because another run had committed its key first |
-//! | lease | the right of one schedule to work on the tables alone |
+//! | lease | the right of one schedule to screen a cohort, or of one command to maintain the tables, while others wait |
 
 mod activity;
 mod check;

@@ -281,7 +281,7 @@ async fn retain_removes_what_old_runs_of_an_old_recipe_wrote() {
     assert!(retain(&["--recipe", "recipe", "--days", "30"]).status.success());
     // The rows of `runs` are the record of what was done.
     assert_eq!(counts(&open(folder.path()).await, all).await, [2, 8, 2, 2, 2, 6]);
-    assert!(retain(&["--recipe", "recipe", "--older-than-days", "1"]).status.success());
+    assert!(retain(&["--recipe", "recipe", "--days", "1"]).status.success());
     let tables = open(folder.path()).await;
     assert_eq!(counts(&tables, all).await, [1, 4, 1, 1, 1, 6]);
     assert_eq!(counts(&tables, ["raw.scans WHERE run_id = 'r3'"]).await, [1]);

@@ -140,7 +140,7 @@ async fn a_run_that_is_stopped_at_once_begins_no_scan_and_leaves_all_to_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_whose_answer_is_lost_is_held_and_locks_its_holder_not_out() {
+async fn a_lease_whose_answer_is_lost_is_held_and_does_not_lock_its_holder_out() {
     let mut lost = 2;
     let store = FaultStore::new(move |op, path| {
         let fires = op == Op::Put && path.as_ref().contains("_schedule-") && lost > 0;

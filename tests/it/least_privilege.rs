@@ -131,7 +131,7 @@ async fn the_policies_for_s3_allow_a_run_to_run_and_only_upkeep_to_delete() {
         &cloud.program("night", &vacuum),
         &["cannot delete an old data file", "the right to list, read, write and delete"],
     );
-    // The one that failed holds nobody up.
+    // The vacuum that failed has given its lease back.
     let vacuumed = cloud.program("upkeep", &vacuum);
     assert!(text(&vacuumed.stdout).contains("tokens: 1 files deleted"), "{}", printed(&vacuumed));
     let optimized = cloud.program("upkeep", &["tables", "optimize", "--tables", TABLES]);

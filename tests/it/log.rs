@@ -40,7 +40,7 @@ fn no_file_of_the_tables_says_where_a_machine_keeps_its_files() {
     }
     ok(&["tables", "optimize", "--tables", path(&tables)]);
     ok(&["tables", "check", "--tables", path(&tables)]);
-    let mut looked_at = 0;
+    let mut inspected = 0;
     let mut folders = vec![tables.clone()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -51,10 +51,10 @@ fn no_file_of_the_tables_says_where_a_machine_keeps_its_files() {
             let bytes = std::fs::read(&entry).unwrap();
             let name = b"canary-of-a-path";
             assert!(!bytes.windows(name.len()).any(|window| window == name), "{}", entry.display());
-            looked_at += 1;
+            inspected += 1;
         }
     }
-    assert!(looked_at > 20, "{looked_at} files");
+    assert!(inspected > 20, "{inspected} files");
     // Data files are compressed.
     for table in ["scans", "failures", "runs"] {
         let rows = rows(path(&tables), &format!("SELECT * FROM raw.{table}"));
