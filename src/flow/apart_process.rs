@@ -21,7 +21,7 @@ use super::stop::StopSwitch;
 use super::work::Work;
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
-use crate::machine;
+use crate::machine::{self, Memory};
 use crate::model::{Bundle, device};
 use crate::score::{Settings, Worker};
 use crate::store;
@@ -36,7 +36,8 @@ pub async fn serve(input: impl BufRead + Send + 'static, output: impl Write) -> 
     let Request { order, bundle, device, memory_mib } = request;
     let on = device::resolve(device)?;
     if on == tch::Device::Cpu {
-        machine::limit_memory(memory_mib.saturating_mul(1 << 20));
+        // Its run holds memory of its own meanwhile.
+        machine::limit_memory(memory_mib.saturating_mul(1 << 20).min(Memory::of_process().free));
     }
     let bundle = Arc::new(Bundle::open(&bundle)?);
     let settings = Settings::new(&order.score, &bundle)?;

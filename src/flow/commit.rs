@@ -95,7 +95,7 @@ impl<'a> Commits<'a> {
         let committing = with_patience(self.limits.longest_outage, || warn_if_slow("committing", attempt()));
         tokio::select! {
             committed = committing => committed,
-            () = self.limits.gone_too_long() => Err(self.limits.error("the last commit")),
+            () = self.limits.time_is_up() => Err(self.limits.error("the last commit")),
         }
     }
 }

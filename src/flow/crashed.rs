@@ -1,4 +1,4 @@
-//! The row of a scan that ended every process that screened it: written by the driver, since no process was left to write it.
+//! The row of a scan that ended every process that screened it: written by the process that commits, since none was left to write it.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use crate::tables::{DataFile, Receipt, Table, scan_rows};
 /// [`Error::Storage`] where the file cannot be written.
 pub async fn write_crash(order: &Arc<Order>, entry: ScanEntry, tables: &Location) -> Result<RecordBatch> {
     let error = Error::Crashed(
-        "executors of the cluster died each time they screened this scan, at last alone: look at it with `neurosieve inspect` and \
-         exclude it, or give the executors more memory; `--retry` tries it again"
+        "processes died each time they screened this scan, at last alone: look at it with `neurosieve inspect` and exclude it, or give \
+         them more memory; `--retry` tries it again"
             .to_owned(),
     );
     let message = error.text();

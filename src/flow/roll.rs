@@ -63,7 +63,7 @@ const LAST_WRITES: Duration = Duration::from_secs(30);
 
 impl RunLimits {
     /// Completes when a run that is to end has tried for too long to write what is finished.
-    pub(super) async fn gone_too_long(&self) {
+    pub(super) async fn time_is_up(&self) {
         self.stop.abandoned().await;
         tokio::time::sleep(LAST_WRITES).await;
     }
@@ -192,7 +192,7 @@ impl RollWriter {
         let writing = store::with_patience(self.limits.longest_outage, || file.put(&self.target, table));
         let path = tokio::select! {
             path = store::warn_if_slow("writing a data file", writing) => path?,
-            () = self.limits.gone_too_long() => return Err(self.limits.error("a data file")),
+            () = self.limits.time_is_up() => return Err(self.limits.error("a data file")),
         };
         self.bytes_written.add(file.bytes.len());
         self.files_written.add(1);

@@ -246,10 +246,19 @@ impl Schedule {
             };
             self.maintain_all(&mut tables, stop.clone()).await
         };
-        let maintained = with_patience(self.longest_outage(), attempt).await;
+        // A rewrite that is not committed may be dropped at any moment.
+        let out_of_time = async {
+            stop.clone().await;
+            tokio::time::sleep(Duration::from_secs(self.pipeline.run.stop_s)).await;
+        };
+        let outcome = tokio::select! {
+            biased;
+            maintained = with_patience(self.longest_outage(), attempt) => maintained.map(JobOutcome::Maintained),
+            () = out_of_time => Ok(JobOutcome::Stopped),
+        };
         // Also after an error: a lease in a store that is only dropped keeps others out for minutes.
         lease.give_back().await;
-        maintained.map(JobOutcome::Maintained)
+        outcome
     }
 
     /// Maintains one table after the other until `stop` completes.
