@@ -34,7 +34,7 @@ impl OnCluster {
         let Some(url) = &self.cluster else { return Ok(None) };
         let tls = self.tls.as_deref().map(Tls::open).transpose()?;
         let client = Client::connect(url, tls.as_ref(), Arc::new(Codec::default())).await?;
-        Ok(Some(Arc::new(Cluster::new(client, self.chunk_scans))))
+        Ok(Some(Arc::new(Cluster::new(client, self.chunk_scans).await?)))
     }
 
     /// Refuses an option that says how this process computes.

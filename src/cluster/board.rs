@@ -110,6 +110,12 @@ pub fn routes(board: Arc<Board>) -> axum::Router {
     axum::Router::new().route(PATH, post(take).get(give)).layer(limit).with_state(board)
 }
 
+/// The kinds of devices that executors compute on. The number of a GPU says nothing about its digits.
+pub(super) fn device_kinds(stations: &[StationReport]) -> impl Iterator<Item = String> {
+    let fit = stations.iter().filter(|station| station.unfit.is_none());
+    fit.map(|station| station.device.split(':').next().unwrap_or_default().to_owned())
+}
+
 /// The reports that the scheduler at the other end of a channel holds.
 ///
 /// # Errors

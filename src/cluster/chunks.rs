@@ -20,6 +20,7 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::board::device_kinds;
 use super::client::Client;
 use super::driver::Driver;
 use super::totals::{Chunks, Totals};
@@ -48,8 +49,12 @@ struct Running {
 
 impl Cluster {
     /// The cluster of a scheduler. `chunk_scans` fixes the number of scans in a chunk.
-    pub fn new(client: Client, chunk_scans: Option<usize>) -> Self {
-        Self { client, chunk_scans, devices: Arc::default(), run: tokio::sync::Mutex::default() }
+    ///
+    /// # Errors
+    /// [`Error::Cluster`](crate::Error::Cluster) where the scheduler does not answer.
+    pub async fn new(client: Client, chunk_scans: Option<usize>) -> Result<Self> {
+        let devices = Arc::new(Mutex::new(device_kinds(&client.stations().await?).collect()));
+        Ok(Self { client, chunk_scans, devices, run: tokio::sync::Mutex::default() })
     }
 }
 

@@ -11,7 +11,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::board::StationReport;
+use super::board::{StationReport, device_kinds};
 use super::client::Client;
 use super::job::{Chunk, Ended, Job, Rows, chunk_size};
 use super::totals::Totals;
@@ -56,6 +56,8 @@ pub(super) struct Driver {
     slots: usize,
     /// Since when there is no executor, and whether that was said.
     alone: Option<(Instant, bool)>,
+    /// Whether it was said that there are several kinds of devices.
+    said_mixed: bool,
     /// Refusals of unfit executors since the last chunk that was accepted.
     unfit: usize,
 }
@@ -90,6 +92,7 @@ impl Driver {
             totals,
             slots: 0,
             alone: None,
+            said_mixed: false,
             unfit: 0,
         }
     }
@@ -155,11 +158,8 @@ impl Driver {
         self.slots = fit.iter().map(|station| station.slots).sum();
         {
             let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = devices.len();
-            // The number of a GPU says nothing about its digits.
-            let kind = |station: &&StationReport| station.device.split(':').next().unwrap_or_default().to_owned();
-            devices.extend(fit.iter().map(kind));
-            if before < devices.len() && devices.len() > 1 {
+            devices.extend(device_kinds(&stations));
+            if devices.len() > 1 && !std::mem::replace(&mut self.said_mixed, true) {
                 warn!("executors compute on different kinds of devices, whose results differ in the last digits");
             }
         }
