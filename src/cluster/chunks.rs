@@ -63,7 +63,7 @@ impl Engine for Cluster {
     fn device(&self) -> String {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds: Vec<&str> = devices.iter().map(String::as_str).collect();
-        if kinds.is_empty() { "cluster".to_owned() } else { format!("cluster: {}", kinds.join(", ")) }
+        if kinds.is_empty() { "unknown".to_owned() } else { kinds.join(", ") }
     }
 
     fn scan_bytes(&self) -> u64 {

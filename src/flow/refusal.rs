@@ -1,14 +1,16 @@
 //! Refusals: why a process of a cluster does not screen scans that it was given.
 //!
-//! An error crosses a cluster as text. A refusal is written into that text as JSON behind a mark, so that the driver can tell
-//! what to do with the scans: give them to another process, cut them into smaller chunks, or end the run.
+//! An error crosses a cluster as text. A refusal is written into that text behind a mark, so that the driver can tell what to do
+//! with the scans: give them to another process, cut them into smaller chunks, or end the run. It is JSON in hexadecimal digits,
+//! because engines quote texts, and escape what they quote.
 
 use datafusion::error::DataFusionError;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::hex::{from_hexadecimal, hexadecimal};
 
-/// Precedes the JSON of a refusal.
+/// Precedes the digits of a refusal.
 const MARK: &str = "neurosieve-refusal:";
 
 /// Who cannot do what.
@@ -40,17 +42,18 @@ impl Refusal {
 
     /// The refusal in the text of an error that came from another process.
     pub fn find(text: &str) -> Option<Self> {
-        let (_, json) = text.split_once(MARK)?;
-        // What follows the JSON belongs to the error around it.
-        serde_json::Deserializer::from_str(json).into_iter().next()?.ok()
+        let (_, after) = text.split_once(MARK)?;
+        let digits = after.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+        serde_json::from_slice(&from_hexadecimal(digits)?).ok()
     }
 }
 
 /// As an operator's error, which is not retried by itself.
 impl From<Refusal> for DataFusionError {
     fn from(refusal: Refusal) -> Self {
-        match serde_json::to_string(&refusal) {
-            Ok(json) => Self::Execution(format!("{MARK}{json}")),
+        match serde_json::to_vec(&refusal) {
+            // With the message, for who reads the engine's log.
+            Ok(json) => Self::Execution(format!("{MARK}{} {}", hexadecimal(&json), refusal.message)),
             Err(e) => Error::Bug(format!("a refusal as JSON: {e}")).into(),
         }
     }
@@ -81,9 +84,12 @@ mod tests {
         let refusal = Refusal::new(Reason::Unfit, "the device {cuda:0} is gone: \"check\" it");
         let text = DataFusionError::from(refusal.clone()).to_string();
         let around = format!("Job abc failed: Job failed due to stage 1 failed: {text}. Task 3 (attempt 1) {{x}}");
-        assert_eq!(Refusal::find(&around), Some(refusal));
+        assert_eq!(Refusal::find(&around).as_ref(), Some(&refusal));
+        // Quoted twice, as an engine does.
+        assert_eq!(Refusal::find(&format!("{:?}", format!("{around:?}"))), Some(refusal));
         assert_eq!(Refusal::find("Job abc failed: disk"), None);
-        assert_eq!(Refusal::find(&format!("{MARK}{{\"reason\":\"other\"}}")), None);
+        assert_eq!(Refusal::find(&format!("{MARK}{}", hexadecimal(b"{\"reason\":\"other\"}"))), None);
+        assert_eq!(Refusal::find(&format!("{MARK}abc")), None);
     }
 
     #[test]
