@@ -193,7 +193,9 @@ fn line(now: &Snapshot, pending: u64, started: Instant) -> String {
         let busy = counts.busy.map_or(String::new(), |share| format!(" ({:.0} %)", 100. * share));
         format!("{} {}{busy}", counts.stage, counts.scans)
     };
-    let at: Vec<String> = now.stages.iter().map(at).collect();
+    // Other processes say at which stages their scans are only when these have ended.
+    let is_here = now.stages.iter().any(|counts| counts.stage != Stage::Commit && counts.busy.is_some());
+    let at: Vec<String> = now.stages.iter().filter(|counts| is_here || counts.stage == Stage::Commit).map(at).collect();
     format!(
         "done {}, failed {}, pending {left} ({} in flight), {:.1} scans/min, {eta} left; bottleneck: {}; scans at (busy): {}",
         now.done,

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -73,6 +74,11 @@ impl Engine for Cluster {
 
     fn progress(&self) -> Arc<Progress> {
         Arc::new(Progress::elsewhere())
+    }
+
+    fn time_to_finish(&self, _: Duration) -> Duration {
+        // A chunk gives nothing before all of it is done, which may take minutes.
+        Duration::MAX
     }
 
     async fn start(self: Arc<Self>, assignment: Assignment) -> Result<Screening> {

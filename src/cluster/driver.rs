@@ -110,6 +110,7 @@ impl Driver {
         loop {
             while in_flight.len() < 2 * self.slots && !self.stop.is_pressed() {
                 let Some(chunk) = self.next_chunk() else { break };
+                self.progress.give_out(chunk.scans.len() as u64);
                 in_flight.push(Box::pin(self.job(chunk)));
             }
             let is_done = self.scans.is_empty() && self.again.is_empty() && self.suspects.is_empty();
@@ -185,6 +186,7 @@ impl Driver {
 
     /// Decides what becomes of a chunk.
     async fn settle(&mut self, chunk: Chunk, ended: Ended) -> Result<()> {
+        self.progress.take_back(chunk.scans.len() as u64);
         if !matches!(ended, Ended::Accepted(_)) {
             self.totals.lock().unwrap_or_else(PoisonError::into_inner).again += 1;
         }

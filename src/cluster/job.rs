@@ -150,21 +150,25 @@ impl Job {
 
     /// Fetches receipts, which must count `scans`.
     async fn fetched(&self, partitions: &[PartitionLocation], scans: usize) -> Result<Rows> {
-        let receipts = self.client.fetch(partitions).await?;
-        let (mut done, mut failed) = (0, 0);
-        let mut rolls = BTreeSet::new();
-        for receipt in receipts.iter().map(Receipt::from_batch).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
-            if rolls.insert(receipt.batch_id) {
-                done += receipt.n_scans as u64;
-                failed += receipt.n_failed as u64;
-            }
-        }
-        if done + failed != scans as u64 {
-            let found = done + failed;
-            return Err(Error::Bug(format!("the receipts of a chunk of {scans} scans count {found}")));
-        }
-        Ok(Rows { receipts, done, failed, ..Rows::default() })
+        counted(self.client.fetch(partitions).await?, scans)
     }
+}
+
+/// Refuses receipts that do not count exactly `scans`: some would be lost or doubled.
+fn counted(receipts: Vec<RecordBatch>, scans: usize) -> Result<Rows> {
+    let (mut done, mut failed) = (0, 0);
+    let mut rolls = BTreeSet::new();
+    for receipt in receipts.iter().map(Receipt::from_batch).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        if rolls.insert(receipt.batch_id) {
+            done += receipt.n_scans as u64;
+            failed += receipt.n_failed as u64;
+        }
+    }
+    if done + failed != scans as u64 {
+        let found = done + failed;
+        return Err(Error::Bug(format!("the receipts of a chunk of {scans} scans count {found}")));
+    }
+    Ok(Rows { receipts, done, failed, ..Rows::default() })
 }
 
 /// Waiting for a scheduler that does not answer.
@@ -205,6 +209,34 @@ fn without_addresses(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::Table;
+
+    #[test]
+    fn receipts_that_do_not_count_their_chunk_are_a_defect() {
+        let roll = |batch_id: &str, n_scans, n_failed| {
+            let receipt = |table| Receipt {
+                batch_id: batch_id.into(),
+                table,
+                path: "part.parquet".into(),
+                size_bytes: 1,
+                num_rows: 1,
+                stats: "{}".into(),
+                n_scans,
+                n_failed,
+            };
+            Receipt::to_batch(&[receipt(Table::Tokens), receipt(Table::Scans)]).unwrap()
+        };
+        let rows = counted(vec![roll("a", 5, 1), roll("b", 2, 0)], 8).unwrap();
+        assert_eq!((rows.done, rows.failed, rows.receipts.len()), (7, 1, 2));
+        for (receipts, scans) in [(vec![roll("a", 5, 1)], 8), (vec![roll("a", 5, 1), roll("b", 5, 1)], 6), (vec![], 1)]
+        {
+            let refused = counted(receipts, scans).unwrap_err();
+            assert!(
+                matches!(refused, Error::Bug(_)) && refused.to_string().contains(&format!("{scans} scans")),
+                "{refused}"
+            );
+        }
+    }
 
     #[test]
     fn the_text_of_another_machine_is_shown_without_its_paths() {

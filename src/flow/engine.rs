@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -27,6 +28,11 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// Counters for a run.
     fn progress(&self) -> Arc<Progress>;
+
+    /// How long scans in flight may take once the run is to stop, where `asked` is what its settings say.
+    fn time_to_finish(&self, asked: Duration) -> Duration {
+        asked
+    }
 
     /// Begins to screen the scans of a run. Where its switch is pressed, no further scan is begun; what is finished is still
     /// given.

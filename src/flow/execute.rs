@@ -121,7 +121,7 @@ impl Run {
             let Screening { receipts, plan } = screening.await?;
             Ok::<_, Error>((commits.take_all(crashed.chain(receipts)).await, plan))
         };
-        let time_to_finish = Duration::from_secs(self.pipeline.run.stop_s);
+        let time_to_finish = self.engine.time_to_finish(Duration::from_secs(self.pipeline.run.stop_s));
         // In this order: a run that is to stop before it starts begins no scan.
         let committed = tokio::select! {
             biased;

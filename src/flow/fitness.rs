@@ -129,3 +129,74 @@ fn unable(what: &str, error: Error) -> Unable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::model::Bundle;
+
+    /// A station, and an order that it could carry out, below a folder.
+    async fn workplace(folder: &std::path::Path) -> (Arc<Station>, Order) {
+        let place = |name: &str| {
+            let place = folder.join(name);
+            std::fs::create_dir_all(&place).unwrap();
+            place
+        };
+        let (cohort, tables) = (place("cohort"), place("tables"));
+        let station = Station::open("cpu".parse().unwrap(), 2000, 1, place("bundles")).unwrap();
+        let bundle = Bundle::built_in().unwrap();
+        let mut order = Order::sample();
+        order.score = crate::score::ScoreConfig::default();
+        let order = Order {
+            recipe_id: recipe_id(&order.preprocess, &order.score, &bundle),
+            bundle_digest: bundle.digest,
+            cohort: cohort.display().to_string(),
+            tables: tables.display().to_string(),
+            longest_outage: Duration::ZERO,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..order
+        };
+        mark::set(&store::open_new(&order.tables).unwrap(), &order.run_id).await.unwrap();
+        (station, order)
+    }
+
+    async fn refused(station: &Station, order: &Order) -> Refusal {
+        let error = setup(station, order).await.unwrap_err();
+        Refusal::find(&error.to_string()).unwrap_or_else(|| panic!("{error}"))
+    }
+
+    #[tokio::test]
+    async fn a_process_that_would_give_other_numbers_is_unfit() {
+        let folder = tempfile::tempdir().unwrap();
+        for (what, word) in
+            [("version", "the same version"), ("recipe", "the same program"), ("bundle", "beside the tables")]
+        {
+            let (station, fit) = workplace(folder.path()).await;
+            let order = match what {
+                "version" => Order { version: "0.0.0".into(), ..fit },
+                "recipe" => Order { recipe_id: "0".repeat(16), ..fit },
+                _ => Order { bundle_digest: "0".repeat(64), ..fit },
+            };
+            let refusal = refused(&station, &order).await;
+            assert!(refusal.reason == Reason::Unfit && refusal.message.contains(word), "{what}: {refusal:?}");
+            assert_eq!(station.unfit().now_or_never(), Some(refusal.message));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_mark_is_not_seen_is_refused_and_the_process_stays_fit_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (station, order) = workplace(folder.path()).await;
+        let elsewhere = Order { run_id: "01890a5d-ac96-774b-bcce-b302099a8058".into(), ..order.clone() };
+        let refusal = refused(&station, &elsewhere).await;
+        assert!(refusal.reason == Reason::Run && refusal.message.contains("share"), "{refusal:?}");
+        assert_eq!(station.unfit().now_or_never(), None);
+        let first = setup(&station, &order).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &setup(&station, &order).await.unwrap()), "it is made once");
+        // After a failure it is made anew.
+        first.stop.fail(Error::Bug("a store that stays down".into()));
+        assert!(!Arc::ptr_eq(&first, &setup(&station, &order).await.unwrap()));
+    }
+}

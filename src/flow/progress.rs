@@ -14,6 +14,8 @@ pub struct Progress {
     done: AtomicU64,
     failed: AtomicU64,
     committed: AtomicU64,
+    /// Scans that other processes work on.
+    given_out: AtomicU64,
     /// In the order of [`Stage::ALL`].
     stages: [StageCounters; Stage::ALL.len()],
 }
@@ -78,6 +80,8 @@ pub struct Snapshot {
     pub done: u64,
     /// Scans that became a row in `failures`.
     pub failed: u64,
+    /// Scans that were given to other processes and have not ended.
+    pub given_out: u64,
     /// Every stage, in the order of a scan's way.
     pub stages: [StageSnapshot; Stage::ALL.len()],
 }
@@ -90,7 +94,8 @@ impl Snapshot {
 
     /// Scans that are being worked on.
     pub fn in_flight(&self) -> u64 {
-        self.stages.iter().filter(|counts| counts.stage != Stage::Commit).map(|counts| counts.scans).sum()
+        let here = self.stages.iter().filter(|counts| counts.stage != Stage::Commit).map(|counts| counts.scans);
+        here.sum::<u64>() + self.given_out
     }
 
     /// One stage.
@@ -102,7 +107,7 @@ impl Snapshot {
 impl Progress {
     /// Progress of a run with at most `in_flight` scans at once on `cores` cores and `device_threads` threads of the device.
     pub(super) fn new(in_flight: usize, cores: usize, device_threads: usize) -> Self {
-        let [done, failed, committed] = [(); 3].map(|()| AtomicU64::new(0));
+        let [done, failed, committed, given_out] = [(); 4].map(|()| AtomicU64::new(0));
         let stages = Stage::ALL.map(|stage| {
             StageCounters::new(match stage {
                 Stage::Memory | Stage::Queue => None,
@@ -112,7 +117,7 @@ impl Progress {
                 Stage::Commit => Some(1),
             })
         });
-        Self { started: Instant::now(), done, failed, committed, stages }
+        Self { started: Instant::now(), done, failed, committed, given_out, stages }
     }
 
     /// Progress of a run whose scans are screened by other processes.
@@ -123,6 +128,16 @@ impl Progress {
             counters.capacity = counters.capacity.filter(|_| stage == Stage::Commit);
         }
         progress
+    }
+
+    /// Scans are given to other processes.
+    pub fn give_out(&self, scans: u64) {
+        self.given_out.fetch_add(scans, Relaxed);
+    }
+
+    /// Scans that were given to other processes have ended there, or are not worked on any more.
+    pub fn take_back(&self, scans: u64) {
+        self.given_out.fetch_sub(scans, Relaxed);
     }
 
     /// Counts scans that other processes have ended. `metric` gives the sum of an operator's metric in nanoseconds.
@@ -177,7 +192,7 @@ impl Progress {
         // Read before `done` and `failed`, so that it never exceeds them: a committed scan has ended.
         let committed = self.committed.load(Relaxed);
         let (done, failed) = (self.done.load(Relaxed), self.failed.load(Relaxed));
-        let elapsed = self.started.elapsed();
+        let (elapsed, given_out) = (self.started.elapsed(), self.given_out.load(Relaxed));
         let at = |stage: Stage| {
             let counters = &self.stages[stage as usize];
             let (scans, passed) = match stage {
@@ -189,7 +204,7 @@ impl Progress {
             let busy = counters.capacity.map(|capacity| (seconds / available(capacity)).min(1.));
             StageSnapshot { stage, scans, passed, seconds, busy }
         };
-        Snapshot { elapsed, done, failed, stages: Stage::ALL.map(at) }
+        Snapshot { elapsed, done, failed, given_out, stages: Stage::ALL.map(at) }
     }
 }
 
@@ -222,6 +237,9 @@ mod tests {
     fn scans_that_others_ended_count_with_their_times() {
         let progress = Progress::elsewhere();
         let metric = |name: &str| (name == "device_time").then_some(3_000_000_000);
+        progress.give_out(20);
+        assert_eq!(progress.snapshot().in_flight(), 20);
+        progress.take_back(20);
         progress.absorb(7, 1, metric);
         let now = progress.snapshot();
         assert_eq!((now.done, now.failed, now.in_flight(), now.at(Stage::Commit).scans), (7, 1, 0, 8));
