@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use super::board::device_kinds;
 use super::client::Client;
 use super::driver::Driver;
-use super::totals::{Chunks, Totals};
+use super::totals::{Chunks, Jobs, Shared};
 use crate::error::Result;
 use crate::flow::{Assignment, Engine, Progress, Screening, clear_mark, set_mark, share_bundle};
 use crate::store::Location;
@@ -45,7 +45,8 @@ pub struct Cluster {
 struct Running {
     tables: Location,
     run_id: String,
-    _driver: JoinSet<()>,
+    jobs: Jobs,
+    driver: JoinSet<()>,
 }
 
 impl Cluster {
@@ -86,26 +87,25 @@ impl Engine for Cluster {
         share_bundle(&assignment.bundle_name, &assignment.bundle, &tables).await?;
         set_mark(&tables, &run_id).await?;
         let (receipts, received) = mpsc::channel(1);
-        let totals = Arc::<Mutex<Totals>>::default();
-        let driver = Driver::new(
-            (self.client.clone(), self.chunk_scans),
-            assignment,
-            receipts,
-            Arc::clone(&self.devices),
-            Arc::clone(&totals),
-        );
+        let shared = Shared { devices: Arc::clone(&self.devices), ..Shared::default() };
+        let driver = Driver::new((self.client.clone(), self.chunk_scans), assignment, receipts, shared.clone());
         let mut task = JoinSet::new();
         task.spawn(driver.run());
-        *self.run.lock().await = Some(Running { tables, run_id, _driver: task });
+        *self.run.lock().await = Some(Running { tables, run_id, jobs: shared.jobs, driver: task });
         let receipts = futures::stream::unfold(received, |mut received: mpsc::Receiver<RecordBatch>| async move {
             received.recv().await.map(|batch| (Ok(batch), received))
         });
-        Ok(Screening { receipts: receipts.boxed(), plan: Box::new(Chunks(totals)) })
+        Ok(Screening { receipts: receipts.boxed(), plan: Box::new(Chunks(shared.totals)) })
     }
 
     async fn end(&self) {
-        if let Some(run) = self.run.lock().await.take() {
-            clear_mark(&run.tables, &run.run_id).await;
+        let Some(Running { tables, run_id, jobs, mut driver }) = self.run.lock().await.take() else { return };
+        driver.shutdown().await;
+        let left = std::mem::take(&mut *jobs.lock().unwrap_or_else(PoisonError::into_inner));
+        for job in left {
+            // One that cannot be cancelled is executed in vain.
+            let _ = self.client.cancel(&job).await;
         }
+        clear_mark(&tables, &run_id).await;
     }
 }

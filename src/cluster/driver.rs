@@ -1,7 +1,7 @@
 //! The driver's loop: keeps chunks in flight, and decides what becomes of each.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::board::{StationReport, device_kinds};
 use super::client::Client;
 use super::job::{Chunk, Ended, Job, Rows, chunk_size};
-use super::totals::Totals;
+use super::totals::Shared;
 use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
 use crate::flow::{Assignment, FailureLimit, Order, Progress, Reason, Refusal, StopSwitch, write_crash};
@@ -51,8 +51,7 @@ pub(super) struct Driver {
     suspects: VecDeque<Chunk>,
     suspect_in_flight: bool,
     receipts: mpsc::Sender<RecordBatch>,
-    devices: Arc<Mutex<BTreeSet<String>>>,
-    totals: Arc<Mutex<Totals>>,
+    shared: Shared,
     slots: usize,
     /// Since when there is no executor, and whether that was said.
     alone: Option<(Instant, bool)>,
@@ -67,8 +66,7 @@ impl Driver {
         (client, chunk_scans): (Client, Option<usize>),
         assignment: Assignment,
         receipts: mpsc::Sender<RecordBatch>,
-        devices: Arc<Mutex<BTreeSet<String>>>,
-        totals: Arc<Mutex<Totals>>,
+        shared: Shared,
     ) -> Self {
         let Assignment { order, mut scans, tables, policy, stop, progress, .. } = assignment;
         // Those that may end a process stay last. A large scan that begins last would have all others wait.
@@ -88,8 +86,7 @@ impl Driver {
             suspects: VecDeque::new(),
             suspect_in_flight: false,
             receipts,
-            devices,
-            totals,
+            shared,
             slots: 0,
             alone: None,
             said_mixed: false,
@@ -131,6 +128,7 @@ impl Driver {
             order: Arc::clone(&self.order),
             policy: self.policy,
             stop: Arc::clone(&self.stop),
+            jobs: Arc::clone(&self.shared.jobs),
         }
         .run(chunk)
     }
@@ -158,7 +156,7 @@ impl Driver {
         let fit: Vec<&StationReport> = stations.iter().filter(|station| station.unfit.is_none()).collect();
         self.slots = fit.iter().map(|station| station.slots).sum();
         {
-            let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut devices = self.shared.devices.lock().unwrap_or_else(PoisonError::into_inner);
             devices.extend(device_kinds(&stations));
             if devices.len() > 1 && !std::mem::replace(&mut self.said_mixed, true) {
                 warn!("executors compute on different kinds of devices, whose results differ in the last digits");
@@ -168,9 +166,9 @@ impl Driver {
             self.alone = None;
             return Ok(());
         }
-        if self.unfit > 0 {
-            let why = stations.iter().find_map(|station| station.unfit.clone());
-            return Err(no_one_left(&why.unwrap_or_default()));
+        // A scheduler that was started again tells of nobody for a moment.
+        if let Some(why) = stations.iter().find_map(|station| station.unfit.as_ref()).filter(|_| self.unfit > 0) {
+            return Err(no_one_left(why));
         }
         let (since, said) = self.alone.get_or_insert_with(|| (Instant::now(), false));
         if !*said && since.elapsed() >= SILENCE {
@@ -188,7 +186,7 @@ impl Driver {
     async fn settle(&mut self, chunk: Chunk, ended: Ended) -> Result<()> {
         self.progress.take_back(chunk.scans.len() as u64);
         if !matches!(ended, Ended::Accepted(_)) {
-            self.totals.lock().unwrap_or_else(PoisonError::into_inner).again += 1;
+            self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner).again += 1;
         }
         if chunk.is_suspect {
             self.suspect_in_flight = false;
@@ -223,14 +221,14 @@ impl Driver {
     }
 
     fn accepted(&self) -> u64 {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner).accepted
+        self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner).accepted
     }
 
     async fn accept(&mut self, rows: Rows) -> Result<()> {
         let Rows { receipts, done, failed, metrics, elapsed } = rows;
         self.progress.absorb(done, failed, |name| metrics.get(name).copied());
         {
-            let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut totals = self.shared.totals.lock().unwrap_or_else(PoisonError::into_inner);
             totals.accepted += 1;
             totals.elapsed += elapsed;
             for (name, value) in metrics {

@@ -1,7 +1,7 @@
 //! One chunk as one job: submitted, watched, fetched and checked.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -10,6 +10,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use tracing::debug;
 
 use super::client::{Client, JobId, JobState, Metrics, PartitionLocation};
+use super::totals::Jobs;
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
 use crate::flow::{Order, Refusal, RollPolicy, ScreenExec, StopSwitch, Target, WriteExec};
@@ -69,6 +70,7 @@ pub(super) struct Job {
     pub(super) order: Arc<Order>,
     pub(super) policy: RollPolicy,
     pub(super) stop: Arc<StopSwitch>,
+    pub(super) jobs: Jobs,
 }
 
 impl Job {
@@ -87,7 +89,10 @@ impl Job {
         let name = format!("{} {} scans", self.order.run_id, chunk.scans.len());
         let Some(job) = self.submitted(plan, &name).await? else { return Ok(Ended::Cancelled) };
         debug!(job = %job, scans = chunk.scans.len(), "submitted a chunk");
-        let partitions = match self.watched(&job).await? {
+        self.jobs().insert(job.clone());
+        let ended = self.watched(&job).await?;
+        self.jobs().remove(&job);
+        let partitions = match ended {
             JobState::Done(partitions) => partitions,
             JobState::Failed(text) => {
                 return Ok(Refusal::find(&text).map_or_else(|| Ended::Failed(failed(&text)), Ended::Refused));
@@ -102,6 +107,10 @@ impl Job {
         rows.metrics = self.client.metrics(&job).await.unwrap_or_default();
         rows.elapsed = started.elapsed();
         Ok(Ended::Accepted(rows))
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashSet<JobId>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn plan(&self, scans: &[ScanEntry]) -> Result<Arc<dyn ExecutionPlan>> {

@@ -1,10 +1,25 @@
 //! What the chunks of a run did, for its report.
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::client::Metrics;
+use super::client::{JobId, Metrics};
 use crate::flow::Plan;
+
+/// What the driver of a run and its engine share.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shared {
+    /// Kinds of devices that have been seen.
+    pub(super) devices: Arc<Mutex<BTreeSet<String>>>,
+    /// What the chunks did.
+    pub(super) totals: Arc<Mutex<Totals>>,
+    /// The jobs that are submitted and have not ended.
+    pub(super) jobs: Jobs,
+}
+
+/// Ids of jobs.
+pub(super) type Jobs = Arc<Mutex<HashSet<JobId>>>;
 
 /// What the chunks of a run did.
 #[derive(Debug, Default)]

@@ -45,17 +45,27 @@ pub(super) async fn setup(station: &Station, order: &Order) -> Result<Arc<Setup>
             }
             Err(refusal.into())
         }
-        Err(Unable::Failed(error)) => Err(error.into()),
+        Err(Unable::Failed(error)) => Err(once(error)),
     }
+}
+
+/// An error that an engine does not retry by itself, because it was waited for long enough: the driver decides.
+fn once(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
 }
 
 /// A failure that ended the work on an order, for the engine of a cluster: a broken device is this process's own.
 pub(super) fn failed(station: &Station, error: Error) -> DataFusionError {
     if error.domain() != Domain::Device {
-        return error.into();
+        return once(error);
     }
     station.declare_unfit(&error.text());
     Refusal::new(Reason::Unfit, error.text()).into()
+}
+
+/// The error of scans that were not screened because the work on their order failed meanwhile.
+pub(super) fn failed_meanwhile() -> DataFusionError {
+    once(Error::Cluster("another chunk of this run failed on the same executor, and with it this one".into()))
 }
 
 async fn prepared(station: &Station, order: &Order) -> Result<Setup, Unable> {

@@ -140,10 +140,11 @@ impl ExecutionPlan for ScreenExec {
             let work = Work { order, station, setup };
             screen(work.clone(), input, metrics, rows).await?;
             // Without a task of an engine, the driver in this process takes the failure.
-            match work.setup.stop.take_failure().filter(|_| task.is_some()) {
-                Some(failure) => Err(fitness::failed(&work.station, failure)),
-                None => Ok(()),
+            if task.is_none() || !work.setup.has_failed() {
+                return Ok(());
             }
+            let failure = work.setup.stop.take_failure();
+            Err(failure.map_or_else(fitness::failed_meanwhile, |failure| fitness::failed(&work.station, failure)))
         };
         builder.spawn_on(screening, &runtime);
         Ok(builder.build())
