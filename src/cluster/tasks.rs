@@ -136,16 +136,19 @@ impl QueryStageExecutor for Stage {
 
 /// Whether this machine has no room for results. A store that is full, which one of our own errors says, is another's fault.
 fn is_full_here(error: &(dyn StdError + 'static)) -> bool {
-    fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-        std::iter::successors(Some(error), |&error| error.source())
-    }
+    // The source of an I/O error with an error inside is the source of that one, and not that one itself.
+    let is_own = |cause: &(dyn StdError + 'static)| {
+        let inside = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause.is::<crate::Error>() || inside.is_some_and(|inside| inside.is::<crate::Error>())
+    };
     let is_full = |cause: &(dyn StdError + 'static)| {
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         // Some errors quote the system's as text alone.
         matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
             || cause.to_string().contains("No space left on device")
     };
-    !causes(error).any(|cause| cause.is::<crate::Error>()) && causes(error).any(is_full)
+    let causes = Vec::from_iter(std::iter::successors(Some(error), |&error| error.source()));
+    !causes.iter().any(|&cause| is_own(cause)) && causes.iter().any(|&cause| is_full(cause))
 }
 
 #[cfg(test)]
