@@ -49,9 +49,13 @@ fn what_is_done_is_not_screened_again_and_a_query_on_the_cluster_gives_what_a_lo
     let cluster = Cluster::of(1, 2);
     let folder = tempfile::tempdir().unwrap();
     let tables = path(folder.path());
-    let (code, said) = ended(cluster.run(heads(), tables, &["--limit", "4"]));
+    let (code, said) = ended(cluster.run(heads(), tables, &["--limit", "4", "--explain"]));
     assert!([Some(0), Some(3)].contains(&code), "{said}");
     assert_eq!(committed(tables), 4);
+    // What the operators measured came back from the executor.
+    for metric in ["chunks=1", "again=0", "preprocess_time=", "bytes_fetched=", "files_written="] {
+        assert!(said.contains(metric), "{metric} is not in {said}");
+    }
     // What a local run finds done is what the cluster has done, and the other way round.
     let local = screen(heads(), tables, &["--set", "score.method=threshold"]);
     assert_eq!(local.status.code(), Some(3), "{}", printed(&local));
