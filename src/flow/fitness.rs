@@ -30,7 +30,8 @@ const REFUSED: Duration = Duration::from_secs(15);
 /// [`Refusal`]s as query errors; errors of a store that is down for longer than the order waits.
 pub(super) async fn setup(station: &Station, order: &Order) -> Result<Arc<Setup>, DataFusionError> {
     let mut setups = station.setups.lock().await;
-    if let Some(setup) = setups.find(&order.run_id).filter(|setup| !setup.has_failed()) {
+    // The setup of an order that this process gave lasts as long as the run, also while it stops.
+    if let Some(setup) = setups.find(&order.run_id).filter(|setup| !station.serves_others() || !setup.has_failed()) {
         return Ok(Arc::clone(setup));
     }
     match prepared(station, order).await {

@@ -102,6 +102,11 @@ impl Station {
         station.ok_or_else(|| Error::Bug("scans cannot be screened by a session without a station".into()))
     }
 
+    /// Whether this process carries out the orders of others.
+    pub(super) fn serves_others(&self) -> bool {
+        self.bundles.is_some()
+    }
+
     /// The memory pool that scans and their rows share.
     pub fn pool(&self) -> Arc<dyn MemoryPool> {
         self.budget.pool()
