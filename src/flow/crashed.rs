@@ -17,8 +17,8 @@ use crate::tables::{DataFile, Receipt, Table, scan_rows};
 /// [`Error::Storage`] where the file cannot be written.
 pub async fn write_crash(order: &Arc<Order>, entry: ScanEntry, tables: &Location) -> Result<RecordBatch> {
     let error = Error::Crashed(
-        "processes died each time they screened this scan, at last alone: look at it with `neurosieve inspect` and exclude it, or give \
-         them more memory; `--retry` tries it again"
+        "executors of the cluster died each time they screened this scan, at last alone: look at it with `neurosieve inspect` and \
+         exclude it, or give the executors more memory; `--retry` tries it again"
             .to_owned(),
     );
     let message = error.text();

@@ -10,15 +10,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use chrono::Utc;
-use datafusion::error::Result as DataFusionResult;
-use futures::{Stream, StreamExt as _, stream};
 use tracing::warn;
 
 use super::audit;
 use super::commit::Commits;
-use super::crashed::write_crash;
 use super::engine::{Assignment, Screening};
 use super::order::Order;
 use super::outage::Outages;
@@ -113,13 +109,11 @@ impl Run {
         let switch = Arc::<StopSwitch>::default();
         let longest_outage = Duration::from_secs(self.pipeline.run.outage_s);
         let limits = RunLimits { stop: Arc::clone(&switch), longest_outage };
-        let assignment = self.assignment(row, &switch)?;
-        let crashed = self.crashed(&assignment).boxed();
-        let screening = Arc::clone(&self.engine).start(assignment);
+        let screening = Arc::clone(&self.engine).start(self.assignment(row, &switch)?);
         let mut commits = Commits::new(&mut self.tables, &self.pipeline.tables, &row.run_id, &self.progress, limits);
         let committing = async {
             let Screening { receipts, plan } = screening.await?;
-            Ok::<_, Error>((commits.take_all(crashed.chain(receipts)).await, plan))
+            Ok::<_, Error>((commits.take_all(receipts).await, plan))
         };
         let time_to_finish = self.engine.time_to_finish(Duration::from_secs(self.pipeline.run.stop_s));
         // In this order: a run that is to stop before it starts begins no scan.
@@ -135,21 +129,6 @@ impl Run {
             return Err(error);
         }
         Ok(Screened { plan: plan.shown(), gave_up: switch.gave_up(), superseded })
-    }
-
-    /// The rows of scans that are not screened again, because several runs have died with them.
-    fn crashed(&self, assignment: &Assignment) -> impl Stream<Item = DataFusionResult<RecordBatch>> + Send + use<> {
-        let (order, tables) = (Arc::new(assignment.order.clone()), assignment.tables.clone());
-        let progress = Arc::clone(&self.progress);
-        stream::iter(self.pending.crashed.clone()).then(move |entry| {
-            let (order, tables, progress) = (Arc::clone(&order), tables.clone(), Arc::clone(&progress));
-            async move {
-                warn!(scan_id = %entry.scan_id, "runs died each time while this scan was in flight; it is quarantined");
-                let receipt = write_crash(&order, entry, &tables).await?;
-                progress.absorb(0, 1, |_| None);
-                Ok(receipt)
-            }
-        })
     }
 
     fn assignment(&self, row: &RunRow, switch: &Arc<StopSwitch>) -> Result<Assignment> {

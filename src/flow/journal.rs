@@ -222,13 +222,9 @@ impl Journals {
         Ok(Self(journals))
     }
 
-    /// How many journals name the scan. Each run that dies leaves one.
-    pub(super) fn naming(&self, entry: &ScanEntry) -> usize {
-        if self.0.is_empty() {
-            return 0;
-        }
-        let key = key(entry);
-        self.0.iter().filter(|(_, scans)| scans.contains(&key)).count()
+    /// Whether a journal names the scan.
+    pub(super) fn name(&self, entry: &ScanEntry) -> bool {
+        !self.0.is_empty() && self.0.iter().any(|(_, scans)| scans.contains(&key(entry)))
     }
 
     /// Deletes the journals that name only these scans, which are settled. One that names others stays: they may belong to
@@ -279,7 +275,7 @@ mod tests {
         // The process dies: nothing is closed.
         let names = async |cohort: &str, recipe: &str| {
             let journals = Journals::of_others(&location, cohort, recipe).await.unwrap();
-            [&done, &flying, &new].map(|entry| journals.naming(entry) > 0)
+            [&done, &flying, &new].map(|entry| journals.name(entry))
         };
         assert_eq!(names("study-1", "recipe").await, [false, true, false]);
         assert_eq!(names("study-2", "recipe").await, [false; 3]);

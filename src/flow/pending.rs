@@ -11,18 +11,12 @@ use crate::tables::{Done, Outcome};
 /// Failed attempts at one content after which no run tries it again by itself.
 const MOST_ATTEMPTS: i32 = 8;
 
-/// Runs that died while a scan was in flight, after which it is not screened again. In the first the scan was one of several, in
-/// the others it was alone; one of them may be a run that is under way.
-const MOST_DEATHS: usize = 3;
-
 /// The selected scans of a run by what earlier runs did with the same content and recipe.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Scans to screen, with their failed attempts: new ones in the order of the listing, then those that have failed, fewer
     /// attempts first, and last those that may have ended a process.
     pub(super) scans: Vec<ScanEntry>,
-    /// Scans with which so many runs have died that they become failures.
-    pub(super) crashed: Vec<ScanEntry>,
     /// Scans with a result.
     pub(super) already_done: usize,
     /// Scans whose content was found unusable, or failed too often.
@@ -56,11 +50,8 @@ impl Pending {
                 }
                 tried => {
                     let attempts = tried.map_or(0, |outcome| outcome.attempts);
-                    let runs_died = journals.naming(entry);
-                    let apart = runs_died > 0 || tried.is_some_and(|outcome| outcome.crashed);
-                    let scan = ScanEntry { attempts, apart, ..entry.clone() };
-                    let is_given_up = !config.retry && runs_died >= MOST_DEATHS;
-                    if is_given_up { &mut pending.crashed } else { &mut pending.scans }.push(scan);
+                    let apart = journals.name(entry) || tried.is_some_and(|outcome| outcome.crashed);
+                    pending.scans.push(ScanEntry { attempts, apart, ..entry.clone() });
                     continue;
                 }
             }

@@ -167,7 +167,7 @@ impl Run {
 
     /// Scans that [`Run::execute`] will screen.
     pub fn pending(&self) -> usize {
-        self.pending.scans.len() + self.pending.crashed.len()
+        self.pending.scans.len()
     }
 
     /// Scans that have a result with the same content and recipe.
