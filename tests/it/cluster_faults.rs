@@ -161,8 +161,11 @@ fn an_executor_is_killed_between_the_success_of_its_chunk_and_the_driver_that_fe
     let (code, said) = driver.ends();
     assert_eq!(code, Some(3), "{said}");
     assert_same(&contents(folder.path()), heads_screened_here(), "screened again");
-    let station = cluster.station(&cluster.executors[second].id).unwrap();
-    assert_eq!(station["done"].as_u64().unwrap() + station["failed"].as_u64().unwrap(), HEADS as u64, "{station}");
+    // It reports itself every two seconds.
+    wait_for("the second executor to have screened all", || {
+        let station = cluster.station(&cluster.executors[second].id)?;
+        (station["done"].as_u64()? + station["failed"].as_u64()? == HEADS as u64).then_some(())
+    });
 }
 
 /// A library that kills its process when it opens a certain scan. None, and a line, without Linux and a compiler of C.

@@ -171,7 +171,9 @@ fn nothing_but_a_signal_ends_a_schedule_and_every_line_has_its_time() {
     std::fs::rename(folder.path().join("away"), &reports).unwrap();
     schedule.prints("ERROR these tables hold a cohort named");
     assert!(schedule.unread.iter().all(|line| line.starts_with("20")), "{:#?}", schedule.unread);
-    assert_eq!(schedule.stop(), Some(0));
+    // A run is due every second: the signal comes between two, or during one.
+    let code = schedule.stop();
+    assert!(matches!(code, Some(0 | 4)), "{code:?}");
 }
 
 #[test]
