@@ -245,7 +245,8 @@ async fn check(url: &str, repair: bool) -> Result<()> {
                 found.duplicates.len(),
                 found.incomplete.len(),
                 match repair {
-                    false => "--repair keeps one of equal rows",
+                    false =>
+                        "--repair keeps one of equal rows, and deletes results with missing rows so that they are made again",
                     true => "restore the tables from a copy, or screen into new ones",
                 }
             ),
@@ -257,10 +258,14 @@ async fn check(url: &str, repair: bool) -> Result<()> {
     Ok(())
 }
 
-/// Mends doubled rows and deletes those without a result.
+/// Mends doubled rows, and deletes results with missing rows and rows without a result.
 async fn mend(tables: &mut Tables) -> Result<()> {
     for (table, rows) in tables.remove_doubles().await? {
         outln!("{table}: {rows} doubled rows deleted");
+    }
+    let incomplete = tables.remove_incomplete().await?;
+    if incomplete > 0 {
+        outln!("{incomplete} incomplete results deleted; the next run with their settings screens these scans again");
     }
     for (table, rows) in tables.remove_orphans().await? {
         outln!("{table}: {rows} rows without a result deleted");

@@ -1,9 +1,11 @@
-//! Mending rows that are there twice, as two rewrites at once by an older version left them.
+//! Mending rows that are there twice, as two rewrites at once by an older version left them, and results with missing rows.
 //!
 //! | what is there twice | what stays |
 //! |---|---|
 //! | a row, in every column | one of them |
 //! | a result of one scan, content and recipe, by two runs | that of the run with the higher number, which the views show |
+//!
+//! A result with missing rows cannot be completed. It is deleted, so that the next run screens its scan again.
 //!
 //! Takes opened tables; gives the number of rows that were deleted. Rows of one run and scan that differ are left, and
 //! reported by [`Tables::check`]: which of them is right cannot be known.
@@ -43,6 +45,17 @@ const TOO_MANY_TOKENS: &str = "
     JOIN (SELECT run_id, scan_id, max(n_tokens) AS n FROM raw.scans GROUP BY run_id, scan_id) s
         ON s.run_id = t.run_id AND s.scan_id = t.scan_id
     WHERE t.n > s.n ORDER BY t.run_id, t.scan_id";
+
+/// Results whose mask is missing, or that have fewer tokens or findings than they say. More of them are rows that differ.
+const WITH_MISSING_ROWS: &str = "
+    SELECT DISTINCT s.run_id, s.scan_id FROM raw.scans s
+    LEFT JOIN (SELECT run_id, scan_id, count(*) AS n FROM raw.tokens GROUP BY run_id, scan_id) t
+        ON t.run_id = s.run_id AND t.scan_id = s.scan_id
+    LEFT JOIN (SELECT DISTINCT run_id, scan_id FROM raw.masks) m ON m.run_id = s.run_id AND m.scan_id = s.scan_id
+    LEFT JOIN (SELECT run_id, scan_id, count(*) AS n FROM raw.findings GROUP BY run_id, scan_id) f
+        ON f.run_id = s.run_id AND f.scan_id = s.scan_id
+    WHERE coalesce(t.n, 0) < s.n_tokens OR m.scan_id IS NULL OR coalesce(f.n, 0) < s.n_findings
+    ORDER BY s.run_id, s.scan_id";
 
 impl Tables {
     /// Deletes all but one of rows that are equal, and results that a later run has made again; gives the number of deleted
@@ -115,7 +128,30 @@ impl Tables {
                  SELECT run_id, scan_id, first_value(run_id) OVER ({order}) AS kept FROM raw.scans
              ) WHERE run_id <> kept ORDER BY run_id, scan_id"
         );
-        for (run_id, scans) in scans_by_run(&context, &earlier).await? {
+        let earlier = scans_by_run(&context, &earlier).await?;
+        self.remove_results(earlier, removed).await
+    }
+
+    /// Deletes results of which tokens, findings or the mask are missing, with the rows that are left of them: the next run screens
+    /// these scans again. Gives the number of results.
+    ///
+    /// # Errors
+    /// As [`remove_orphans`](Tables::remove_orphans).
+    pub async fn remove_incomplete(&mut self) -> Result<usize> {
+        self.refresh().await?;
+        let incomplete = scans_by_run(&self.raw_session().await?, WITH_MISSING_ROWS).await?;
+        let results = incomplete.values().map(Vec::len).sum();
+        self.remove_results(incomplete, &mut BTreeMap::new()).await?;
+        Ok(results)
+    }
+
+    /// Deletes the results of these scans by run, with their rows in the other tables; counts the rows in `removed`.
+    async fn remove_results(
+        &mut self,
+        results: BTreeMap<String, Vec<String>>,
+        removed: &mut BTreeMap<&'static str, usize>,
+    ) -> Result<()> {
+        for (run_id, scans) in results {
             for scans in scans.chunks(SCANS_AT_ONCE) {
                 // `scans` first: rows without a result are hidden, a result without rows is not.
                 for table in [Table::Scans].into_iter().chain(OWNED) {

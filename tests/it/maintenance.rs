@@ -272,4 +272,12 @@ async fn a_check_finds_doubled_and_incomplete_results() {
     assert_eq!(found.duplicates, ["sub-1"]);
     let refused = program(&["tables", "check", "--tables", path(folder.path())]);
     assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains("1 results are there twice"));
+
+    // A result with missing rows is deleted, so that the next run makes it again.
+    let repaired = ok(&["tables", "check", "--tables", path(folder.path()), "--repair"]);
+    assert!(repaired.contains("1 incomplete results deleted"), "{repaired}");
+    let mended = open(folder.path()).await;
+    assert_eq!(mended.check().await.unwrap(), CheckReport::default());
+    assert!(mended.done("recipe", "study").await.unwrap().outcome("sub-1", "sub-1-v1").is_none());
+    assert_eq!(counts(&mended, ["raw.scans", "raw.tokens"]).await, [0, 0]);
 }
