@@ -72,9 +72,21 @@ pub fn log_lines(results: bool) {
     RESULTS.store(results, Ordering::Relaxed);
 }
 
+/// Whether the program is ending.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// The program has done its work and ends: panics are printed no more. The end drops the asynchronous runtime, and a library's
+/// thread that waits for it at that moment panics, which concerns nobody.
+pub fn ending() {
+    ENDING.store(true, Ordering::Relaxed);
+}
+
 /// Prints panics as lines of the log, with a stack trace where `RUST_BACKTRACE` asks for one.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
+        if ENDING.load(Ordering::Relaxed) {
+            return;
+        }
         let trace = std::backtrace::Backtrace::capture();
         let thread = std::thread::current();
         let text = info.to_string().replace('\n', " ");

@@ -136,7 +136,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report_error(&Error::io("cannot start the asynchronous runtime", error)),
     };
-    match runtime.block_on(dispatch(cli.command)).and_then(|code| terminal::failure().map(|()| code)) {
+    let outcome = runtime.block_on(dispatch(cli.command)).and_then(|code| terminal::failure().map(|()| code));
+    terminal::ending();
+    drop(runtime);
+    match outcome {
         Ok(code) => code,
         Err(error) => report_error(&error),
     }

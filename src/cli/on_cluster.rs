@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use crate::cluster::codec::Codec;
 use crate::cluster::tls::Tls;
 use crate::cluster::{Client, Cluster};
 use crate::error::{Error, Result};
-use crate::flow::Engine;
+use crate::flow::{Engine, RunConfig};
 
 /// Where the scans are screened, if not in this process.
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,19 @@ impl OnCluster {
         let tls = self.tls.as_deref().map(Tls::open).transpose()?;
         let client = Client::connect(url, tls.as_ref(), Arc::new(Codec::default())).await?;
         Ok(Some(Arc::new(Cluster::new(client, self.chunk_scans).await?)))
+    }
+
+    /// Says which settings of a pipeline have no meaning here.
+    pub fn warn_of_unused(&self, config: &RunConfig) {
+        let default = RunConfig::default();
+        let unused = [
+            ("run.device", config.device != default.device),
+            ("run.memory_mib", config.memory_mib != default.memory_mib),
+            ("run.scans_in_flight", config.scans_in_flight != default.scans_in_flight),
+        ];
+        for (key, _) in unused.iter().filter(|(_, is_set)| self.cluster.is_some() && *is_set) {
+            warn!("{key} has no meaning with --cluster: each executor has an option for it");
+        }
     }
 
     /// Refuses an option that says how this process computes.

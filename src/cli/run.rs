@@ -84,6 +84,7 @@ impl RunArgs {
         let screening = async |pipeline: Pipeline, report: &ReportFile| {
             report.begin()?;
             self.on.refuse_device(self.device.as_deref())?;
+            self.on.warn_of_unused(&pipeline.run);
             screen(pipeline, &self.on, report, self.explain).await
         };
         self.pipeline.reported(overrides.into_iter().flatten(), screening).await

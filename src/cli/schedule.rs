@@ -66,6 +66,7 @@ impl ScheduleArgs {
         log_lines(true);
         let working = async |pipeline: Pipeline, report: &ReportFile| {
             let tables = pipeline.tables.url.clone();
+            self.on.warn_of_unused(&pipeline.run);
             let engine = self.on.engine().await?;
             Run::check(&pipeline, engine.clone())?;
             let schedule = Schedule::new(pipeline.clone())?.on(engine);

@@ -19,13 +19,15 @@ use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
 use crate::flow::{Assignment, FailureLimit, Order, Progress, Reason, Refusal, StopSwitch, write_crash};
 use crate::store::Location;
-use crate::terminal::errln;
 
 /// How often the executors are counted.
 const COUNT: Duration = Duration::from_secs(2);
 
-/// How long nobody is told that there is no executor.
+/// How often it is said that there is no executor, or that the scheduler does not answer.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// How long a run that is to stop waits for executors once the last one is gone.
+const LAST_WAIT: Duration = Duration::from_secs(25);
 
 /// How often the same chunk is given out.
 const MOST_TRIES: u32 = 3;
@@ -53,8 +55,12 @@ pub(super) struct Driver {
     receipts: mpsc::Sender<RecordBatch>,
     shared: Shared,
     slots: usize,
-    /// Since when there is no executor, and whether that was said.
-    alone: Option<(Instant, bool)>,
+    /// Since when there is no executor, and when that was said last.
+    alone: Option<(Instant, Instant)>,
+    /// When it was said last that the scheduler does not answer.
+    silent: Option<Instant>,
+    /// Whether a chunk failed since the last one that was accepted.
+    in_vain: bool,
     /// Whether it was said that there are several kinds of devices.
     said_mixed: bool,
     /// Refusals of unfit executors since the last chunk that was accepted.
@@ -89,6 +95,8 @@ impl Driver {
             shared,
             slots: 0,
             alone: None,
+            silent: None,
+            in_vain: false,
             said_mixed: false,
             unfit: 0,
         }
@@ -152,9 +160,21 @@ impl Driver {
 
     /// Counts the executors. One that the scheduler does not tell of now may be told of later.
     async fn count(&mut self) -> Result<()> {
-        let Ok(stations) = self.client.stations().await else { return Ok(()) };
-        let fit: Vec<&StationReport> = stations.iter().filter(|station| station.unfit.is_none()).collect();
-        self.slots = fit.iter().map(|station| station.slots).sum();
+        let stations = match self.client.stations().await {
+            Ok(stations) => stations,
+            Err(error) => {
+                if self.silent.is_none_or(|since| since.elapsed() >= SILENCE) {
+                    warn!("{}; trying on, and the chunks that it forgets are given out again", error.text());
+                    self.silent = Some(Instant::now());
+                }
+                return Ok(());
+            }
+        };
+        if self.silent.take().is_some() {
+            info!("the scheduler at {} answers again", self.client.address());
+        }
+        let fit = stations.iter().filter(|station| station.unfit.is_none());
+        self.slots = fit.map(|station| station.slots).sum();
         {
             let mut devices = self.shared.devices.lock().unwrap_or_else(PoisonError::into_inner);
             devices.extend(device_kinds(&stations));
@@ -166,17 +186,27 @@ impl Driver {
             self.alone = None;
             return Ok(());
         }
+        self.without_executors(&stations)
+    }
+
+    /// Waits for executors to join; ends a run whose executors have all become unfit, and one that is to stop.
+    fn without_executors(&mut self, stations: &[StationReport]) -> Result<()> {
+        let unfit = stations.iter().find_map(|station| station.unfit.as_ref());
         // A scheduler that was started again tells of nobody for a moment.
-        if let Some(why) = stations.iter().find_map(|station| station.unfit.as_ref()).filter(|_| self.unfit > 0) {
+        if let Some(why) = unfit.filter(|_| self.unfit > 0 || self.in_vain) {
             return Err(no_one_left(why));
         }
-        let (since, said) = self.alone.get_or_insert_with(|| (Instant::now(), false));
-        if !*said && since.elapsed() >= SILENCE {
-            *said = true;
-            errln!(
-                "no executor has joined the scheduler at {} for {} s; waiting. Start one: neurosieve executor --scheduler URL",
-                self.client.address(),
-                SILENCE.as_secs()
+        let (since, said) = self.alone.get_or_insert_with(|| (Instant::now(), Instant::now()));
+        if self.stop.is_pressed() && since.elapsed() >= LAST_WAIT {
+            warn!("no executor is left to finish the chunks in flight; the next run screens them");
+            self.stop.abandon();
+        } else if said.elapsed() >= SILENCE {
+            *said = Instant::now();
+            let address = self.client.address();
+            warn!(
+                "no executor has joined the scheduler at {address} for {} s; waiting. Start one: neurosieve executor --scheduler \
+                 {address}",
+                since.elapsed().as_secs()
             );
         }
         Ok(())
@@ -193,13 +223,14 @@ impl Driver {
         }
         match ended {
             Ended::Accepted(rows) => {
-                self.unfit = 0;
+                (self.unfit, self.in_vain) = (0, false);
                 self.accept(rows).await
             }
             Ended::Cancelled => Ok(()),
             Ended::Failed(error) if chunk.tries + 1 >= MOST_TRIES => Err(error),
             Ended::Failed(error) => {
-                info!(scans = chunk.scans.len(), "a chunk is screened again: {}", error.text());
+                warn!(scans = chunk.scans.len(), "a chunk is screened again: {}", error.text());
+                self.in_vain = true;
                 self.give_again(Chunk { tries: chunk.tries + 1, ..chunk });
                 Ok(())
             }

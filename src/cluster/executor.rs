@@ -52,6 +52,9 @@ use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::flow::Station;
 
+/// More chunks at the same time than any machine works on.
+const MOST_SLOTS: usize = 1024;
+
 /// How long the end waits for a scheduler that does not answer.
 const REPORTS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -108,8 +111,8 @@ impl Executor {
     /// # Errors
     /// [`Error::Cluster`] where no scheduler answers within 10 s; [`Error::Config`] for settings that cannot be used.
     pub async fn connect(listener: TcpListener, setup: ExecutorSetup, station: Arc<Station>) -> Result<Self> {
-        if setup.slots == 0 {
-            return Err(Error::Config("--slots 0: an executor without slots does nothing; give 1 or more".into()));
+        if !(1..=MOST_SLOTS).contains(&setup.slots) {
+            return Err(Error::Config(format!("--slots {}: give 1 to {MOST_SLOTS}", setup.slots)));
         }
         let address = listener.local_addr().map_err(|e| Error::io("cannot read the address of the listener", e))?;
         let host = host(setup.advertise.as_deref(), address.ip())?;

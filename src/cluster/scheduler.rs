@@ -35,6 +35,9 @@ use crate::error::{Error, Result};
 /// The shortest time of silence after which an executor may count as dead: one that is busy polls every 5 s.
 pub const LEAST_DEAD_AFTER: Duration = Duration::from_secs(6);
 
+/// The longest.
+pub const MOST_DEAD_AFTER: Duration = Duration::from_secs(86_400);
+
 /// How often dead executors are looked for.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
 
@@ -72,6 +75,13 @@ pub async fn serve(
             "--dead-after {}: a busy executor reports every 5 s and would count as dead; give {} or more",
             setup.dead_after.as_secs(),
             LEAST_DEAD_AFTER.as_secs()
+        )));
+    }
+    if setup.dead_after > MOST_DEAD_AFTER {
+        return Err(Error::Config(format!(
+            "--dead-after {}: the chunks of a dead executor would wait for as long; give {} at most",
+            setup.dead_after.as_secs(),
+            MOST_DEAD_AFTER.as_secs()
         )));
     }
     let board = Board::new(setup.dead_after);

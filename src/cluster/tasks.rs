@@ -108,7 +108,7 @@ impl QueryStageExecutor for Stage {
             Err(error) if is_full_here(error) => {
                 if self.full.fetch_add(1, Relaxed) + 1 >= MOST_FULL {
                     self.station.declare_unfit(
-                        "No space left for the results of tasks: free some in the folder of --work-dir, or give another one",
+                        "No space left on the disk of --work-dir, where results of chunks are kept: free some, or give another folder",
                     );
                 }
             }
@@ -147,8 +147,10 @@ fn is_full_here(error: &(dyn StdError + 'static)) -> bool {
         matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
             || cause.to_string().contains("No space left on device")
     };
+    // An engine may have made a text of it.
+    let is_of_tables = error.to_string().contains("write a data file under");
     let causes = Vec::from_iter(std::iter::successors(Some(error), |&error| error.source()));
-    !causes.iter().any(|&cause| is_own(cause)) && causes.iter().any(|&cause| is_full(cause))
+    !is_of_tables && !causes.iter().any(|&cause| is_own(cause)) && causes.iter().any(|&cause| is_full(cause))
 }
 
 #[cfg(test)]
@@ -164,6 +166,8 @@ mod tests {
         assert!(is_full_here(&DataFusionError::Execution("Io error: No space left on device (os error 28)".into())));
         let source = object_store::Error::Generic { store: "LocalFileSystem", source: full().into() };
         assert!(!is_full_here(&DataFusionError::from(crate::Error::storage("cannot write", source))));
+        let quoted = "cannot write a data file under s3://bucket/t: No space left on device".to_owned();
+        assert!(!is_full_here(&DataFusionError::Execution(quoted)));
         assert!(!is_full_here(&DataFusionError::Execution("connection reset".into())));
     }
 }
