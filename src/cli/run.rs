@@ -20,7 +20,7 @@ use crate::terminal::{errln, log_lines, outln};
 ///
 /// Reads a pipeline file, lists the cohort, skips scans that have a result for the same content and settings, and screens
 /// the others. A scan that cannot be screened becomes a row in `failures`. Ctrl-C commits what is finished, and gives the scans
-/// in flight 25 s (run.stop_s) to finish; a second Ctrl-C ends at once. The same command then screens the rest.
+/// in flight 25 s (run.stop_s; with --cluster as long as they take) to finish; a second Ctrl-C ends at once. The same command then screens the rest.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   neurosieve run pipelines/screen.toml --cohort s3://bucket/study --tables s3://bucket/results
