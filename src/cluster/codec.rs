@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::flow::{Order, RollPolicy, ScreenExec, Target, WriteExec};
 
-/// Starts the bytes of our operators, so that they are told from Ballista's, which are Protobuf.
+/// The first bytes of each of our operators. Ballista's own operators are Protobuf and never start with them.
 const MAGIC: &[u8] = b"neurosieve\0";
 
 /// Our operators without their input.

@@ -158,13 +158,13 @@ impl Driver {
         Some(Chunk::new(self.scans.drain(..same).collect()))
     }
 
-    /// Counts the executors. One that the scheduler does not tell of now may be told of later.
+    /// Updates the number of slots and the devices from the scheduler's list of executors. Executors may join at any time.
     async fn count(&mut self) -> Result<()> {
         let stations = match self.client.stations().await {
             Ok(stations) => stations,
             Err(error) => {
                 if self.silent.is_none_or(|since| since.elapsed() >= SILENCE) {
-                    warn!("{}; trying on, and the chunks that it forgets are given out again", error.text());
+                    warn!("{}; trying again; chunks that it has forgotten are submitted again", error.text());
                     self.silent = Some(Instant::now());
                 }
                 return Ok(());
@@ -192,7 +192,7 @@ impl Driver {
     /// Waits for executors to join; ends a run whose executors have all become unfit, and one that is to stop.
     fn without_executors(&mut self, stations: &[StationReport]) -> Result<()> {
         let unfit = stations.iter().find_map(|station| station.unfit.as_ref());
-        // A scheduler that was started again tells of nobody for a moment.
+        // The list of a restarted scheduler is empty until executors report, so an empty list alone ends no run.
         if let Some(why) = unfit.filter(|_| self.unfit > 0 || self.in_vain) {
             return Err(no_one_left(why));
         }

@@ -169,7 +169,7 @@ impl Executor {
             drain(&link, &free, slots).await;
             reporter.report(0.).await;
             if let Err(why) = link.close(unfit.as_deref().unwrap_or("asked to end")).await {
-                warn!("could not tell the scheduler that this executor ends: {why}");
+                warn!("the scheduler could not be informed that this executor is ending: {why}");
             }
             tasks.keep_results(asked).await;
             unfit
@@ -266,7 +266,7 @@ async fn drain(link: &Link, free: &Semaphore, slots: usize) {
     // A task frees its slot once its result is ready to be reported.
     let reported = timeout(REPORTS_WITHIN, link.polls(1)).await;
     if settled.is_err() || reported.is_err() {
-        warn!("the scheduler does not answer; what it has not been told of is screened again by others");
+        warn!("the scheduler does not answer; other executors screen again what was not reported to it");
     }
 }
 
@@ -344,7 +344,7 @@ impl Reporter {
 struct Rate(VecDeque<(Instant, u64)>);
 
 impl Rate {
-    /// Scans per minute, with so many ended scans now.
+    /// Scans per minute over the last minute. `ended` is the number of scans that have ended by `now`.
     fn at(&mut self, now: Instant, ended: u64) -> f64 {
         self.0.push_back((now, ended));
         while self.0.get(1).is_some_and(|&(at, _)| now.duration_since(at) >= WINDOW) {

@@ -1,11 +1,11 @@
 //! An executor's polls of its scheduler: how none of them is lost, and how the last one is known.
 //!
-//! An executor asks for work by a poll, which also carries what its tasks have become. Ballista sends each poll once. One that
-//! fails may have lost results that the scheduler then waits for, or tasks that it believes to be running here. So the link
-//! tells the scheduler before the next poll that this executor's tasks are lost, and they are given out again. A task that
-//! goes on here meanwhile costs work and nothing else: a driver takes each chunk once.
+//! An executor asks for work by polling. Each poll also carries the status of its tasks. Ballista sends each poll only once. When
+//! a poll fails, the scheduler may wait for results that were lost with it, or count tasks as running that never arrived here.
+//! So before the next poll the link tells the scheduler that this executor has stopped, and the scheduler gives its tasks to
+//! other executors. A task that is still running here then only wastes work: a driver accepts each chunk once.
 //!
-//! An executor that ends polls on without asking for work, until all its tasks are reported.
+//! An executor that is ending keeps polling until all its tasks are reported, but asks for no work.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,7 +80,7 @@ impl Link {
         self.0.ending.load(Relaxed)
     }
 
-    /// Waits for so many polls that were both begun and answered from now on.
+    /// Waits until `count` polls have been sent and answered, counted from now.
     pub(super) async fn polls(&self, count: u64) {
         let mut answered = self.0.answered.subscribe();
         // The answer to one that was begun before is still to be counted, and another one may have been put together before.
@@ -101,8 +101,8 @@ impl Link {
     async fn leave(&self, reason: &str) -> Result<(), String> {
         let mut scheduler = SchedulerGrpcClient::new(self.0.channel.clone());
         let params = ExecutorStoppedParams { executor_id: self.0.executor_id.clone(), reason: reason.to_owned() };
-        let told = timeout(ANSWER, scheduler.executor_stopped(params)).await.map_err(|_| late())?;
-        told.map(drop).map_err(|status| said(&status))
+        let stopped = timeout(ANSWER, scheduler.executor_stopped(params)).await.map_err(|_| late())?;
+        stopped.map(drop).map_err(|status| said(&status))
     }
 
     async fn poll(self, request: Request<Body>) -> Result<Response<Body>, StdError> {
@@ -153,7 +153,7 @@ impl Link {
         let mut since = self.0.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
         if since.is_none() {
             *since = Some(Instant::now());
-            warn!("the scheduler at {} does not answer: {why}; trying on", self.0.address);
+            warn!("the scheduler at {} does not answer: {why}; trying again", self.0.address);
         }
     }
 

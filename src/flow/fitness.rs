@@ -21,7 +21,7 @@ use crate::error::{Domain, Error, Result};
 use crate::score::{Settings, recipe_id};
 use crate::store::{self, Location, with_patience};
 
-/// How long refused credentials are tried again: one that is not let in is told from a store that is down.
+/// How long refused credentials are tried again. After that the process counts as not permitted, and the store as working.
 const REFUSED: Duration = Duration::from_secs(15);
 
 /// What the station has for an order; made where the order is new, or where a failure has ended it here before.

@@ -60,7 +60,7 @@ impl From<Refusal> for DataFusionError {
 }
 
 /// How many processes were lost while they executed the task with this id, `TID job/stage.attempt/slot.failures`: an engine uses
-/// a slot for each attempt, and counts as failures those of which it was told.
+/// a slot for each attempt, and counts as failures the attempts that were reported to have failed.
 ///
 /// # Errors
 /// [`Error::Bug`] where the id has another form.
