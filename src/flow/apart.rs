@@ -55,11 +55,6 @@ pub fn this_is_the_program(log_format: (&'static str, String)) {
     }
 }
 
-/// The program, if this process is one.
-pub(super) fn program() -> Option<Program> {
-    PROGRAM.get().cloned()
-}
-
 /// How a station starts such processes.
 #[derive(Debug)]
 pub struct Apart {
@@ -87,6 +82,13 @@ pub(super) struct Request {
 }
 
 impl Apart {
+    /// Processes of this program with `bundle`, as a pipeline names it; none where this process is not the program. They wait until
+    /// `others`, the scans that are screened as usual, have ended.
+    pub(super) fn new(bundle: String, device: DeviceChoice, memory_mib: u64, others: usize) -> Option<Self> {
+        let program = PROGRAM.get().cloned()?;
+        Some(Self { program, bundle, device, memory_mib, others: watch::Sender::new(others), turn: Mutex::default() })
+    }
+
     /// A scan that is screened as usual has ended.
     pub(super) fn other_ended(&self) {
         self.others.send_modify(|left| *left = left.saturating_sub(1));

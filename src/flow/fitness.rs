@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::error::DataFusionError;
-use tokio::sync::{Mutex, watch};
 
-use super::apart::{self, Apart};
+use super::apart::Apart;
 use super::bundles;
 use super::mark;
 use super::order::Order;
@@ -110,15 +109,8 @@ async fn prepared(station: &Station, order: &Order) -> Result<Setup, Unable> {
     let settings = Settings::new(&order.score, &bundle).map_err(Unable::Failed)?;
     let worker = station.networks(order, bundle, settings.clone()).await;
     let worker = worker.map_err(|error| unfit(format!("this executor cannot load the networks: {}", error.text())))?;
-    let apart = apart::program().map(|program| Apart {
-        program,
-        bundle: name,
-        device: station.choice,
-        memory_mib: station.budget.total_mib(),
-        // The driver decides what comes last.
-        others: watch::Sender::new(0),
-        turn: Mutex::default(),
-    });
+    // The driver decides what comes last, so no scan waits for others here.
+    let apart = Apart::new(name, station.choice, station.budget.total_mib(), 0);
     let outages = Outages::new(cohort.clone(), order.samples.clone(), order.longest_outage);
     Ok(Setup { cohort, tables, settings, worker, outages, journal: None, apart, stop: Arc::default() })
 }

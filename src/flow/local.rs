@@ -14,9 +14,8 @@ use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt as _, stream};
-use tokio::sync::{Mutex, watch};
 
-use super::apart::{self, Apart};
+use super::apart::Apart;
 use super::budget::Budget;
 use super::config::RunConfig;
 use super::engine::{Assignment, Engine, Plan, Screening};
@@ -71,14 +70,7 @@ impl Local {
             worker,
             outages: Outages::new(cohort.clone(), order.samples.clone(), order.longest_outage),
             journal: Some(journal),
-            apart: apart::program().map(|program| Apart {
-                program,
-                bundle: assignment.bundle_name.clone(),
-                device: self.choice,
-                memory_mib: self.budget.total_mib(),
-                others: watch::Sender::new(others),
-                turn: Mutex::default(),
-            }),
+            apart: Apart::new(assignment.bundle_name.clone(), self.choice, self.budget.total_mib(), others),
             stop: Arc::clone(&assignment.stop),
         })
     }

@@ -52,7 +52,7 @@ impl Refusal {
 impl From<Refusal> for DataFusionError {
     fn from(refusal: Refusal) -> Self {
         match serde_json::to_vec(&refusal) {
-            // With the message, for who reads the engine's log.
+            // With the message, for anyone who reads the engine's log.
             Ok(json) => Self::Execution(format!("{MARK}{} {}", hexadecimal(&json), refusal.message)),
             Err(e) => Error::Bug(format!("a refusal as JSON: {e}")).into(),
         }
