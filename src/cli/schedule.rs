@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::flow::{
     Job, JobOutcome, Monitor, Night, Notifier, Pipeline, Run, RunReport, Schedule, Since, Step, TableUpkeep,
 };
+use crate::machine::return_free_memory;
 use crate::terminal::{errln, log_lines};
 
 /// How often the clock is read while nothing is due, so that a machine that slept, or whose clock was set, is noticed.
@@ -147,6 +148,7 @@ impl Nights<'_> {
                     }
                 }
             }
+            return_free_memory();
         }
     }
 

@@ -51,6 +51,7 @@ use super::tasks::{Engine, Tasks};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::flow::Station;
+use crate::machine::return_free_memory;
 
 /// More chunks at the same time than any machine works on.
 const MOST_SLOTS: usize = 1024;
@@ -312,12 +313,18 @@ impl Reporter {
     }
 
     async fn report_on(self) {
-        let mut rate = Rate::default();
+        let (mut rate, mut was_screening) = (Rate::default(), false);
         let mut ticks = interval(REPORTS_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.report(rate.at(Instant::now(), self.station.progress.snapshot().ended())).await;
+            let counts = self.station.progress.snapshot();
+            let screening = counts.in_flight() > 0;
+            if was_screening && !screening {
+                return_free_memory();
+            }
+            was_screening = screening;
+            self.report(rate.at(Instant::now(), counts.ended())).await;
         }
     }
 

@@ -54,6 +54,20 @@ pub fn end_at_once(code: u8) -> ! {
     unsafe { libc::_exit(libc::c_int::from(code)) }
 }
 
+/// Returns the free pages of the heap to the system. Without it, glibc keeps the pages of the largest scans for as long as the
+/// process lives. Does nothing with other C libraries.
+#[cfg_attr(
+    all(target_os = "linux", target_env = "gnu"),
+    allow(unsafe_code, reason = "glibc's heap has no safe interface")
+)]
+pub fn return_free_memory() {
+    // SAFETY: malloc_trim may be called at any time; it locks one heap after the other.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
