@@ -47,7 +47,7 @@ use super::client::{Client, JobId, JobState, PartitionLocation};
 use super::parquet::ParquetTable;
 use super::registry::StoreRegistry;
 use crate::error::{Error, Result};
-use crate::query;
+use crate::query::{self, Engine};
 use crate::tables::{Table, Tables, register_raw, session_config};
 use crate::terminal::errln;
 
@@ -64,7 +64,7 @@ const ASSUMED_SLOTS: usize = 8;
 ///
 /// # Errors
 /// [`Error::Cluster`] where the scheduler does not answer; those of [`ParquetTable::open`] and of [`query::with_views`].
-pub async fn session(tables: &Tables, client: Client) -> Result<SessionContext> {
+pub async fn session(tables: &Tables, client: Client, engine: Arc<Engine>) -> Result<SessionContext> {
     let slots: usize = client.stations().await?.iter().filter(|s| s.unfit.is_none()).map(|s| s.slots).sum();
     if slots == 0 {
         errln!(
@@ -76,7 +76,9 @@ pub async fn session(tables: &Tables, client: Client) -> Result<SessionContext> 
     let slots = if slots == 0 { ASSUMED_SLOTS } else { slots };
     let planner = Arc::new(ClusterPlanner { client });
     let builder = SessionStateBuilder::new().with_query_planner(planner);
-    let context = context(builder, session_config().with_target_partitions(slots))?;
+    let runtime = engine.within_memory(RuntimeEnvBuilder::new());
+    let config = session_config().with_target_partitions(slots).with_extension(engine);
+    let context = context(builder, config, runtime)?;
     let mut providers: Vec<(Table, Arc<dyn TableProvider>)> = Vec::new();
     for table in tables.present() {
         providers.push((table, Arc::new(ParquetTable::open(tables, table)?)));
@@ -86,8 +88,8 @@ pub async fn session(tables: &Tables, client: Client) -> Result<SessionContext> 
 }
 
 /// A session whose plans Ballista can run, and that opens stores as executors do.
-fn context(builder: SessionStateBuilder, config: SessionConfig) -> Result<SessionContext> {
-    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(StoreRegistry::default()));
+fn context(builder: SessionStateBuilder, config: SessionConfig, runtime: RuntimeEnvBuilder) -> Result<SessionContext> {
+    let runtime = runtime.with_object_store_registry(Arc::new(StoreRegistry::default()));
     let builder = builder
         .with_config(config.upgrade_for_ballista())
         .with_runtime_env(runtime.build_arc()?)
@@ -297,7 +299,8 @@ mod tests {
 
     /// A session that plans for a cluster, without one.
     async fn planned_for_a_cluster(tables: &Tables) -> SessionContext {
-        let context = context(SessionStateBuilder::new(), session_config().with_target_partitions(3)).unwrap();
+        let config = session_config().with_target_partitions(3);
+        let context = context(SessionStateBuilder::new(), config, RuntimeEnvBuilder::new()).unwrap();
         let providers = tables.present().map(|table| {
             let provider: Arc<dyn TableProvider> = Arc::new(ParquetTable::open(tables, table).unwrap());
             (table, provider)

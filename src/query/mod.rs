@@ -9,14 +9,17 @@
 //! findings even while a run commits. Statements that would change a table, or reach files outside the tables, are refused
 //! (`permit.rs`); [`Access`] says whether `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
+mod engine;
 mod export;
+mod interrupt;
 mod permit;
 mod session;
 mod shell;
 mod views;
 
+pub use self::engine::{Engine, settle};
 pub use self::export::{Format, execute};
 pub use self::permit::Access;
-pub use self::session::{session, with_views};
+pub use self::session::{session, session_within, with_views};
 pub use self::shell::repl;
 pub use self::views::{View, views};

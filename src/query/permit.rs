@@ -40,14 +40,13 @@ pub enum Access<'a> {
 
 /// Settings that a statement may change, by the beginning of their names. Those of the catalog and of the runtime can name
 /// places on the disk.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 7] = [
     "datafusion.catalog.default_schema",
     "datafusion.execution.",
     "datafusion.explain.",
     "datafusion.format.",
     "datafusion.optimizer.",
     "datafusion.runtime.max_temp_directory_size",
-    "datafusion.runtime.memory_limit",
     "datafusion.sql_parser.",
 ];
 
@@ -176,7 +175,7 @@ fn setting(variable: &str) -> Result<()> {
     }
     Err(Error::Config(format!(
         "SQL cannot change the setting `{variable}`: `SHOW ALL` lists the settings, of which those of execution, explain, \
-         format, optimizer and sql_parser can be changed"
+         format, optimizer and sql_parser can be changed, and --memory-mib sets the limit of memory"
     )))
 }
 

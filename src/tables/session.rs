@@ -32,6 +32,16 @@ impl Tables {
     /// [`Error::Table`] where a table cannot be read; [`Error::Query`] where the engine refuses one.
     pub async fn raw_session(&self) -> Result<SessionContext> {
         let context = SessionContext::new_with_config(session_config());
+        self.register_raw_in(&context).await?;
+        Ok(context)
+    }
+
+    /// Registers the tables under [`RAW_SCHEMA`] in a session with [`session_config`], as
+    /// [`raw_session`](Tables::raw_session) does in its own.
+    ///
+    /// # Errors
+    /// As [`raw_session`](Tables::raw_session).
+    pub async fn register_raw_in(&self, context: &SessionContext) -> Result<()> {
         let state = Arc::new(context.state());
         let mut providers = Vec::new();
         for table in self.present() {
@@ -41,10 +51,9 @@ impl Tables {
             let snapshot = delta.snapshot().map_err(unreadable)?.snapshot().clone();
             // Without the log store, the provider can read but not insert.
             let provider = DeltaScanNext::builder().with_session(Arc::clone(&state)).with_eager_snapshot(snapshot);
-            providers.push((table, with_all_columns(&context, table, Arc::new(provider.build().await?))?));
+            providers.push((table, with_all_columns(context, table, Arc::new(provider.build().await?))?));
         }
-        register_raw(&context, providers)?;
-        Ok(context)
+        register_raw(context, providers)
     }
 }
 

@@ -23,6 +23,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_
 use futures::StreamExt as _;
 
 use self::command::Command;
+use super::engine;
 use super::export::{self, Format, write_error};
 use super::permit::{self, Access};
 use super::views;
@@ -163,7 +164,7 @@ impl Shell<'_> {
         let explains =
             matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
         let limit = if shows || explains { usize::MAX } else { SHOWN_ROWS };
-        let rows = self.context.execute_logical_plan(plan).await?.execute_stream().await?;
+        let rows = engine::rows(self.context, self.context.execute_logical_plan(plan).await?).await?;
         // A statement such as CREATE VIEW has no columns, and nothing to print in any format.
         let (fetched, cut) = if self.format == Format::Table || rows.schema().fields().is_empty() {
             self.table(rows, limit).await?
