@@ -25,7 +25,7 @@ const INTERRUPTED: u8 = 130;
 #[command(after_long_help = "Examples:
   neurosieve sql --tables ./results -c 'SELECT * FROM findings ORDER BY volume_ml DESC LIMIT 10'
   neurosieve sql --tables ./results -f sql/qc_flags.sql --format csv --output flags.csv
-  neurosieve sql --tables ./results --allow-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
+  neurosieve sql --tables ./results --local-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
       -c 'SELECT a.age, s.anomaly_score FROM scans s JOIN ages a ON a.subject = s.subject'
   neurosieve sql --tables s3://bucket/results --cluster http://scheduler:50050 -c 'SELECT count(*) FROM tokens'
 
@@ -47,10 +47,10 @@ pub struct SqlArgs {
     /// Write the rows to this file instead of the terminal; needs -c or -f with exactly one statement that gives rows
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Allow CREATE EXTERNAL TABLE, which reads any file or URL that this user can read, and COPY, which writes new files
+    /// Allow CREATE EXTERNAL TABLE, which reads any file or URL that this user can read but those of the tables, and COPY, which writes new files
     /// outside the tables. Do not use it with SQL that you did not write
-    #[arg(long)]
-    pub allow_files: bool,
+    #[arg(long, alias = "allow-files")]
+    pub local_files: bool,
     /// Memory that statements may hold together, MiB; sorts and groups write to temporary files beyond it, and other statements
     /// end with an error. Default: half of what is free
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
@@ -96,7 +96,7 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         Some(client) => cluster::sql::session(&tables, client, engine).await?,
         None => query::session_within(&tables, engine).await?,
     };
-    let access = if args.allow_files { Access::Files { tables: tables.location() } } else { Access::Tables };
+    let access = if args.local_files { Access::Files { tables: tables.location() } } else { Access::Tables };
     if statements.is_empty() {
         return query::repl(&context, access, args.format).await.map(|()| ExitCode::SUCCESS);
     }

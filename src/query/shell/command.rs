@@ -108,13 +108,13 @@ SELECT [ ALL | DISTINCT [ ON ( expression [, ...] ) ] ] [ * | expression [ [ AS 
         "CREATE EXTERNAL TABLE name [ ( column type [, ...] ) ]
     STORED AS { CSV | JSON | PARQUET | ARROW } LOCATION 'file, folder or URL' [ OPTIONS ( 'key' 'value' [, ...] ) ]
 
-Only where the shell was started with --allow-files.",
+Only where the shell was started with --local-files.",
     ),
     (
         "COPY",
         "COPY { table | ( query ) } TO 'new file, folder or URL' [ STORED AS { CSV | JSON | PARQUET } ]
 
-Only where the shell was started with --allow-files.",
+Only where the shell was started with --local-files.",
     ),
 ];
 
