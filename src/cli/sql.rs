@@ -10,7 +10,7 @@ use crate::cluster::codec::Codec;
 use crate::cluster::tls::Tls;
 use crate::cluster::{self, Client};
 use crate::error::{Error, Result};
-use crate::query::{self, Access, Engine, Format};
+use crate::query::{self, Access, Ended, Engine, Format};
 use crate::tables::Tables;
 use crate::terminal::errln;
 
@@ -90,15 +90,26 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         Some(url) => Some(connect(url, args.tls.as_deref()).await?),
         None => None,
     };
-    let tables = Tables::open(&args.tables).await?;
+    let mut tables = Tables::open(&args.tables).await?;
+    let location = tables.location().clone();
     let engine = Engine::new(args.memory_mib, args.timeout);
     let context = match client {
         Some(client) => cluster::sql::session(&tables, client, engine).await?,
         None => query::session_within(&tables, engine).await?,
     };
-    let access = if args.local_files { Access::Files { tables: tables.location() } } else { Access::Tables };
+    let access = if args.local_files { Access::Files { tables: &location } } else { Access::Tables };
     if statements.is_empty() {
-        return query::repl(&context, access, args.format).await.map(|()| ExitCode::SUCCESS);
+        let reload = async || {
+            tables.refresh().await?;
+            match args.cluster {
+                Some(_) => cluster::sql::reload(&context, &tables).await,
+                None => query::reload(&context, &tables).await,
+            }
+        };
+        return Ok(match query::repl(&context, access, args.format, reload).await? {
+            Ended::Well => ExitCode::SUCCESS,
+            Ended::WithErrors => ExitCode::FAILURE,
+        });
     }
     // A line of its own ends a statement that ends in a comment.
     let sql = statements.join("\n;\n");

@@ -48,7 +48,7 @@ use super::parquet::ParquetTable;
 use super::registry::StoreRegistry;
 use crate::error::{Error, Result};
 use crate::query::{self, Engine};
-use crate::tables::{Table, Tables, register_raw, session_config};
+use crate::tables::{Table, Tables, register_live, session_config};
 use crate::terminal::errln;
 
 /// The time between two questions for the state of a job.
@@ -63,7 +63,7 @@ const ASSUMED_SLOTS: usize = 8;
 /// The session of [`query::session`], whose queries of the tables run on a cluster.
 ///
 /// # Errors
-/// [`Error::Cluster`] where the scheduler does not answer; those of [`ParquetTable::open`] and of [`query::with_views`].
+/// [`Error::Cluster`] where the scheduler does not answer; those of [`reload`].
 pub async fn session(tables: &Tables, client: Client, engine: Arc<Engine>) -> Result<SessionContext> {
     let slots: usize = client.stations().await?.iter().filter(|s| s.unfit.is_none()).map(|s| s.slots).sum();
     if slots == 0 {
@@ -79,12 +79,21 @@ pub async fn session(tables: &Tables, client: Client, engine: Arc<Engine>) -> Re
     let runtime = engine.within_memory(RuntimeEnvBuilder::new());
     let config = session_config().with_target_partitions(slots).with_extension(engine);
     let context = context(builder, config, runtime)?;
+    reload(&context, tables).await?;
+    Ok(context)
+}
+
+/// Gives a [`session`] the tables as of their last refresh. Views and settings of its user stay.
+///
+/// # Errors
+/// Those of [`ParquetTable::open`] and of [`query::add_views`].
+pub async fn reload(context: &SessionContext, tables: &Tables) -> Result<()> {
     let mut providers: Vec<(Table, Arc<dyn TableProvider>)> = Vec::new();
     for table in tables.present() {
         providers.push((table, Arc::new(ParquetTable::open(tables, table)?)));
     }
-    register_raw(&context, providers)?;
-    query::with_views(context, tables).await
+    register_live(context, providers).await?;
+    query::add_views(context, tables).await
 }
 
 /// A session whose plans Ballista can run, and that opens stores as executors do.
@@ -301,12 +310,8 @@ mod tests {
     async fn planned_for_a_cluster(tables: &Tables) -> SessionContext {
         let config = session_config().with_target_partitions(3);
         let context = context(SessionStateBuilder::new(), config, RuntimeEnvBuilder::new()).unwrap();
-        let providers = tables.present().map(|table| {
-            let provider: Arc<dyn TableProvider> = Arc::new(ParquetTable::open(tables, table).unwrap());
-            (table, provider)
-        });
-        register_raw(&context, providers.collect()).unwrap();
-        query::with_views(context, tables).await.unwrap()
+        reload(&context, tables).await.unwrap();
+        context
     }
 
     #[tokio::test(flavor = "multi_thread")]

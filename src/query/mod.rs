@@ -20,6 +20,6 @@ mod views;
 pub use self::engine::{Engine, settle};
 pub use self::export::{Format, execute};
 pub use self::permit::Access;
-pub use self::session::{session, session_within, with_views};
-pub use self::shell::repl;
+pub use self::session::{add_views, reload, session, session_within};
+pub use self::shell::{Ended, repl};
 pub use self::views::{View, views};

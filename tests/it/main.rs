@@ -48,6 +48,7 @@ mod settings;
 mod sql;
 mod sql_limits;
 mod sql_permitted;
+mod sql_shell;
 mod structure;
 mod synth;
 mod tables;

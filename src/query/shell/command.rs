@@ -19,17 +19,20 @@ pub(super) enum Command {
     Syntax(Option<String>),
     /// Sets quiet mode, or prints it.
     Quiet(Option<bool>),
+    /// Turns rows as records on or off, or the other way.
+    Expanded(Option<bool>),
     /// Sets the format of rows, or prints it.
     Format(Option<Format>),
 }
 
-pub(super) const HELP: &str = r"\d                     list tables
+pub(super) const HELP: &str = r"\d                     list tables and views
 \d NAME                list the columns of a table
 \i FILE                run the statements of a file
 \h                     list statements
 \h STATEMENT           show the syntax of a statement
 \pset                  print the output format
 \pset format FORMAT    set it: table, csv, tsv, json or nd-json
+\x [on|off]            in tables, print a line for each value of a row, or a line for each row again
 \quiet [on|off]        leave out counts and times, or print the setting
 \q                     quit";
 
@@ -49,15 +52,22 @@ impl FromStr for Command {
             ("i", None) => return Err(r"\i needs the name of a file".into()),
             ("h", statement) => Self::Syntax(statement),
             ("quiet", None) => Self::Quiet(None),
-            ("quiet", Some(value)) => match value.as_str() {
-                "true" | "t" | "yes" | "y" | "on" => Self::Quiet(Some(true)),
-                "false" | "f" | "no" | "n" | "off" => Self::Quiet(Some(false)),
-                _ => return Err(format!("\\quiet takes `on` or `off`, not `{value}`")),
-            },
+            ("quiet", Some(value)) => Self::Quiet(Some(switch(name, &value)?)),
+            ("x", None) => Self::Expanded(None),
+            ("x", Some(value)) => Self::Expanded(Some(switch(name, &value)?)),
             ("pset", None) => Self::Format(None),
             ("pset", Some(option)) => Self::Format(Some(format(&option)?)),
             _ => return Err(format!("`\\{}` is not a command; `\\?` lists the commands", line.trim_end())),
         })
+    }
+}
+
+/// Whether a command turns its mode on.
+fn switch(command: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "true" | "t" | "yes" | "y" | "on" => Ok(true),
+        "false" | "f" | "no" | "n" | "off" => Ok(false),
+        _ => Err(format!("\\{command} takes `on` or `off`, not `{value}`")),
     }
 }
 
@@ -144,6 +154,9 @@ mod tests {
         assert_eq!("pset format nd-json".parse(), Ok(Command::Format(Some(Format::NdJson))));
         assert_eq!("pset".parse(), Ok(Command::Format(None)));
         assert_eq!("quiet yes".parse(), Ok(Command::Quiet(Some(true))));
+        assert_eq!("x".parse(), Ok(Command::Expanded(None)));
+        assert_eq!("x off".parse(), Ok(Command::Expanded(Some(false))));
+        assert!("x maybe".parse::<Command>().unwrap_err().contains("\\x takes `on` or `off`"));
         assert!("quit".parse::<Command>().unwrap_err().contains("`\\?` lists the commands"));
         assert!("pset format xml".parse::<Command>().unwrap_err().contains("nd-json"));
         assert!("pset format parquet".parse::<Command>().unwrap_err().contains("--output"));
