@@ -51,6 +51,7 @@ use super::tasks::{Engine, Tasks};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::flow::Station;
+use crate::query;
 
 /// How long the end waits for a scheduler that does not answer.
 const REPORTS_WITHIN: Duration = Duration::from_secs(30);
@@ -210,12 +211,19 @@ impl Executor {
             &text(&self.setup.results)?,
             Arc::new(move |_| Ok(Arc::clone(&runtime))),
             Arc::new(session),
-            Arc::new(BallistaFunctionRegistry::default()),
+            Arc::new(functions()),
             Arc::clone(tasks) as Arc<dyn ExecutorMetricsCollector>,
             self.setup.slots,
             Arc::new(Engine::new(Arc::clone(&self.station))),
         ))
     }
+}
+
+/// The functions of the engine, and ours.
+fn functions() -> BallistaFunctionRegistry {
+    let mut registry = BallistaFunctionRegistry::default();
+    registry.scalar_functions.extend(query::functions().map(|function| (function.name().to_owned(), function)));
+    registry
 }
 
 /// One runtime for all tasks: their memory is the station's.

@@ -79,6 +79,7 @@ pub async fn session(tables: &Tables, client: Client, engine: Arc<Engine>) -> Re
     let runtime = engine.within_memory(RuntimeEnvBuilder::new());
     let config = session_config().with_target_partitions(slots).with_extension(engine);
     let context = context(builder, config, runtime)?;
+    query::register_functions(&context);
     reload(&context, tables).await?;
     Ok(context)
 }
@@ -310,6 +311,7 @@ mod tests {
     async fn planned_for_a_cluster(tables: &Tables) -> SessionContext {
         let config = session_config().with_target_partitions(3);
         let context = context(SessionStateBuilder::new(), config, RuntimeEnvBuilder::new()).unwrap();
+        query::register_functions(&context);
         reload(&context, tables).await.unwrap();
         context
     }

@@ -178,7 +178,8 @@ pub(super) async fn rows(context: &SessionContext, statement: DataFrame) -> Resu
     let Some(engine) = engine(context) else {
         return Ok(statement.execute_stream().await?);
     };
-    let deadline = engine.timeout.map(|timeout| (Instant::now() + timeout, timeout));
+    // A time beyond what the clock can tell is no limit.
+    let deadline = engine.timeout.and_then(|timeout| Some((Instant::now().checked_add(timeout)?, timeout)));
     let stop = Arc::new(AtomicBool::new(false));
     let (first, mut schema) = mpsc::channel::<DataFusionResult<SchemaRef>>(1);
     let (out, batches) = mpsc::channel::<DataFusionResult<RecordBatch>>(2);
@@ -197,7 +198,9 @@ pub(super) async fn rows(context: &SessionContext, statement: DataFrame) -> Resu
             return;
         }
         while let Some(batch) = found.next().await {
-            if out.send(batch).await.is_err() {
+            // After an error there are no more rows.
+            let failed = batch.is_err();
+            if out.send(batch).await.is_err() || failed {
                 return;
             }
         }
@@ -212,7 +215,6 @@ pub(super) async fn rows(context: &SessionContext, statement: DataFrame) -> Resu
         let batch = next(&mut batches, deadline, &mut running).await?;
         Some((batch, (batches, running)))
     });
-    // After an error there are no more rows.
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 

@@ -11,6 +11,7 @@
 
 mod engine;
 mod export;
+mod functions;
 mod interrupt;
 mod permit;
 mod session;
@@ -19,6 +20,7 @@ mod views;
 
 pub use self::engine::{Engine, settle};
 pub use self::export::{Format, execute};
+pub use self::functions::{functions, register_functions};
 pub use self::permit::Access;
 pub use self::session::{add_views, reload, session, session_within};
 pub use self::shell::{Ended, repl};

@@ -7,6 +7,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::SessionContext;
 
 use super::engine::Engine;
+use super::functions::register_functions;
 use super::views::views;
 use crate::error::Result;
 use crate::tables::{CATALOG, PUBLIC_SCHEMA, Tables, register_live, session_config};
@@ -18,6 +19,7 @@ use crate::tables::{CATALOG, PUBLIC_SCHEMA, Tables, register_live, session_confi
 /// engine refuses a view.
 pub async fn session(tables: &Tables) -> Result<SessionContext> {
     let context = tables.raw_session().await?;
+    register_functions(&context);
     add_views(&context, tables).await?;
     Ok(context)
 }
@@ -29,6 +31,7 @@ pub async fn session(tables: &Tables) -> Result<SessionContext> {
 pub async fn session_within(tables: &Tables, engine: Arc<Engine>) -> Result<SessionContext> {
     let runtime = engine.within_memory(RuntimeEnvBuilder::new()).build_arc()?;
     let context = SessionContext::new_with_config_rt(session_config().with_extension(engine), runtime);
+    register_functions(&context);
     reload(&context, tables).await?;
     Ok(context)
 }

@@ -46,6 +46,7 @@ mod schedule;
 mod screen;
 mod settings;
 mod sql;
+mod sql_functions;
 mod sql_limits;
 mod sql_permitted;
 mod sql_shell;

@@ -70,6 +70,16 @@ fn tables_are_listed_without_those_of_the_catalogue_and_without_absent_ones() {
 }
 
 #[test]
+fn functions_are_listed() {
+    let ours = printed(&[], "\\df\n");
+    for syntax in ["mask_dice(a, b)", "mask_ml_native(mask, spacing, registration)", "region_at(x, y, z)"] {
+        assert!(ours.lines().any(|line| line.starts_with(syntax)), "no `{syntax}` in {ours}");
+    }
+    assert!(printed(&["--format", "csv"], "\\df Approx_Med\n").contains("approx_median,"));
+    assert!(printed(&["--format", "csv"], "\\df mask_d\n").contains("Dice coefficient of two masks"));
+}
+
+#[test]
 fn rows_are_shown_as_records() {
     let records = printed(
         &[],

@@ -14,6 +14,8 @@ pub(super) enum Command {
     Help,
     Tables,
     Columns(String),
+    /// The functions of the tables, or those of the engine whose names begin so.
+    Functions(Option<String>),
     Include(String),
     /// The syntax of a statement, or the list of statements.
     Syntax(Option<String>),
@@ -27,6 +29,8 @@ pub(super) enum Command {
 
 pub(super) const HELP: &str = r"\d                     list tables and views
 \d NAME                list the columns of a table
+\df                    list the functions for masks and regions
+\df NAME               list all functions whose names begin with NAME
 \i FILE                run the statements of a file
 \h                     list statements
 \h STATEMENT           show the syntax of a statement
@@ -48,6 +52,7 @@ impl FromStr for Command {
             ("?", None) => Self::Help,
             ("d", None) => Self::Tables,
             ("d", Some(table)) => Self::Columns(table),
+            ("df", name) => Self::Functions(name),
             ("i", Some(path)) => Self::Include(path),
             ("i", None) => return Err(r"\i needs the name of a file".into()),
             ("h", statement) => Self::Syntax(statement),
@@ -152,6 +157,7 @@ mod tests {
         assert_eq!("q".parse(), Ok(Command::Quit));
         assert_eq!("d  raw.scans\n".parse(), Ok(Command::Columns("raw.scans".into())));
         assert_eq!("pset format nd-json".parse(), Ok(Command::Format(Some(Format::NdJson))));
+        assert_eq!("df mask".parse(), Ok(Command::Functions(Some("mask".into()))));
         assert_eq!("pset".parse(), Ok(Command::Format(None)));
         assert_eq!("quiet yes".parse(), Ok(Command::Quiet(Some(true))));
         assert_eq!("x".parse(), Ok(Command::Expanded(None)));

@@ -26,6 +26,7 @@ use futures::StreamExt as _;
 use self::command::Command;
 use super::engine;
 use super::export::{self, Format, write_error};
+use super::functions::functions;
 use super::permit::{self, Access};
 use super::views;
 use crate::error::{Error, Result};
@@ -33,6 +34,10 @@ use crate::terminal::{self, Output, errln};
 
 /// Rows of a result that a table at a terminal shows. The other formats, and a pipe, get all rows.
 const SHOWN_ROWS: usize = 100;
+
+/// The functions of a session.
+const FUNCTIONS: &str =
+    "SELECT DISTINCT routine_name, syntax_example AS syntax, description FROM information_schema.routines";
 
 /// The tables and views of a session: not those that describe it.
 const TABLES: &str = "SELECT table_schema AS schema, table_name AS name, lower(table_type) AS type
@@ -157,6 +162,15 @@ impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
             Command::Help => print(command::HELP),
             Command::Tables => self.statements(TABLES).await,
             Command::Columns(table) => self.statements(&format!("SHOW COLUMNS FROM {table}")).await,
+            Command::Functions(None) => functions()
+                .filter_map(|f| f.documentation().cloned())
+                .try_for_each(|doc| print(format!("{:<45}{}", doc.syntax_example, doc.description))),
+            Command::Functions(Some(name)) => {
+                // What begins with the name, also where it has characters that a pattern gives a meaning.
+                let name = name.trim_end_matches(['*', '(']).to_lowercase().replace('\'', "''");
+                self.statements(&format!("{FUNCTIONS} WHERE starts_with(routine_name, '{name}') ORDER BY routine_name"))
+                    .await
+            }
             Command::Include(path) => {
                 let text = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {path}"), e))?;
                 self.statements(&text).await
