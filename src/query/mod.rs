@@ -5,9 +5,11 @@
 //!        ─► scans, tokens, …           the newest result of each scan, and only where it is complete
 //! ```
 //! Takes opened [`Tables`](crate::tables::Tables); gives a DataFusion session, rows as text or files. A session shows the
-//! tables as they were when it was made. `scans` is opened before the others, so each of its rows finds its tokens, mask and
-//! findings even while a run commits. Statements that would change a table, or reach files outside the tables, are refused
-//! (`permit.rs`); [`Access`] says whether `CREATE EXTERNAL TABLE` and `COPY` are allowed.
+//! tables as they were when it was made, or when [`reload`] last brought it to the newest snapshot. `scans` is opened before the
+//! others, so each of its rows finds its tokens, mask and findings even while a run commits. Statements of a session with an
+//! [`Engine`] run on threads of their own, within its limits of memory and time. [`functions`] read masks and name places.
+//! Statements that would change a table, or reach files outside the tables, are refused (`permit.rs`); [`Access`] says whether
+//! `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
 mod engine;
 mod export;

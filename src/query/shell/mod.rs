@@ -63,15 +63,16 @@ pub async fn repl<F: AsyncFnMut() -> Result<()>>(
     format: Format,
     reload: F,
 ) -> Result<Ended> {
-    let interactive = io::stdin().is_terminal();
+    let typed = io::stdin().is_terminal();
+    let interactive = typed && io::stdout().is_terminal();
     let mut shell =
         Shell { context, access, reload, format, quiet: false, expanded: false, interactive, failed: false };
-    let ended = if interactive { shell.terminal().await } else { shell.pipe().await };
+    let ended = if typed { shell.terminal().await } else { shell.pipe().await };
     match ended {
         // The reader has closed the pipe, as in `… | head`.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(Ended::Well),
         Err(error) => Err(error),
-        Ok(()) if shell.failed && !interactive => Ok(Ended::WithErrors),
+        Ok(()) if shell.failed && !typed => Ok(Ended::WithErrors),
         Ok(()) => Ok(Ended::Well),
     }
 }
@@ -91,7 +92,7 @@ struct Shell<'a, F> {
     quiet: bool,
     /// Rows of tables are printed as records.
     expanded: bool,
-    /// Input comes from a terminal.
+    /// Somebody at a terminal reads what is printed.
     interactive: bool,
     /// Something has failed.
     failed: bool,
@@ -99,7 +100,9 @@ struct Shell<'a, F> {
 
 impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
     async fn terminal(&mut self) -> Result<()> {
-        greet(self.context)?;
+        if self.interactive {
+            greet(self.context)?;
+        }
         let mut lines = editor::open(self.context).await?;
         while let Some(input) = editor::read(&mut lines)? {
             let next = tokio::select! {
