@@ -150,7 +150,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => args.run().await,
         Command::Schedule(args) => args.run().await,
-        Command::Sql(args) => sql::run(args).await.map(done),
+        Command::Sql(args) => sql::run(args).await,
         Command::Failures(args) => args.run().await.map(done),
         Command::Scheduler(args) => args.run().await,
         Command::Executor(args) => args.run().await,

@@ -1,6 +1,7 @@
 //! `neurosieve sql`: queries the tables. Without `-c` and `-f` it is an interactive shell.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use crate::cluster::codec::Codec;
 use crate::cluster::tls::Tls;
 use crate::cluster::{self, Client};
 use crate::error::{Error, Result};
-use crate::query::{self, Access, Format};
+use crate::query::{self, Access, Ended, Engine, Format};
 use crate::tables::Tables;
+use crate::terminal::errln;
 
-/// What a request to the scheduler may take after Ctrl-C.
-const CANCELLATION: Duration = Duration::from_millis(500);
+/// The exit code of a command that Ctrl-C ended, as shells give it.
+const INTERRUPTED: u8 = 130;
 
 /// Query the result tables with SQL; without -c and -f, in an interactive shell
 ///
@@ -23,7 +25,7 @@ const CANCELLATION: Duration = Duration::from_millis(500);
 #[command(after_long_help = "Examples:
   neurosieve sql --tables ./results -c 'SELECT * FROM findings ORDER BY volume_ml DESC LIMIT 10'
   neurosieve sql --tables ./results -f sql/qc_flags.sql --format csv --output flags.csv
-  neurosieve sql --tables ./results --allow-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
+  neurosieve sql --tables ./results --local-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
       -c 'SELECT a.age, s.anomaly_score FROM scans s JOIN ages a ON a.subject = s.subject'
   neurosieve sql --tables s3://bucket/results --cluster http://scheduler:50050 -c 'SELECT count(*) FROM tokens'
 
@@ -45,10 +47,17 @@ pub struct SqlArgs {
     /// Write the rows to this file instead of the terminal; needs -c or -f with exactly one statement that gives rows
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Allow CREATE EXTERNAL TABLE, which reads any file or URL that this user can read, and COPY, which writes new files
+    /// Allow CREATE EXTERNAL TABLE, which reads any file or URL that this user can read but those of the tables, and COPY, which writes new files
     /// outside the tables. Do not use it with SQL that you did not write
-    #[arg(long)]
-    pub allow_files: bool,
+    #[arg(long, alias = "allow-files")]
+    pub local_files: bool,
+    /// Memory that statements may hold together, MiB; sorts and groups write to temporary files beyond it, and other statements
+    /// end with an error. Default: half of what is free
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub memory_mib: Option<u64>,
+    /// Time that a statement may take, seconds; one that takes longer ends with an error. Default: no limit
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds)]
+    pub timeout: Option<Duration>,
     /// Run queries on the executors of a cluster: the address of its scheduler, such as http://host:50050. Executors read the
     /// tables, and files of CREATE EXTERNAL TABLE, by the same addresses and with their own credentials. EXPLAIN and SHOW run
     /// here, and COPY writes files here
@@ -63,7 +72,7 @@ pub struct SqlArgs {
 ///
 /// # Errors
 /// As [`Tables::open`], [`Client::connect`] and [`query::execute`]; [`Error::Io`] where a file cannot be read.
-pub async fn run(args: SqlArgs) -> Result<()> {
+pub async fn run(args: SqlArgs) -> Result<ExitCode> {
     let mut statements = args.command;
     for path in &args.file {
         let text =
@@ -81,29 +90,49 @@ pub async fn run(args: SqlArgs) -> Result<()> {
         Some(url) => Some(connect(url, args.tls.as_deref()).await?),
         None => None,
     };
-    let tables = Tables::open(&args.tables).await?;
+    let mut tables = Tables::open(&args.tables).await?;
+    let location = tables.location().clone();
+    let engine = Engine::new(args.memory_mib, args.timeout);
     let context = match client {
-        Some(client) => cluster::sql::session(&tables, client).await?,
-        None => query::session(&tables).await?,
+        Some(client) => cluster::sql::session(&tables, client, engine).await?,
+        None => query::session_within(&tables, engine).await?,
     };
-    let access = if args.allow_files { Access::Files { tables: tables.location() } } else { Access::Tables };
+    let access = if args.local_files { Access::Files { tables: &location } } else { Access::Tables };
     if statements.is_empty() {
-        return query::repl(&context, access, args.format).await;
+        let reload = async || {
+            tables.refresh().await?;
+            match args.cluster {
+                Some(_) => cluster::sql::reload(&context, &tables).await,
+                None => query::reload(&context, &tables).await,
+            }
+        };
+        return Ok(match query::repl(&context, access, args.format, reload).await? {
+            Ended::Well => ExitCode::SUCCESS,
+            Ended::WithErrors => ExitCode::FAILURE,
+        });
     }
     // A line of its own ends a statement that ends in a comment.
     let sql = statements.join("\n;\n");
     let work = query::execute(&context, access, &sql, args.format, args.output.as_deref());
-    if args.cluster.is_none() {
-        return work.await;
-    }
     tokio::select! {
-        outcome = work => outcome,
-        // The query is dropped by now, and its cancellation under way.
+        outcome = work => outcome.map(|()| ExitCode::SUCCESS),
+        // The statement is dropped by now. It removes its temporary files, and is cancelled on the cluster.
         Ok(()) = tokio::signal::ctrl_c() => {
-            tokio::time::sleep(CANCELLATION).await;
-            Err(Error::Cluster("interrupted: the query on the cluster is cancelled".into()))
+            query::settle(&context).await;
+            if args.cluster.is_some() {
+                return Err(Error::Cluster("interrupted: the query on the cluster is cancelled".into()));
+            }
+            errln!("interrupted");
+            Ok(ExitCode::from(INTERRUPTED))
         }
     }
+}
+
+/// A time in seconds that is not zero.
+fn positive_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok().filter(|seconds| *seconds > 0.0);
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.ok_or_else(|| "expected a number of seconds above 0, such as 30".into())
 }
 
 /// Connects to a scheduler.

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::flow::{Order, RollPolicy, ScreenExec, Target, WriteExec};
+use crate::query::functions;
 
 /// The first bytes of each of our operators. Ballista's own operators are Protobuf and never start with them.
 const MAGIC: &[u8] = b"neurosieve\0";
@@ -26,7 +28,7 @@ enum Operator {
     Write { order: Order, policy: RollPolicy },
 }
 
-/// Encodes and decodes [`ScreenExec`] and [`WriteExec`]; the rest is Ballista's.
+/// Encodes and decodes [`ScreenExec`], [`WriteExec`] and the functions of [`crate::query`]; the rest is Ballista's.
 #[derive(Default)]
 pub struct Codec(BallistaPhysicalExtensionCodec);
 
@@ -79,6 +81,14 @@ impl PhysicalExtensionCodec for Codec {
         bytes.extend_from_slice(MAGIC);
         serde_json::to_writer(bytes, &operator).map_err(|e| Error::Bug(format!("an operator as JSON: {e}")).into())
     }
+
+    /// Our functions cross by their names.
+    fn try_decode_udf(&self, name: &str, bytes: &[u8]) -> Result<Arc<ScalarUDF>> {
+        match functions().find(|function| function.name() == name) {
+            Some(function) => Ok(function),
+            None => self.0.try_decode_udf(name, bytes),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +101,22 @@ mod tests {
 
     use super::*;
     use crate::cohort::{ScanEntry, manifest};
+
+    #[tokio::test]
+    async fn functions_cross_by_their_names_to_a_process_whose_sessions_lack_them() {
+        let context = SessionContext::new();
+        crate::query::register_functions(&context);
+        let sql = "SELECT region_at(x, y, z) AS region FROM (VALUES (-20, -10, 84), (20, -112, -4)) v(x, y, z)";
+        let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+        let codec = Codec::default();
+        let mut bytes = Vec::new();
+        PhysicalPlanNode::try_from_physical_plan(plan, &codec).unwrap().try_encode(&mut bytes).unwrap();
+        let bare = SessionContext::new().task_ctx();
+        let plan = PhysicalPlanNode::try_decode(&bytes).unwrap().try_into_physical_plan(&bare, &codec).unwrap();
+        let rows = datafusion::physical_plan::collect(plan, bare).await.unwrap();
+        let shown = arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string();
+        assert!(shown.contains("| left frontal lobe") && shown.contains("| right occipital lobe"), "{shown}");
+    }
 
     #[test]
     fn the_plan_of_a_chunk_survives_the_wire_and_shows_no_address() {

@@ -52,6 +52,7 @@ use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::flow::Station;
 use crate::machine::return_free_memory;
+use crate::query;
 
 /// More chunks at the same time than any machine works on.
 const MOST_SLOTS: usize = 1024;
@@ -214,12 +215,19 @@ impl Executor {
             &text(&self.setup.results)?,
             Arc::new(move |_| Ok(Arc::clone(&runtime))),
             Arc::new(session),
-            Arc::new(BallistaFunctionRegistry::default()),
+            Arc::new(functions()),
             Arc::clone(tasks) as Arc<dyn ExecutorMetricsCollector>,
             self.setup.slots,
             Arc::new(Engine::new(Arc::clone(&self.station))),
         ))
     }
+}
+
+/// The functions of the engine, and ours.
+fn functions() -> BallistaFunctionRegistry {
+    let mut registry = BallistaFunctionRegistry::default();
+    registry.scalar_functions.extend(query::functions().map(|function| (function.name().to_owned(), function)));
+    registry
 }
 
 /// One runtime for all tasks: their memory is the station's.

@@ -47,8 +47,8 @@ use super::client::{Client, JobId, JobState, PartitionLocation};
 use super::parquet::ParquetTable;
 use super::registry::StoreRegistry;
 use crate::error::{Error, Result};
-use crate::query;
-use crate::tables::{Table, Tables, register_raw, session_config};
+use crate::query::{self, Engine};
+use crate::tables::{Table, Tables, register_live, session_config};
 use crate::terminal::errln;
 
 /// The time between two questions for the state of a job.
@@ -63,8 +63,8 @@ const ASSUMED_SLOTS: usize = 8;
 /// The session of [`query::session`], whose queries of the tables run on a cluster.
 ///
 /// # Errors
-/// [`Error::Cluster`] where the scheduler does not answer; those of [`ParquetTable::open`] and of [`query::with_views`].
-pub async fn session(tables: &Tables, client: Client) -> Result<SessionContext> {
+/// [`Error::Cluster`] where the scheduler does not answer; those of [`reload`].
+pub async fn session(tables: &Tables, client: Client, engine: Arc<Engine>) -> Result<SessionContext> {
     let slots: usize = client.stations().await?.iter().filter(|s| s.unfit.is_none()).map(|s| s.slots).sum();
     if slots == 0 {
         errln!(
@@ -76,18 +76,30 @@ pub async fn session(tables: &Tables, client: Client) -> Result<SessionContext> 
     let slots = if slots == 0 { ASSUMED_SLOTS } else { slots };
     let planner = Arc::new(ClusterPlanner { client });
     let builder = SessionStateBuilder::new().with_query_planner(planner);
-    let context = context(builder, session_config().with_target_partitions(slots))?;
+    let runtime = engine.within_memory(RuntimeEnvBuilder::new());
+    let config = session_config().with_target_partitions(slots).with_extension(engine);
+    let context = context(builder, config, runtime)?;
+    query::register_functions(&context);
+    reload(&context, tables).await?;
+    Ok(context)
+}
+
+/// Gives a [`session`] the tables as of their last refresh. Views and settings of its user stay.
+///
+/// # Errors
+/// Those of [`ParquetTable::open`] and of [`query::add_views`].
+pub async fn reload(context: &SessionContext, tables: &Tables) -> Result<()> {
     let mut providers: Vec<(Table, Arc<dyn TableProvider>)> = Vec::new();
     for table in tables.present() {
         providers.push((table, Arc::new(ParquetTable::open(tables, table)?)));
     }
-    register_raw(&context, providers)?;
-    query::with_views(context, tables).await
+    register_live(context, providers).await?;
+    query::add_views(context, tables).await
 }
 
 /// A session whose plans Ballista can run, and that opens stores as executors do.
-fn context(builder: SessionStateBuilder, config: SessionConfig) -> Result<SessionContext> {
-    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(StoreRegistry::default()));
+fn context(builder: SessionStateBuilder, config: SessionConfig, runtime: RuntimeEnvBuilder) -> Result<SessionContext> {
+    let runtime = runtime.with_object_store_registry(Arc::new(StoreRegistry::default()));
     let builder = builder
         .with_config(config.upgrade_for_ballista())
         .with_runtime_env(runtime.build_arc()?)
@@ -297,13 +309,11 @@ mod tests {
 
     /// A session that plans for a cluster, without one.
     async fn planned_for_a_cluster(tables: &Tables) -> SessionContext {
-        let context = context(SessionStateBuilder::new(), session_config().with_target_partitions(3)).unwrap();
-        let providers = tables.present().map(|table| {
-            let provider: Arc<dyn TableProvider> = Arc::new(ParquetTable::open(tables, table).unwrap());
-            (table, provider)
-        });
-        register_raw(&context, providers.collect()).unwrap();
-        query::with_views(context, tables).await.unwrap()
+        let config = session_config().with_target_partitions(3);
+        let context = context(SessionStateBuilder::new(), config, RuntimeEnvBuilder::new()).unwrap();
+        query::register_functions(&context);
+        reload(&context, tables).await.unwrap();
+        context
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,6 @@ use arrow::error::ArrowError;
 use arrow::json::writer::{JsonArray, JsonFormat, LineDelimited};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_schema;
-use datafusion::dataframe::DataFrame;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
@@ -25,6 +24,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use super::engine;
 use super::permit::{self, Access};
 use crate::error::{Error, Result};
 use crate::terminal::{self, Output};
@@ -81,12 +81,12 @@ pub async fn execute(
     for statement in statements {
         let to_print = permit::gives_rows(&statement);
         let plan = permit::plan(context, access, statement).await?;
-        let rows = context.execute_logical_plan(plan).await?;
+        let rows = engine::rows(context, context.execute_logical_plan(plan).await?).await?;
         match output.filter(|_| to_print) {
             Some(path) => to_file(rows, format, path).await?,
             None => {
                 let mut out = BufWriter::new(Output::default());
-                let written = write(rows.execute_stream().await?, format, &mut out).await;
+                let written = write(rows, format, &mut out).await;
                 let flushed = out.flush().map_err(terminal::unwritable);
                 // The reader closed the pipe, as `… | head` does.
                 if out.get_ref().is_closed() {
@@ -99,11 +99,10 @@ pub async fn execute(
     Ok(())
 }
 
-async fn to_file(rows: DataFrame, format: Format, path: &Path) -> Result<()> {
+async fn to_file(rows: SendableRecordBatchStream, format: Format, path: &Path) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
-    let stream = rows.execute_stream().await?;
     let mut file = BufWriter::new(File::create(path).map_err(|e| Error::io(context(), e))?);
-    write(stream, format, &mut file).await?;
+    write(rows, format, &mut file).await?;
     file.flush().map_err(|e| Error::io(context(), e))
 }
 

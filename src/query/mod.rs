@@ -5,18 +5,25 @@
 //!        ─► scans, tokens, …           the newest result of each scan, and only where it is complete
 //! ```
 //! Takes opened [`Tables`](crate::tables::Tables); gives a DataFusion session, rows as text or files. A session shows the
-//! tables as they were when it was made. `scans` is opened before the others, so each of its rows finds its tokens, mask and
-//! findings even while a run commits. Statements that would change a table, or reach files outside the tables, are refused
-//! (`permit.rs`); [`Access`] says whether `CREATE EXTERNAL TABLE` and `COPY` are allowed.
+//! tables as they were when it was made, or when [`reload`] last brought it to the newest snapshot. `scans` is opened before the
+//! others, so each of its rows finds its tokens, mask and findings even while a run commits. Statements of a session with an
+//! [`Engine`] run on threads of their own, within its limits of memory and time. [`functions`] read masks and name places.
+//! Statements that would change a table, or reach files outside the tables, are refused (`permit.rs`); [`Access`] says whether
+//! `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
+mod engine;
 mod export;
+mod functions;
+mod interrupt;
 mod permit;
 mod session;
 mod shell;
 mod views;
 
+pub use self::engine::{Engine, settle};
 pub use self::export::{Format, execute};
+pub use self::functions::{functions, register_functions};
 pub use self::permit::Access;
-pub use self::session::{session, with_views};
-pub use self::shell::repl;
+pub use self::session::{add_views, reload, session, session_within};
+pub use self::shell::{Ended, repl};
 pub use self::views::{View, views};

@@ -4,7 +4,7 @@
 //! statement ─► plan ─► every node of it, subqueries and nested statements included
 //!   reads                                 allowed: SELECT, EXPLAIN, SHOW, DESCRIBE, PREPARE and EXECUTE of such
 //!   own views, settings of the session    allowed, unless they hide a table or name a place on the disk
-//!   CREATE EXTERNAL TABLE, COPY           with Access::Files, and COPY only to a new place outside the tables
+//!   CREATE EXTERNAL TABLE, COPY           with Access::Files, outside the tables, and COPY only to a new place
 //!   anything else                         refused
 //! ```
 //! The list names what is allowed. A kind of statement that a later version of the engine adds is therefore refused until it
@@ -23,7 +23,7 @@ use url::Url;
 use super::views;
 use crate::error::{Error, Result};
 use crate::store::{self, Location};
-use crate::tables::{CATALOG, PUBLIC_SCHEMA};
+use crate::tables::{CATALOG, PUBLIC_SCHEMA, RAW_SCHEMA};
 
 /// What statements may reach besides the tables.
 #[derive(Debug, Clone, Copy)]
@@ -40,14 +40,13 @@ pub enum Access<'a> {
 
 /// Settings that a statement may change, by the beginning of their names. Those of the catalog and of the runtime can name
 /// places on the disk.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 7] = [
     "datafusion.catalog.default_schema",
     "datafusion.execution.",
     "datafusion.explain.",
     "datafusion.format.",
     "datafusion.optimizer.",
     "datafusion.runtime.max_temp_directory_size",
-    "datafusion.runtime.memory_limit",
     "datafusion.sql_parser.",
 ];
 
@@ -71,7 +70,7 @@ pub(super) async fn plan(context: &SessionContext, access: Access<'_>, statement
         Err(error) => {
             return Err(match file_as_table(&error.to_string()) {
                 Some(name) => Error::Config(format!(
-                    "{name} is not a table: start `neurosieve sql` with --allow-files and read it with CREATE EXTERNAL TABLE \
+                    "{name} is not a table: start `neurosieve sql` with --local-files and read it with CREATE EXTERNAL TABLE \
                      name STORED AS CSV LOCATION '…'"
                 )),
                 None => error.into(),
@@ -176,7 +175,7 @@ fn setting(variable: &str) -> Result<()> {
     }
     Err(Error::Config(format!(
         "SQL cannot change the setting `{variable}`: `SHOW ALL` lists the settings, of which those of execution, explain, \
-         format, optimizer and sql_parser can be changed"
+         format, optimizer and sql_parser can be changed, and --memory-mib sets the limit of memory"
     )))
 }
 
@@ -201,10 +200,10 @@ fn refused(verb: &str, object: &str) -> Error {
     let instead = match verb {
         "COPY" => {
             "write the rows of a query with `-c 'SELECT …' --output FILE --format csv`, or start `neurosieve sql` with \
-             --allow-files"
+             --local-files"
         }
         "CREATE" if is_file_statement(verb, object) => {
-            "it reads files outside the tables; start `neurosieve sql` with --allow-files to allow that"
+            "it reads files outside the tables; start `neurosieve sql` with --local-files to allow that"
         }
         "CREATE" => "use CREATE VIEW name AS SELECT …, which lasts as long as the session",
         "DROP" => "only your own views can be dropped, with DROP VIEW",
@@ -243,7 +242,15 @@ fn written_files(plan: &LogicalPlan) -> Vec<String> {
 /// Opens the stores that a plan names, and refuses to write over anything.
 async fn open_places(context: &SessionContext, tables: &Location, plan: &LogicalPlan) -> Result<()> {
     if let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) = plan {
-        table.locations.iter().try_for_each(|address| register(context, address).map(drop))?;
+        for address in &table.locations {
+            let url = register(context, address)?;
+            if tables.contains(url.as_ref()) {
+                return Err(Error::Config(format!(
+                    "CREATE EXTERNAL TABLE cannot read {address}: the place is among the result tables, whose files also hold \
+                     rows that were replaced; query {RAW_SCHEMA}.scans and the others"
+                )));
+            }
+        }
     }
     for address in written_files(plan) {
         let url = register(context, &address)?;

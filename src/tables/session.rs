@@ -11,6 +11,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::prelude::{ident, lit};
 use deltalake_core::delta_datafusion::DeltaScanNext;
 
+use super::live::LiveTable;
 use super::open::Tables;
 use super::schema::Table;
 use crate::error::{Error, Result};
@@ -32,6 +33,16 @@ impl Tables {
     /// [`Error::Table`] where a table cannot be read; [`Error::Query`] where the engine refuses one.
     pub async fn raw_session(&self) -> Result<SessionContext> {
         let context = SessionContext::new_with_config(session_config());
+        let providers = self.providers(&context).await?;
+        register_raw(&context, providers)?;
+        Ok(context)
+    }
+
+    /// The tables as of the last refresh, for a session with [`session_config`]. They cannot be written to.
+    ///
+    /// # Errors
+    /// As [`raw_session`](Tables::raw_session).
+    pub async fn providers(&self, context: &SessionContext) -> Result<Vec<(Table, Arc<dyn TableProvider>)>> {
         let state = Arc::new(context.state());
         let mut providers = Vec::new();
         for table in self.present() {
@@ -41,10 +52,9 @@ impl Tables {
             let snapshot = delta.snapshot().map_err(unreadable)?.snapshot().clone();
             // Without the log store, the provider can read but not insert.
             let provider = DeltaScanNext::builder().with_session(Arc::clone(&state)).with_eager_snapshot(snapshot);
-            providers.push((table, with_all_columns(&context, table, Arc::new(provider.build().await?))?));
+            providers.push((table, with_all_columns(context, table, Arc::new(provider.build().await?))?));
         }
-        register_raw(&context, providers)?;
-        Ok(context)
+        Ok(providers)
     }
 }
 
@@ -57,11 +67,7 @@ pub fn session_config() -> SessionConfig {
         .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
 }
 
-/// Registers tables under [`RAW_SCHEMA`] in a session with [`session_config`].
-///
-/// # Errors
-/// [`Error::Query`] where the engine refuses one.
-pub fn register_raw(context: &SessionContext, providers: Vec<(Table, Arc<dyn TableProvider>)>) -> Result<()> {
+fn register_raw(context: &SessionContext, providers: Vec<(Table, Arc<dyn TableProvider>)>) -> Result<()> {
     let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
     catalog.register_schema(RAW_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
     // Tables that only older versions have written to lack it. The views need it.
@@ -71,6 +77,35 @@ pub fn register_raw(context: &SessionContext, providers: Vec<(Table, Arc<dyn Tab
     }
     for (table, provider) in providers {
         context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), provider)?;
+    }
+    Ok(())
+}
+
+/// Registers tables under [`RAW_SCHEMA`] in a session with [`session_config`], and again with a later snapshot: what was planned or defined in the session reads it from then on.
+///
+/// # Errors
+/// [`Error::Query`] where the engine refuses a table.
+pub async fn register_live(context: &SessionContext, providers: Vec<(Table, Arc<dyn TableProvider>)>) -> Result<()> {
+    let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
+    let Some(raw) = catalog.schema(RAW_SCHEMA) else {
+        let live = |provider| -> Arc<dyn TableProvider> { Arc::new(LiveTable::new(provider)) };
+        let mut all: Vec<_> = providers.into_iter().map(|(table, provider)| (table, live(provider))).collect();
+        if !all.iter().any(|(table, _)| *table == Table::Reverts) {
+            all.push((Table::Reverts, live(Arc::new(EmptyTable::new(Table::Reverts.arrow_schema())))));
+        }
+        return register_raw(context, all);
+    };
+    for (table, provider) in providers {
+        match raw.table(table.name()).await? {
+            Some(known) => {
+                if let Some(live) = known.downcast_ref::<LiveTable>() {
+                    live.replace(provider);
+                }
+            }
+            None => {
+                raw.register_table(table.name().to_owned(), Arc::new(LiveTable::new(provider)))?;
+            }
+        }
     }
     Ok(())
 }

@@ -68,6 +68,9 @@ fn what_is_done_is_not_screened_again_and_a_query_on_the_cluster_gives_what_a_lo
         "SELECT kind, count(*) AS n FROM failures GROUP BY 1 ORDER BY 1",
         "SELECT s.scan_id, f.finding, f.region FROM scans s JOIN findings f USING (scan_id) ORDER BY 1, 2",
         "SELECT count(*) AS n FROM masks WHERE scan_id = 'no such scan'",
+        "SELECT m.scan_id, mask_ml_native(m.brain, m.spacing_mm, s.registration_affine) AS ml FROM masks m
+         JOIN scans s ON s.run_id = m.run_id AND s.scan_id = m.scan_id ORDER BY 1",
+        "SELECT region_at(mni_x_mm, mni_y_mm, mni_z_mm) AS region, count(*) AS n FROM tokens GROUP BY 1 ORDER BY 1",
     ] {
         let asked = ok(&["sql", "--tables", tables, "--format", "json", "-c", sql, "--cluster", &cluster.url]);
         assert_eq!(serde_json::from_str::<Vec<Value>>(&asked).unwrap(), rows(tables, sql), "{sql}");

@@ -1,8 +1,6 @@
 //! SQL over the tables: the shipped queries give the figures that they promise, and rows are exported in every format.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -11,7 +9,7 @@ use neurosieve::query::{self, Access, Format};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::support::program::{command, ok, program, text};
+use super::support::program::{ok, program, text};
 use super::support::results::{DAY_ONE, MINUTE, commit, failed, finished, open, run_row};
 use super::support::root;
 use super::support::shared::{path, sharded};
@@ -223,30 +221,4 @@ async fn analysts_cannot_write_to_the_tables() {
     let names = context.sql("SHOW TABLES").await.unwrap().collect().await.unwrap();
     let listed = arrow::util::pretty::pretty_format_batches(&names).unwrap().to_string();
     assert!(listed.contains("| public ") && listed.contains("| raw "), "{listed}");
-}
-
-#[test]
-fn the_shell_runs_statements_and_commands_from_a_pipe_and_reads_on_after_an_error() {
-    let input = "SELECT 40 +\n  2 AS answer;\n\\d\nSELECT nonsense;\n\\nothing\n\\pset format csv\n\
-                 SELECT scan_id FROM scans ORDER BY scan_id;\n\\q\nSELECT 'after the end';\n";
-    let mut shell = command(&["sql", "--tables", sharded()]);
-    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    shell.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = shell.wait_with_output().unwrap();
-    let (said, errors) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{said}{errors}");
-    for words in ["| answer |", "| 42     |", "1 row(s) fetched", "findings", "\nscan_id\nstudy/sub-synth001_T1w\n"] {
-        assert!(said.contains(words), "no `{words}` in\n{said}");
-    }
-    assert!(errors.contains("nonsense") && errors.contains("`\\nothing` is not a command"), "{errors}");
-    assert!(!said.contains("after the end"), "\\q ends the shell: {said}");
-}
-
-#[test]
-fn the_last_statement_from_a_pipe_needs_no_semicolon() {
-    let mut shell = command(&["sql", "--tables", sharded()]);
-    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    shell.stdin.take().unwrap().write_all(b"SELECT count(*) AS n_runs FROM runs").unwrap();
-    let output = shell.wait_with_output().unwrap();
-    assert!(output.status.success() && text(&output.stdout).contains("| n_runs |"), "{}", text(&output.stdout));
 }

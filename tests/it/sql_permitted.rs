@@ -1,4 +1,4 @@
-//! What SQL may do: it reads the tables. With --allow-files it also reads files of others and writes new ones.
+//! What SQL may do: it reads the tables. With --local-files it also reads files of others and writes new ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,17 +12,17 @@ use super::support::shared::{copy, path, sharded};
 /// Statements that would write, read outside the tables, or hide them, with a word of the advice.
 const REFUSED: [(&str, &str); 42] = [
     ("COPY scans TO 'x.csv'", "--output"),
-    ("COPY (SELECT 1) TO 'x.csv' STORED AS CSV", "--allow-files"),
+    ("COPY (SELECT 1) TO 'x.csv' STORED AS CSV", "--local-files"),
     ("EXPLAIN COPY scans TO 'x.csv'", "queries"),
     ("EXPLAIN ANALYZE COPY scans TO 'x.csv'", "queries"),
     ("EXPLAIN ANALYZE VERBOSE COPY scans TO 'x.csv'", "queries"),
-    ("CREATE EXTERNAL TABLE p STORED AS CSV LOCATION '/etc/passwd'", "--allow-files"),
-    ("create  external\ttable p (l text) stored as csv location '/etc/passwd'", "--allow-files"),
-    ("CREATE UNBOUNDED EXTERNAL TABLE p (l TEXT) STORED AS CSV LOCATION '/etc/passwd'", "--allow-files"),
-    ("SELECT * FROM '/etc/passwd'", "--allow-files"),
-    ("SELECT * FROM 'x.csv'", "--allow-files"),
-    ("SELECT * FROM read_parquet('x.parquet')", "--allow-files"),
-    ("SELECT count(*) FROM scans WHERE EXISTS (SELECT 1 FROM '/etc/passwd')", "--allow-files"),
+    ("CREATE EXTERNAL TABLE p STORED AS CSV LOCATION '/etc/passwd'", "--local-files"),
+    ("create  external\ttable p (l text) stored as csv location '/etc/passwd'", "--local-files"),
+    ("CREATE UNBOUNDED EXTERNAL TABLE p (l TEXT) STORED AS CSV LOCATION '/etc/passwd'", "--local-files"),
+    ("SELECT * FROM '/etc/passwd'", "--local-files"),
+    ("SELECT * FROM 'x.csv'", "--local-files"),
+    ("SELECT * FROM read_parquet('x.parquet')", "--local-files"),
+    ("SELECT count(*) FROM scans WHERE EXISTS (SELECT 1 FROM '/etc/passwd')", "--local-files"),
     ("INSERT INTO raw.scans SELECT * FROM raw.scans", "CREATE VIEW"),
     ("INSERT INTO scans SELECT * FROM scans", "CREATE VIEW"),
     ("INSERT OVERWRITE raw.scans SELECT * FROM raw.scans", "CREATE VIEW"),
@@ -163,16 +163,22 @@ fn a_table_of_ones_own_is_joined_where_files_are_allowed() {
     fs::write(place.of("ages.csv"), "subject,age\nsynth001,61\n").unwrap();
     let statements = "CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv' OPTIONS ('has_header' 'true');
         SELECT s.subject, a.age FROM scans s JOIN ages a ON a.subject = s.subject; DROP TABLE ages";
-    let output = place.sql(&["--allow-files", "--format", "csv"], statements);
-    assert_eq!(text(&output.stdout), "subject,age\nsynth001,61\n", "{}", text(&output.stderr));
+    for option in ["--local-files", "--allow-files"] {
+        let output = place.sql(&[option, "--format", "csv"], statements);
+        assert_eq!(text(&output.stdout), "subject,age\nsynth001,61\n", "{}", text(&output.stderr));
+    }
+    std::os::unix::fs::symlink(&place.tables, place.of("link")).unwrap();
     for statement in [
         "CREATE EXTERNAL TABLE scans STORED AS CSV LOCATION 'ages.csv'",
         "DROP TABLE raw.scans",
         "DROP VIEW scans",
         "CREATE EXTERNAL TABLE t (a INT) STORED AS PARQUET LOCATION 'tables/scans/'; INSERT INTO t VALUES (1)",
+        "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 'tables/scans/'",
+        "CREATE EXTERNAL TABLE t STORED AS JSON LOCATION 'link/scans/_delta_log/'",
+        "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 'tables/*/*.parquet'",
         "CREATE TABLE t AS SELECT 1",
     ] {
-        let output = place.sql(&["--allow-files"], statement);
+        let output = place.sql(&["--local-files"], statement);
         assert_eq!(output.status.code(), Some(2), "{statement}: {}", text(&output.stderr));
     }
 }
@@ -205,16 +211,16 @@ fn copy_writes_new_files_only_and_never_among_the_tables() {
     ] {
         for explain in ["", "EXPLAIN ANALYZE "] {
             let statement = format!("{explain}COPY (SELECT 1 AS a) TO '{target}' STORED AS CSV");
-            let output = place.sql(&["--allow-files"], &statement);
+            let output = place.sql(&["--local-files"], &statement);
             assert_eq!(output.status.code(), Some(2), "{statement}: {}", text(&output.stderr));
         }
     }
     assert_eq!(contents(place.folder.path()), before, "nothing was written");
 
-    let output = place.sql(&["--allow-files"], "COPY (SELECT 1 AS a) TO 'new.csv'");
+    let output = place.sql(&["--local-files"], "COPY (SELECT 1 AS a) TO 'new.csv'");
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(fs::read_to_string(place.of("new.csv")).unwrap(), "a\n1\n");
-    assert_eq!(place.sql(&["--allow-files"], "COPY (SELECT 2 AS a) TO 'new.csv'").status.code(), Some(2));
+    assert_eq!(place.sql(&["--local-files"], "COPY (SELECT 2 AS a) TO 'new.csv'").status.code(), Some(2));
     assert_eq!(fs::read_to_string(place.of("new.csv")).unwrap(), "a\n1\n");
 }
 

@@ -14,22 +14,29 @@ pub(super) enum Command {
     Help,
     Tables,
     Columns(String),
+    /// The functions of the tables, or those of the engine whose names begin so.
+    Functions(Option<String>),
     Include(String),
     /// The syntax of a statement, or the list of statements.
     Syntax(Option<String>),
     /// Sets quiet mode, or prints it.
     Quiet(Option<bool>),
+    /// Turns rows as records on or off, or the other way.
+    Expanded(Option<bool>),
     /// Sets the format of rows, or prints it.
     Format(Option<Format>),
 }
 
-pub(super) const HELP: &str = r"\d                     list tables
+pub(super) const HELP: &str = r"\d                     list tables and views
 \d NAME                list the columns of a table
+\df                    list the functions for masks and regions
+\df NAME               list all functions whose names begin with NAME
 \i FILE                run the statements of a file
 \h                     list statements
 \h STATEMENT           show the syntax of a statement
 \pset                  print the output format
 \pset format FORMAT    set it: table, csv, tsv, json or nd-json
+\x [on|off]            in tables, print a line for each value of a row, or a line for each row again
 \quiet [on|off]        leave out counts and times, or print the setting
 \q                     quit";
 
@@ -45,19 +52,27 @@ impl FromStr for Command {
             ("?", None) => Self::Help,
             ("d", None) => Self::Tables,
             ("d", Some(table)) => Self::Columns(table),
+            ("df", name) => Self::Functions(name),
             ("i", Some(path)) => Self::Include(path),
             ("i", None) => return Err(r"\i needs the name of a file".into()),
             ("h", statement) => Self::Syntax(statement),
             ("quiet", None) => Self::Quiet(None),
-            ("quiet", Some(value)) => match value.as_str() {
-                "true" | "t" | "yes" | "y" | "on" => Self::Quiet(Some(true)),
-                "false" | "f" | "no" | "n" | "off" => Self::Quiet(Some(false)),
-                _ => return Err(format!("\\quiet takes `on` or `off`, not `{value}`")),
-            },
+            ("quiet", Some(value)) => Self::Quiet(Some(switch(name, &value)?)),
+            ("x", None) => Self::Expanded(None),
+            ("x", Some(value)) => Self::Expanded(Some(switch(name, &value)?)),
             ("pset", None) => Self::Format(None),
             ("pset", Some(option)) => Self::Format(Some(format(&option)?)),
             _ => return Err(format!("`\\{}` is not a command; `\\?` lists the commands", line.trim_end())),
         })
+    }
+}
+
+/// Whether a command turns its mode on.
+fn switch(command: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "true" | "t" | "yes" | "y" | "on" => Ok(true),
+        "false" | "f" | "no" | "n" | "off" => Ok(false),
+        _ => Err(format!("\\{command} takes `on` or `off`, not `{value}`")),
     }
 }
 
@@ -108,13 +123,13 @@ SELECT [ ALL | DISTINCT [ ON ( expression [, ...] ) ] ] [ * | expression [ [ AS 
         "CREATE EXTERNAL TABLE name [ ( column type [, ...] ) ]
     STORED AS { CSV | JSON | PARQUET | ARROW } LOCATION 'file, folder or URL' [ OPTIONS ( 'key' 'value' [, ...] ) ]
 
-Only where the shell was started with --allow-files.",
+Only where the shell was started with --local-files.",
     ),
     (
         "COPY",
         "COPY { table | ( query ) } TO 'new file, folder or URL' [ STORED AS { CSV | JSON | PARQUET } ]
 
-Only where the shell was started with --allow-files.",
+Only where the shell was started with --local-files.",
     ),
 ];
 
@@ -142,8 +157,12 @@ mod tests {
         assert_eq!("q".parse(), Ok(Command::Quit));
         assert_eq!("d  raw.scans\n".parse(), Ok(Command::Columns("raw.scans".into())));
         assert_eq!("pset format nd-json".parse(), Ok(Command::Format(Some(Format::NdJson))));
+        assert_eq!("df mask".parse(), Ok(Command::Functions(Some("mask".into()))));
         assert_eq!("pset".parse(), Ok(Command::Format(None)));
         assert_eq!("quiet yes".parse(), Ok(Command::Quiet(Some(true))));
+        assert_eq!("x".parse(), Ok(Command::Expanded(None)));
+        assert_eq!("x off".parse(), Ok(Command::Expanded(Some(false))));
+        assert!("x maybe".parse::<Command>().unwrap_err().contains("\\x takes `on` or `off`"));
         assert!("quit".parse::<Command>().unwrap_err().contains("`\\?` lists the commands"));
         assert!("pset format xml".parse::<Command>().unwrap_err().contains("nd-json"));
         assert!("pset format parquet".parse::<Command>().unwrap_err().contains("--output"));

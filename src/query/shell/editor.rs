@@ -71,6 +71,21 @@ pub(super) fn read(lines: &mut Lines) -> Result<Option<String>> {
     }
 }
 
+/// Learns the names that an input has changed.
+///
+/// # Errors
+/// The session's schemas cannot be read.
+pub(super) async fn learn(lines: &mut Lines, input: &str) -> Result<()> {
+    let lower = input.to_lowercase();
+    // What else runs changes no names.
+    if ["create", "drop", "\\i"].iter().any(|word| lower.contains(word))
+        && let Some(assistant) = lines.helper_mut()
+    {
+        assistant.words = words(&assistant.context).await?;
+    }
+    Ok(())
+}
+
 /// Keeps the history for the next session.
 pub(super) fn close(mut lines: Lines) {
     let Some(file) = history() else { return };
@@ -114,20 +129,15 @@ impl Validator for Assistant {
 impl Completer for Assistant {
     type Candidate = Pair;
 
-    /// File names inside quotes and after `\i`; otherwise keywords, tables and columns.
+    /// File names inside quotes and after `\i`; otherwise keywords, tables, columns and functions.
     fn complete(&self, line: &str, pos: usize, _: &rustyline::Context) -> rustyline::Result<(usize, Vec<Pair>)> {
         let typed = &line[..pos];
         if typed.starts_with("\\i ") || typed.matches('\'').count() % 2 == 1 {
             return self.files.complete_path(line, pos);
         }
-        let start = typed.rfind(|c: char| !c.is_alphanumeric() && !"_.".contains(c)).map_or(0, |at| at + 1);
-        let prefix = typed[start..].to_lowercase();
-        if prefix.is_empty() {
-            return Ok((pos, Vec::new()));
-        }
-        let found = self.words.iter().filter(|word| word.to_lowercase().starts_with(&prefix));
-        let pairs = found.map(|word| Pair { display: word.clone(), replacement: word.clone() });
-        Ok((start, pairs.collect()))
+        let (start, found) = completions(&self.words, typed);
+        let pair = |word: &String| Pair { display: word.clone(), replacement: word.clone() };
+        Ok((start, found.into_iter().map(pair).collect()))
     }
 }
 
@@ -167,13 +177,29 @@ impl Highlighter for Assistant {
     }
 }
 
+/// The words that continue what was typed, and where in it they begin. After the name or alias of a table and a dot, words
+/// continue what follows the dot.
+fn completions<'w>(words: &'w BTreeSet<String>, typed: &str) -> (usize, Vec<&'w String>) {
+    let begins = |c: char| !c.is_alphanumeric() && !"_.".contains(c);
+    let start = typed.rfind(begins).and_then(|at| Some(at + typed[at..].chars().next()?.len_utf8())).unwrap_or(0);
+    let starting = |prefix: &str| {
+        let prefix = prefix.to_lowercase();
+        words.iter().filter(|word| !prefix.is_empty() && word.to_lowercase().starts_with(&prefix)).collect::<Vec<_>>()
+    };
+    let whole = starting(&typed[start..]);
+    match typed[start..].rfind('.') {
+        Some(dot) if whole.is_empty() => (start + dot + 1, starting(&typed[start + dot + 1..])),
+        _ => (start, whole),
+    }
+}
+
 /// Keywords that are worth completing.
 const KEYWORDS: &str = "ALL AND ANALYZE AS ASC BETWEEN BY CASE CAST COLUMNS COPY COUNT CREATE CROSS DESC DESCRIBE \
     DISTINCT DROP ELSE END EXCEPT EXISTS EXPLAIN EXTERNAL FALSE FIRST FROM FULL FUNCTIONS GROUP HAVING INNER INTERSECT IS \
     JOIN LAST LEFT LIKE LIMIT LOCATION NOT NULL NULLS OFFSET OPTIONS ORDER OVER PARTITION QUALIFY RIGHT SELECT SHOW \
     STORED TABLE TABLES THEN TRUE UNION USING VALUES VIEW WHEN WHERE WINDOW WITH";
 
-/// The keywords and the names of the session's tables and columns.
+/// The keywords, and the names of the session's tables, columns and functions. Those of functions end in `(`.
 async fn words(context: &SessionContext) -> Result<BTreeSet<String>> {
     let names = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'
         UNION SELECT concat(table_schema, '.', table_name) FROM information_schema.tables WHERE table_schema = 'raw'
@@ -184,5 +210,34 @@ async fn words(context: &SessionContext) -> Result<BTreeSet<String>> {
             .map_err(|e| Error::Query(e.into()))?;
         words.extend(names.as_string::<i32>().iter().flatten().map(str::to_owned));
     }
+    let state = context.state();
+    let functions = [
+        state.scalar_functions().keys().collect::<Vec<_>>(),
+        state.aggregate_functions().keys().collect(),
+        state.window_functions().keys().collect(),
+        state.table_functions().keys().collect(),
+    ];
+    words.extend(functions.into_iter().flatten().map(|name| format!("{name}(")));
     Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tables_columns_functions_and_keywords_are_completed() {
+        let context = SessionContext::new_with_config(crate::tables::session_config());
+        context.sql("CREATE VIEW visits AS SELECT 1 AS visit_day, 2 AS weight_kg").await.unwrap();
+        let words = words(&context).await.unwrap();
+        let found = |typed: &str| {
+            let (start, found) = completions(&words, typed);
+            (typed[start..].to_owned(), found.into_iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        assert_eq!(found("SELECT * FROM vis"), ("vis".into(), vec!["visit_day", "visits"]));
+        assert_eq!(found("SELECT v.weig"), ("weig".into(), vec!["weight_kg"]));
+        assert_eq!(found("SELECT approx_med"), ("approx_med".into(), vec!["approx_median("]));
+        assert_eq!(found("SELECT power("), (String::new(), Vec::new()));
+        assert_eq!(found("SELECT 'ä'\u{a0}qual"), ("qual".into(), vec!["QUALIFY"]));
+    }
 }

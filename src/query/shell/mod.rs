@@ -1,7 +1,8 @@
 //! The interactive shell: statements that end with `;`, and commands that start with `\`.
 //!
-//! A terminal gets a line editor with history, completion and colours. Input from a pipe is read line by line, and its
-//! last statement needs no `;`. A statement that fails prints its error, and the shell reads on.
+//! A terminal gets a greeting, and a line editor with history, completion and colours. Input from a pipe is read line by line,
+//! its last statement needs no `;`, and only results are printed. A statement that fails prints its error, and the shell reads
+//! on. Each statement that gives rows reads the newest snapshot of the tables.
 
 mod command;
 mod editor;
@@ -11,7 +12,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use arrow::array::RecordBatch;
-use arrow::util::display::FormatOptions;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_options;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
@@ -23,29 +24,56 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_
 use futures::StreamExt as _;
 
 use self::command::Command;
+use super::engine;
 use super::export::{self, Format, write_error};
+use super::functions::functions;
 use super::permit::{self, Access};
 use super::views;
 use crate::error::{Error, Result};
 use crate::terminal::{self, Output, errln};
 
-/// Rows of a result that a table shows. The other formats print all rows.
+/// Rows of a result that a table at a terminal shows. The other formats, and a pipe, get all rows.
 const SHOWN_ROWS: usize = 100;
 
+/// The functions of a session.
+const FUNCTIONS: &str =
+    "SELECT DISTINCT routine_name, syntax_example AS syntax, description FROM information_schema.routines";
+
+/// The tables and views of a session: not those that describe it.
+const TABLES: &str = "SELECT table_schema AS schema, table_name AS name, lower(table_type) AS type
+    FROM information_schema.tables WHERE table_schema <> 'information_schema' ORDER BY table_schema, table_name";
+
+/// How a shell ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody at a terminal has seen what failed; or nothing did.
+    Well,
+    /// A statement or a command from a pipe failed. Those after it were run.
+    WithErrors,
+}
+
 /// Reads statements and commands until the end of input or `\q`. Rows are printed in `format` until `\pset` changes it.
+/// `reload` brings the session to the newest snapshot of the tables; it is called before each statement that gives rows.
 ///
 /// # Errors
 /// The terminal cannot be read or written. What a statement or a command fails for is printed and does not end the shell.
-pub async fn repl(context: &SessionContext, access: Access<'_>, format: Format) -> Result<()> {
-    let mut shell = Shell { context, access, format, quiet: false };
-    let ended = match io::stdin().is_terminal() {
-        true => shell.terminal().await,
-        false => shell.pipe().await,
-    };
+pub async fn repl<F: AsyncFnMut() -> Result<()>>(
+    context: &SessionContext,
+    access: Access<'_>,
+    format: Format,
+    reload: F,
+) -> Result<Ended> {
+    let typed = io::stdin().is_terminal();
+    let interactive = typed && io::stdout().is_terminal();
+    let mut shell =
+        Shell { context, access, reload, format, quiet: false, expanded: false, interactive, failed: false };
+    let ended = if typed { shell.terminal().await } else { shell.pipe().await };
     match ended {
         // The reader has closed the pipe, as in `… | head`.
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(Ended::Well),
+        Err(error) => Err(error),
+        Ok(()) if shell.failed && !typed => Ok(Ended::WithErrors),
+        Ok(()) => Ok(Ended::Well),
     }
 }
 
@@ -56,16 +84,25 @@ enum Next {
     Leave,
 }
 
-struct Shell<'a> {
+struct Shell<'a, F> {
     context: &'a SessionContext,
     access: Access<'a>,
+    reload: F,
     format: Format,
     quiet: bool,
+    /// Rows of tables are printed as records.
+    expanded: bool,
+    /// Somebody at a terminal reads what is printed.
+    interactive: bool,
+    /// Something has failed.
+    failed: bool,
 }
 
-impl Shell<'_> {
+impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
     async fn terminal(&mut self) -> Result<()> {
-        greet()?;
+        if self.interactive {
+            greet(self.context)?;
+        }
         let mut lines = editor::open(self.context).await?;
         while let Some(input) = editor::read(&mut lines)? {
             let next = tokio::select! {
@@ -79,13 +116,13 @@ impl Shell<'_> {
             if next == Next::Leave {
                 break;
             }
+            editor::learn(&mut lines, &input).await?;
         }
         editor::close(lines);
         Ok(())
     }
 
     async fn pipe(&mut self) -> Result<()> {
-        greet()?;
         let mut input = String::new();
         for line in io::stdin().lines() {
             let line = line.map_err(|e| Error::io("cannot read the standard input", e))?;
@@ -112,9 +149,12 @@ impl Shell<'_> {
             Ok(Command::Quit) => return Ok(Next::Leave),
             Ok(command) => {
                 let outcome = self.command(command).await;
-                report(outcome)?;
+                self.report(outcome)?;
             }
-            Err(message) => errln!("{message}"),
+            Err(message) => {
+                self.failed = true;
+                errln!("{message}");
+            }
         }
         Ok(Next::Read)
     }
@@ -123,8 +163,17 @@ impl Shell<'_> {
         match command {
             Command::Quit => Ok(()),
             Command::Help => print(command::HELP),
-            Command::Tables => self.statements("SHOW TABLES").await,
+            Command::Tables => self.statements(TABLES).await,
             Command::Columns(table) => self.statements(&format!("SHOW COLUMNS FROM {table}")).await,
+            Command::Functions(None) => functions()
+                .filter_map(|f| f.documentation().cloned())
+                .try_for_each(|doc| print(format!("{:<45}{}", doc.syntax_example, doc.description))),
+            Command::Functions(Some(name)) => {
+                // What begins with the name, also where it has characters that a pattern gives a meaning.
+                let name = name.trim_end_matches(['*', '(']).to_lowercase().replace('\'', "''");
+                self.statements(&format!("{FUNCTIONS} WHERE starts_with(routine_name, '{name}') ORDER BY routine_name"))
+                    .await
+            }
             Command::Include(path) => {
                 let text = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {path}"), e))?;
                 self.statements(&text).await
@@ -132,38 +181,67 @@ impl Shell<'_> {
             Command::Syntax(statement) => print(command::syntax(statement.as_deref())?),
             Command::Quiet(quiet) => {
                 self.quiet = quiet.unwrap_or(self.quiet);
-                print(format!("Quiet mode is {}.", if self.quiet { "on" } else { "off" }))
+                self.state(quiet.is_none(), format!("Quiet mode is {}.", on_or_off(self.quiet)))
+            }
+            Command::Expanded(expanded) => {
+                self.expanded = expanded.unwrap_or(!self.expanded);
+                self.state(false, format!("Rows as records: {}.", on_or_off(self.expanded)))
             }
             Command::Format(format) => {
                 self.format = format.unwrap_or(self.format);
-                print(format!("Output format is {}.", command::name(self.format)))
+                self.state(format.is_none(), format!("Output format is {}.", command::name(self.format)))
             }
+        }
+    }
+
+    /// Prints a setting that was asked for, or one that somebody at a terminal has changed. A pipe holds rows only.
+    fn state(&self, asked: bool, text: String) -> Result<()> {
+        if asked || self.interactive { print(text) } else { Ok(()) }
+    }
+
+    /// Prints the error of a statement or a command. Only a standard output that was closed ends the shell.
+    fn report(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(Error::Io { source, context }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                Err(Error::Io { source, context })
+            }
+            Err(error) => {
+                self.failed = true;
+                errln!("{}", error.text());
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
     /// Runs the statements one after the other; one that fails does not keep the next from running.
-    async fn statements(&self, sql: &str) -> Result<()> {
+    async fn statements(&mut self, sql: &str) -> Result<()> {
         match parse(self.context, sql) {
             Ok(statements) => {
                 for statement in statements {
-                    report(self.statement(statement).await)?;
+                    let outcome = self.statement(statement).await;
+                    self.report(outcome)?;
                 }
                 Ok(())
             }
-            Err(error) => report(Err(error.into())),
+            Err(error) => self.report(Err(error.into())),
         }
     }
 
-    async fn statement(&self, statement: Statement) -> Result<()> {
+    async fn statement(&mut self, statement: Statement) -> Result<()> {
         let started = Instant::now();
+        if permit::gives_rows(&statement) {
+            (self.reload)().await?;
+        }
         // What is asked for whole is shown whole.
         let shows =
             matches!(&statement, Statement::Statement(sql) if matches!(**sql, ast::Statement::ShowVariable { .. }));
         let plan = permit::plan(self.context, self.access, statement).await?;
         let explains =
             matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
-        let limit = if shows || explains { usize::MAX } else { SHOWN_ROWS };
-        let rows = self.context.execute_logical_plan(plan).await?.execute_stream().await?;
+        let whole = shows || explains || !self.interactive;
+        let limit = if whole { usize::MAX } else { SHOWN_ROWS };
+        let rows = engine::rows(self.context, self.context.execute_logical_plan(plan).await?).await?;
         // A statement such as CREATE VIEW has no columns, and nothing to print in any format.
         let (fetched, cut) = if self.format == Format::Table || rows.schema().fields().is_empty() {
             self.table(rows, limit).await?
@@ -175,7 +253,8 @@ impl Shell<'_> {
                 written => (written?, false),
             }
         };
-        if self.quiet {
+        // Other formats are for programs, and through a pipe they hold what --format gives.
+        if self.quiet || !self.interactive && self.format != Format::Table {
             return Ok(());
         }
         let note = if cut { format!(" (first {SHOWN_ROWS} shown)") } else { String::new() };
@@ -198,7 +277,10 @@ impl Shell<'_> {
         if !rows.schema().fields().is_empty() {
             let state = self.context.state();
             let options: FormatOptions = (&state.config_options().format).try_into()?;
-            print(pretty_format_batches_with_options(&shown, &options).map_err(write_error)?)?;
+            match self.expanded {
+                true => print_records(&shown, &options)?,
+                false => print(pretty_format_batches_with_options(&shown, &options).map_err(write_error)?)?,
+            }
         }
         Ok((fetched, fetched > limit))
     }
@@ -215,26 +297,39 @@ fn dialect(context: &SessionContext) -> Box<dyn Dialect> {
     dialect_from_str(name).unwrap_or_else(|| Box::new(GenericDialect {}))
 }
 
-fn greet() -> Result<()> {
-    print("For research use only: scores are not a diagnosis.")?;
-    for view in views() {
-        print(format!("  {:<9} {}", view.name, view.doc))?;
+/// Prints each value of a row on a line of its own.
+fn print_records(batches: &[RecordBatch], options: &FormatOptions<'_>) -> Result<()> {
+    let mut number = 0;
+    for batch in batches {
+        let schema = batch.schema();
+        let width = schema.fields().iter().map(|field| field.name().chars().count()).max().unwrap_or_default();
+        let columns = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), options));
+        let columns = columns.collect::<Result<Vec<_>, _>>().map_err(write_error)?;
+        for row in 0..batch.num_rows() {
+            number += 1;
+            print(format!("-[ record {number} ]"))?;
+            for (field, values) in schema.fields().iter().zip(&columns) {
+                let value = values.value(row).try_to_string().map_err(write_error)?;
+                print(format!("{:<width$} | {}", field.name(), value.replace('\n', &format!("\n{:width$} | ", ""))))?;
+            }
+        }
     }
-    print("\\d lists tables, \\d NAME the columns of one, \\? shows help, \\q quits.")
+    Ok(())
 }
 
-/// Prints the error of a statement or a command. Only a standard output that was closed ends the shell.
-fn report(outcome: Result<()>) -> Result<()> {
-    match outcome {
-        Err(Error::Io { source, context }) if source.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Error::Io { source, context })
+fn on_or_off(mode: bool) -> &'static str {
+    if mode { "on" } else { "off" }
+}
+
+fn greet(context: &SessionContext) -> Result<()> {
+    print("For research use only: scores are not a diagnosis.")?;
+    for view in views() {
+        // A table that was never written to has no view.
+        if context.table_exist(view.name)? {
+            print(format!("  {:<11} {}", view.name, view.doc))?;
         }
-        Err(error) => {
-            errln!("{}", error.text());
-            Ok(())
-        }
-        Ok(()) => Ok(()),
     }
+    print("\\d lists tables, \\d NAME the columns of one, \\? shows help, \\q quits.")
 }
 
 /// A line on the standard output. Unlike `println!` it does not panic where the reader has closed the pipe.
