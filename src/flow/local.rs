@@ -4,6 +4,7 @@
 //! pending scans ─► manifest, one partition per core ─► ScreenExec ─► WriteExec ─► receipts
 //! ```
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
 use arrow::array::RecordBatch;
@@ -79,6 +80,7 @@ impl Local {
                 others: watch::Sender::new(others),
                 turn: Mutex::default(),
             }),
+            broken_sidecar: AtomicBool::default(),
             stop: Arc::clone(&assignment.stop),
         })
     }

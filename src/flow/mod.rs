@@ -47,6 +47,7 @@
 //!
 //! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
+mod acquired;
 mod apart;
 mod apart_process;
 mod audit;

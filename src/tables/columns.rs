@@ -87,17 +87,27 @@ pub(super) const SCANS: &[Column] = &[
     always("entropy_focus", Float32, "ratio", "entropy focus criterion; rises with ghosting and motion blur"),
     always("qc_flags", TextList, "", "findings of quality control; empty when there are none"),
     always("n_tokens", Int32, "count", "tokens in the brain"),
-    always("n_anomalous_tokens", Int32, "count", "tokens above the threshold"),
+    always(
+        "n_anomalous_tokens",
+        Int32,
+        "count",
+        "tokens that were restored: those with p_anomalous above token_threshold, which is not the column threshold",
+    ),
     always("max_token_p", Float32, "probability", "highest p_anomalous of the scan"),
     always(
         "anomaly_score",
         Float32,
         "score",
-        "score of the whole scan; sort by it to review the most unusual scans first",
+        "mean of the anomaly map over its highest 2 ml, on the model's grid; sort by it to review the most unusual scans first",
     ),
     always("anomaly_volume_ml", Float32, "ml", "volume of the anomaly mask in native space"),
     always("n_findings", Int32, "count", "connected components of the anomaly mask"),
-    always("threshold", Float32, "score", "threshold of the anomaly map that made the mask"),
+    always(
+        "threshold",
+        Float32,
+        "score",
+        "voxels of the anomaly map above it are in the mask; for tokens see token_threshold",
+    ),
     always("fetch_ms", Float32, "ms", "time to read the object"),
     always("decode_ms", Float32, "ms", "time from NIfTI bytes to voxels"),
     always("preprocess_ms", Float32, "ms", "time from native voxels to the model's grid"),
@@ -107,6 +117,46 @@ pub(super) const SCANS: &[Column] = &[
     always("version", Text, "", "version of the program"),
     RUN_NUMBER,
     CONTENT_SHA256,
+    maybe(
+        "manufacturer",
+        Text,
+        "",
+        "manufacturer of the scanner: Manufacturer of the JSON sidecars, the nearest first",
+    ),
+    maybe("scanner_model", Text, "", "model of the scanner: ManufacturersModelName of the JSON sidecars"),
+    maybe(
+        "field_strength_t",
+        Float32,
+        "T",
+        "field strength of the scanner: MagneticFieldStrength of the JSON sidecars; null above 30, which is another unit",
+    ),
+    maybe(
+        "acquired_at",
+        Timestamp,
+        "UTC",
+        "when the scan was acquired: acq_time of *_scans.tsv, else AcquisitionDateTime of the JSON sidecar, else acq_time of \
+         *_sessions.tsv; a time without a zone is taken as UTC; null under pseudonyms",
+    ),
+    maybe(
+        "token_threshold",
+        Float32,
+        "probability",
+        "tokens with p_anomalous above it were restored and count in n_anomalous_tokens; null for other methods than mim",
+    ),
+    maybe(
+        "ghosting",
+        Float32,
+        "ratio",
+        "excess brightness of the brightest parts of the air over its rest, relative to the brain's median; null without air",
+    ),
+    maybe(
+        "mask_sphericity",
+        Float32,
+        "ratio",
+        "surface of a ball with the brain mask's volume over the mask's own surface; 1 is a ball",
+    ),
+    maybe("mask_symmetry", Float32, "Dice", "overlap of the brain mask in MNI space with its mirror image, 0 to 1"),
+    maybe("mask_dice", Float32, "Dice", "overlap of the brain mask in MNI space with the template's, 0 to 1"),
 ];
 
 pub(super) const TOKENS: &[Column] = &[

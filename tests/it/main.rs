@@ -28,6 +28,7 @@ mod least_privilege;
 mod log;
 mod maintenance;
 mod memory;
+mod metadata;
 mod nifti;
 mod nifti_refused;
 mod nights;
