@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::forget::ForgetArgs;
+use super::metadata::MetadataArgs;
 use super::outside_tables;
 use super::retain::RetainArgs;
 use crate::error::{Error, Result};
@@ -75,6 +76,7 @@ enum TablesCommand {
     },
     Forget(ForgetArgs),
     Retain(RetainArgs),
+    Metadata(MetadataArgs),
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
@@ -137,6 +139,7 @@ impl TablesArgs {
             TablesCommand::Check { tables, repair } => check(&tables, repair).await?,
             TablesCommand::Forget(args) => args.run().await?,
             TablesCommand::Retain(args) => args.run().await?,
+            TablesCommand::Metadata(args) => args.run().await?,
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {

@@ -262,7 +262,7 @@ const LEFT_OUT: &str = "the reason names scans, which cohort.pseudonyms hides; `
                         selection shows it";
 
 /// An error without names. `hide` gives a text without them, or none where it cannot.
-fn without_names(error: Error, hide: impl Fn(&str) -> Option<String>) -> Error {
+pub(super) fn without_names(error: Error, hide: impl Fn(&str) -> Option<String>) -> Error {
     let said = |text: &str| hide(text).unwrap_or_else(|| LEFT_OUT.to_owned());
     match error {
         Error::Input { kind, message } => Error::Input { kind, message: said(&message) },

@@ -27,8 +27,8 @@ pub struct View {
 }
 
 /// The views, in the order in which they must be created: later ones use `recipes` and `scans`.
-pub fn views() -> [View; 8] {
-    [RECIPES, SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS, EVALUATIONS]
+pub fn views() -> [View; 9] {
+    [RECIPES, SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS, PARTICIPANTS, EVALUATIONS]
 }
 
 const RECIPES: View = View {
@@ -122,6 +122,14 @@ const RUNS: View = View {
     doc: "the newest state of each run",
     sql: "SELECT * FROM raw.runs
           QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY finished_at DESC NULLS LAST) = 1",
+    needs: None,
+};
+
+const PARTICIPANTS: View = View {
+    name: "participants",
+    doc: "what participants.tsv said last of each subject: age, sex, site, group",
+    sql: "SELECT * FROM raw.participants
+          QUALIFY row_number() OVER (PARTITION BY cohort, subject ORDER BY change_number DESC) = 1",
     needs: None,
 };
 

@@ -294,6 +294,25 @@ pub(super) const REVERTS: &[Column] = &[
     COHORT,
 ];
 
+/// The highest `change_number` of a subject is its current row.
+pub(super) const PARTICIPANTS: &[Column] = &[
+    COHORT,
+    always("subject", Text, "", "BIDS entity sub, or its pseudonym, as in scans; (cohort, subject) joins with scans"),
+    maybe("age_years", Float32, "year", "age; null where it is unknown or no number from 0 to 150"),
+    maybe("sex", Text, "", "F, M or O (other); null where it is unknown or another word"),
+    maybe("site", Text, "", "where the subject was scanned"),
+    maybe("group", Text, "", "such as patient or control; a keyword of SQL, so write it in quotes: \"group\""),
+    maybe("more", TextList, "", "the other columns that cohort.metadata names, each as column=value"),
+    always(
+        "change_number",
+        Int64,
+        "",
+        "position of the row's commit in the order of commits to this table; of two rows of a subject, that of the larger number \
+         is the current one",
+    ),
+    always("recorded_at", Timestamp, "UTC", "when the row was written, by the clock of its machine"),
+];
+
 pub(super) const EVALUATIONS: &[Column] = &[
     always("evaluation_id", Text, "", "the evaluation; shared by the rows of its methods"),
     always("evaluated_at", Timestamp, "UTC", "when the evaluation ended"),
