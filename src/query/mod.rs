@@ -9,10 +9,12 @@
 //! findings even while a run commits. Statements that would change a table, or reach files outside the tables, are refused
 //! (`permit.rs`); [`Access`] says whether `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
+mod analyses;
 mod export;
 mod permit;
 mod session;
 mod shell;
+mod view;
 mod views;
 
 pub use self::export::{Format, execute};

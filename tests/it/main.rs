@@ -3,6 +3,7 @@
 
 mod support;
 
+mod analyses;
 mod azure;
 mod bounded_texts;
 mod cluster;
