@@ -392,4 +392,14 @@ mod tests {
         assert_eq!(native_per_mni_ml(&twice), 0.125);
         assert_eq!(native_per_mni_ml(&Affine::translation([3., 4., 5.])), 1.);
     }
+
+    #[test]
+    fn every_region_is_in_the_description_of_the_column() {
+        let columns = Table::Findings.columns();
+        let described = columns.iter().find(|column| column.name == "region").unwrap().doc;
+        for name in REGIONS.iter().chain([&crate::preprocess::OUTSIDE]) {
+            let structure = name.trim_start_matches("left ").trim_start_matches("right ");
+            assert!(described.contains(structure), "{name}");
+        }
+    }
 }

@@ -38,7 +38,8 @@ const REGION: Column = always(
     "region",
     Text,
     "",
-    "left or right lobe, cerebellum, brain stem, deep grey matter or ventricle at the MNI position; see assets/README.md",
+    "region at the MNI position: left or right frontal lobe, parietal lobe, temporal lobe, occipital lobe, insula, cingulate, deep \
+     grey matter, cerebellum, lateral ventricle; brain stem, third ventricle, fourth ventricle; or outside, more than 10 mm from all",
 );
 
 pub(super) const SCANS: &[Column] = &[
@@ -85,7 +86,13 @@ pub(super) const SCANS: &[Column] = &[
     ),
     always("cropped_fraction", Float32, "ratio", "share of the brain outside the field of view or the model's grid"),
     always("entropy_focus", Float32, "ratio", "entropy focus criterion; rises with ghosting and motion blur"),
-    always("qc_flags", TextList, "", "findings of quality control; empty when there are none"),
+    always(
+        "qc_flags",
+        TextList,
+        "",
+        "quality flags, empty when there are none: small_brain, large_brain, cut_by_field_of_view, outside_model_grid, low_snr, \
+         low_cnr, motion, low_registration, implausible_mask, skull_strip_fallback, thick_slices; see docs/preprocessing.md",
+    ),
     always("n_tokens", Int32, "count", "tokens in the brain"),
     always(
         "n_anomalous_tokens",
@@ -100,7 +107,12 @@ pub(super) const SCANS: &[Column] = &[
         "score",
         "mean of the anomaly map over its highest 2 ml, on the model's grid; sort by it to review the most unusual scans first",
     ),
-    always("anomaly_volume_ml", Float32, "ml", "volume of the anomaly mask in native space"),
+    always(
+        "anomaly_volume_ml",
+        Float32,
+        "ml",
+        "volume of the anomaly mask in native space; the mask itself lies on the MNI grid, where its volume is another",
+    ),
     always("n_findings", Int32, "count", "connected components of the anomaly mask"),
     always(
         "threshold",
