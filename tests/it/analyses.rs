@@ -4,7 +4,7 @@ use neurosieve::query;
 use neurosieve::tables::{ParticipantRow, Tables};
 use serde_json::{Value, json};
 
-use super::support::results::{DAY_ONE, begin, commit, finished_with, open};
+use super::support::results::{DAY_ONE, commit, finished_with, open};
 
 const DAY: i64 = 24 * 3_600_000_000;
 const YEAR: i64 = 31_557_600_000_000;
@@ -40,7 +40,6 @@ fn near(found: &Value, expected: f64) {
 
 /// Twenty women of their sixties, one scan each, with scores 0.01 to 0.19 and one of 0.9; another of 71, without a group.
 async fn women(tables: &mut Tables) {
-    begin(tables, "r1").await;
     let score = |n: i32| if n == 20 { 0.9 } else { 0.01 * f64::from(n) };
     let scan = |n: i32| finished_with("r1", &format!("p{n:02}"), DAY_ONE, score(n), &json!({"token_threshold": 0.5}));
     commit(tables, "r1", (1..=21).map(scan).collect()).await;
@@ -88,7 +87,6 @@ async fn subjects_and_regions_have_scores_norms_and_corrected_percentiles() {
 async fn change_is_per_year_and_a_night_is_compared_with_those_before() {
     let folder = tempfile::tempdir().unwrap();
     let mut tables = open(folder.path()).await;
-    begin(&mut tables, "r1").await;
     let scan = |night: i64, n: i64, score: f64| {
         let acquired = DAY_ONE + if n == 0 { night * YEAR / 2 } else { 0 };
         let columns = json!({
