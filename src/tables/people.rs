@@ -70,6 +70,7 @@ impl Tables {
         rows.retain(|row| current.get(&row.subject).is_none_or(|(_, said)| *said != row.said()));
         let new = rows.iter().filter(|row| !current.contains_key(&row.subject)).count();
         let recorded = Recorded { new, changed: rows.len() - new, unchanged: n - rows.len() };
+        rows.sort_by(|a, b| (&a.cohort, &a.subject).cmp(&(&b.cohort, &b.subject)));
         if !rows.is_empty() {
             self.create_missing(Table::Participants).await?;
             self.append_participants(&mut rows, batch_id).await?;
