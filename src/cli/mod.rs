@@ -12,6 +12,7 @@ mod fit_border;
 mod forget;
 mod inspect;
 mod json_file;
+mod metadata;
 mod on_cluster;
 mod pipeline;
 mod report_file;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::metadata::gaps;
 use super::on_cluster::OnCluster;
 use super::pipeline::{PipelineArgs, asked_to_stop, monitor, quoted};
 use super::report_file::ReportFile;
@@ -158,6 +159,9 @@ pub(super) fn selection(run: &Run) {
     );
     for line in cohort::report::faults(listing) {
         errln!("{line}");
+    }
+    if let Some(gaps) = run.metadata().and_then(gaps) {
+        errln!("{gaps}");
     }
     if run.in_other_shards() > 0 {
         errln!("{} more scans belong to other shards of the cohort", run.in_other_shards());

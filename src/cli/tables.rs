@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::forget::ForgetArgs;
+use super::metadata::MetadataArgs;
 use super::outside_tables;
 use super::retain::RetainArgs;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 #[derive(Debug, Subcommand)]
 enum TablesCommand {
-    /// Print the columns of every table with type, unit and meaning
+    /// Print the columns of every table with type, unit and meaning, and what the views show
     Describe,
     /// Merge small files, and sort tokens by scan and region; queries give the same rows, faster
     Optimize {
@@ -75,6 +76,7 @@ enum TablesCommand {
     },
     Forget(ForgetArgs),
     Retain(RetainArgs),
+    Metadata(MetadataArgs),
     /// Print the newest commits of each table
     History {
         #[command(flatten)]
@@ -119,7 +121,7 @@ impl TablesArgs {
     /// As [`Tables::open`] and the operation; [`Error::Config`] for a table that does not exist.
     pub async fn run(self) -> Result<()> {
         match self.command {
-            TablesCommand::Describe => Table::ALL.iter().for_each(|table| outln!("{}", table.describe())),
+            TablesCommand::Describe => describe(),
             TablesCommand::Optimize { selected, target_mib, memory_mib } => {
                 let (mut tables, wanted) = selected.open().await?;
                 let location = tables.location().clone();
@@ -137,6 +139,7 @@ impl TablesArgs {
             TablesCommand::Check { tables, repair } => check(&tables, repair).await?,
             TablesCommand::Forget(args) => args.run().await?,
             TablesCommand::Retain(args) => args.run().await?,
+            TablesCommand::Metadata(args) => args.run().await?,
             TablesCommand::History { selected, limit } => {
                 let (tables, wanted) = selected.open().await?;
                 for table in wanted {
@@ -150,6 +153,13 @@ impl TablesArgs {
         }
         Ok(())
     }
+}
+
+/// Prints the tables with their columns, then the views with what they show.
+fn describe() {
+    Table::ALL.iter().for_each(|table| outln!("{}", table.describe()));
+    outln!("views of `neurosieve sql`:");
+    query::views().iter().for_each(|view| outln!("  {:<20} {}", view.name, view.doc));
 }
 
 async fn optimize(tables: &mut Tables, wanted: Vec<Table>, target_mib: NonZeroU64, memory_mib: u64) -> Result<()> {

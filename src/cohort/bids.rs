@@ -188,6 +188,11 @@ impl<'a> Name<'a> {
         self.suffix.is_some() && self.suffix == image.suffix && self.pairs.iter().all(|pair| image.pairs.contains(pair))
     }
 
+    /// True where a table of this name is about `image`: it names a subject, and has no entity that the image lacks.
+    pub(super) fn describes(&self, image: &Name<'_>) -> bool {
+        self.label("sub").is_some() && self.pairs.iter().all(|pair| image.pairs.contains(pair))
+    }
+
     /// The number of entities. Of two names that apply, the one with more entities is nearer.
     pub(super) fn n_entities(&self) -> usize {
         self.pairs.len()

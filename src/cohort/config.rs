@@ -28,8 +28,47 @@ pub struct CohortConfig {
     /// scan then has a row under either name.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub new_names: bool,
+    /// What is taken from `participants.tsv` into the table `participants`.
+    #[serde(skip_serializing_if = "MetadataConfig::is_default")]
+    pub metadata: MetadataConfig,
     /// Which scans are selected. Default: every `T1w` image outside `derivatives/`.
     pub select: Selection,
+}
+
+/// Which columns of `participants.tsv` fill the table `participants`: the section `[cohort.metadata]`. A column that is named
+/// must be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetadataConfig {
+    /// Whether the table is filled. Default: true.
+    pub read: bool,
+    /// Column with the age in years. Default: `age`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age: Option<String>,
+    /// Column with the sex. Default: `sex` or `gender`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sex: Option<String>,
+    /// Column with the site. Default: `site`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
+    /// Column with the group, such as patients and controls. Default: `group`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Further columns, for `more`. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<String>,
+}
+
+impl Default for MetadataConfig {
+    fn default() -> Self {
+        Self { read: true, age: None, sex: None, site: None, group: None, more: Vec::new() }
+    }
+}
+
+impl MetadataConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl CohortConfig {

@@ -96,7 +96,7 @@ async fn read_ignore(location: &Location) -> Result<Ignore> {
 }
 
 /// A small file.
-enum Small {
+pub(super) enum Small {
     Bytes(Vec<u8>),
     /// It is not there, or not for this user.
     Absent,
@@ -105,7 +105,10 @@ enum Small {
 }
 
 /// Reads a file of at most `limit` bytes. Its size is known before memory is taken, and what the store sends is counted.
-async fn read_small(location: &Location, uri: &str, limit: u64) -> Result<Small> {
+///
+/// # Errors
+/// [`Error::Storage`] where the file is there and cannot be read.
+pub(super) async fn read_small(location: &Location, uri: &str, limit: u64) -> Result<Small> {
     let failed = |e| location.explain(&format!("read {uri} in"), e);
     let read = async {
         let found = location.store.get(&location.path_of(uri)?).await.map_err(failed)?;

@@ -37,7 +37,7 @@ pub async fn find(location: &Location, cohort: &str, uri: &str) -> Result<ScanEn
         voxels => Image::new(uri.to_owned(), meta, voxels),
     };
     let scan_id = format!("{cohort}/{}", bids::stem(uri));
-    entry(cohort, scan_id, image, None)
+    entry(cohort, scan_id, image, Vec::new())
 }
 
 /// The other half of a pair. As in a listing, halves that are both plain or both gzip belong together first.

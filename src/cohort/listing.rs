@@ -8,7 +8,7 @@ use super::bids::{self, Part};
 use super::dataset::{self, Dataset};
 use super::identity::scan_ids;
 use super::image::Image;
-use super::manifest::{self, ScanEntry};
+use super::manifest::{self, DescribedBy, ScanEntry};
 use super::pair::Halves;
 use super::participants::{Participants, Wanted, listed};
 use super::select::{Reason, Selection, Selector};
@@ -110,8 +110,8 @@ pub async fn list(location: &Location, name: &str, selection: &Selection) -> Res
             Some(reason) => skipped.push(Skipped { uri: image.uri, suffix: image.entities.suffix, reason }),
             None => {
                 taken.insert(scan_id.clone());
-                let sidecar_uri = sidecars.nearest(&image.uri);
-                selected.push(entry(name, scan_id, image, sidecar_uri)?);
+                let described_by = sidecars.describing(&image.uri);
+                selected.push(entry(name, scan_id, image, described_by)?);
             }
         }
     }
@@ -240,7 +240,7 @@ impl Tree {
     fn other(&mut self, uri: String) {
         *self.others.entry(extension(&uri)).or_default() += 1;
         let (folder, file) = uri.rsplit_once('/').unwrap_or(("", &uri));
-        if bids::without_extension(&uri, ".json").is_some() {
+        if Sidecars::takes(&uri) {
             self.sidecars.insert(&uri);
         }
         if file == dataset::DESCRIPTION && !folder.split('/').any(|part| matches!(part, "derivatives" | "sourcedata")) {
@@ -263,7 +263,7 @@ fn extension(uri: &str) -> String {
     if is_one { extension.to_ascii_lowercase() } else { String::new() }
 }
 
-pub(super) fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Option<String>) -> Result<ScanEntry> {
+pub(super) fn entry(cohort: &str, scan_id: String, image: Image, described_by: Vec<String>) -> Result<ScanEntry> {
     let Image { uri, entities, meta, voxels } = image;
     let size = voxels.iter().fold(meta.size, |size, (_, voxels)| size.saturating_add(voxels.size));
     let size_bytes = i64::try_from(size).map_err(|_| {
@@ -288,7 +288,7 @@ pub(super) fn entry(cohort: &str, scan_id: String, image: Image, sidecar_uri: Op
         acquisition: entities.acquisition,
         run: entities.run,
         suffix: entities.suffix,
-        sidecar_uri,
+        described_by: DescribedBy(described_by),
         voxels_uri,
         voxels_etag: voxels_etag.flatten(),
         origin: None,

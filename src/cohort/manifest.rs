@@ -10,7 +10,7 @@
 //! | `last_modified` | Timestamp(us, UTC) | when the object was last written |
 //! | `cohort` | Utf8 | the cohort's name |
 //! | `subject`, `session`, `acquisition`, `run`, `suffix` | Utf8? | BIDS entities, without their key |
-//! | `sidecar_uri` | Utf8? | the JSON file that describes the image, below the root |
+//! | `described_by` | List(Utf8) | files that describe the image, by their real paths below the root: see [`DescribedBy`] |
 //! | `voxels_uri`, `voxels_etag` | Utf8? | the `.img` whose header is `uri`, and its ETag |
 //! | `origin_uri`, `origin_voxels_uri`, `origin_subject` | Utf8? | the real path and subject, where those above are pseudonyms |
 //! | `attempts` | Int32 | earlier failed attempts at this content with the run's recipe |
@@ -22,13 +22,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray as _, BooleanArray, Int32Array, Int64Array, ListArray, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, SubsecRound, Utc};
 use object_store::ObjectMeta;
 use sha2::{Digest, Sha256};
 
+use super::bids;
 use crate::error::{Error, Result};
 use crate::hex::hexadecimal;
 
@@ -61,8 +63,8 @@ pub struct ScanEntry {
     pub run: Option<String>,
     /// BIDS suffix.
     pub suffix: Option<String>,
-    /// The JSON file that describes the image, below the root.
-    pub sidecar_uri: Option<String>,
+    /// The files that describe the image.
+    pub described_by: DescribedBy,
     /// The `.img` whose header is `uri`, below the root. `None` for a whole file and for half a pair.
     pub voxels_uri: Option<String>,
     /// The store's ETag of the `.img`.
@@ -73,6 +75,18 @@ pub struct ScanEntry {
     pub attempts: i32,
     /// Whether the scan may have ended a process: a run screens it in a process of its own. False in a listing.
     pub apart: bool,
+}
+
+/// The files that describe a scan, by their real paths below the cohort's root: JSON sidecars, the nearest first, then a
+/// `*_scans.tsv` and a `*_sessions.tsv`. They may name a person: `Debug` does not print them, and nothing shows them where the
+/// scan has a pseudonym.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct DescribedBy(pub(super) Vec<String>);
+
+impl fmt::Debug for DescribedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DescribedBy(..)")
+    }
 }
 
 /// The real names of a scan that is shown under a pseudonym. `Debug` does not print them.
@@ -106,7 +120,7 @@ impl ScanEntry {
             acquisition: None,
             run: None,
             suffix: None,
-            sidecar_uri: None,
+            described_by: DescribedBy::default(),
             voxels_uri: None,
             voxels_etag: None,
             origin: None,
@@ -117,6 +131,12 @@ impl ScanEntry {
 }
 
 impl ScanEntry {
+    /// The nearest JSON sidecar, where it may be shown.
+    pub fn sidecar(&self) -> Option<&str> {
+        let first = self.described_by.0.first().filter(|uri| bids::without_extension(uri, ".json").is_some());
+        first.filter(|_| self.origin.is_none()).map(String::as_str)
+    }
+
     /// The path that the scan is read from. It may name a person where `uri` does not: it is for requests to the store, and
     /// not to be shown.
     pub fn address(&self) -> &str {
@@ -147,7 +167,7 @@ pub fn schema() -> SchemaRef {
         maybe("acquisition"),
         maybe("run"),
         maybe("suffix"),
-        maybe("sidecar_uri"),
+        Field::new("described_by", DataType::List(path_item()), false),
         maybe("voxels_uri"),
         maybe("voxels_etag"),
         maybe("origin_uri"),
@@ -156,6 +176,15 @@ pub fn schema() -> SchemaRef {
         Field::new("attempts", DataType::Int32, false),
         Field::new("apart", DataType::Boolean, false),
     ]))
+}
+
+fn path_item() -> FieldRef {
+    Arc::new(Field::new("item", DataType::Utf8, false))
+}
+
+/// The paths of one scan.
+fn paths(list: &ArrayRef) -> Vec<String> {
+    list.as_string_opt::<i32>().into_iter().flatten().flatten().map(str::to_owned).collect()
 }
 
 /// Scans as a record batch of [`schema`], in the same order.
@@ -172,6 +201,11 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         Arc::new(scans.iter().map(|scan| scan.origin.as_ref().and_then(of)).collect::<StringArray>())
     };
     let times = TimestampMicrosecondArray::from_iter_values(scans.iter().map(|s| s.last_modified.timestamp_micros()));
+    let mut described_by = ListBuilder::new(StringBuilder::new()).with_field(path_item());
+    for scan in scans {
+        scan.described_by.0.iter().for_each(|uri| described_by.values().append_value(uri));
+        described_by.append(true);
+    }
     let columns: Vec<ArrayRef> = vec![
         text(|s| &s.scan_id),
         text(|s| &s.uri),
@@ -185,7 +219,7 @@ pub fn to_batch(scans: &[ScanEntry]) -> Result<RecordBatch> {
         maybe(|s| &s.acquisition),
         maybe(|s| &s.run),
         maybe(|s| &s.suffix),
-        maybe(|s| &s.sidecar_uri),
+        Arc::new(described_by.finish()),
         maybe(|s| &s.voxels_uri),
         maybe(|s| &s.voxels_etag),
         origin(|o| Some(&o.uri)),
@@ -210,7 +244,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
     let (etag, cohort) = (optional(batch, "etag")?, required(batch, "cohort")?);
     let (subject, session) = (optional(batch, "subject")?, optional(batch, "session")?);
     let (acquisition, run) = (optional(batch, "acquisition")?, optional(batch, "run")?);
-    let (suffix, sidecar_uri) = (optional(batch, "suffix")?, optional(batch, "sidecar_uri")?);
+    let (suffix, described_by): (_, &ListArray) = (optional(batch, "suffix")?, column(batch, "described_by", false)?);
     let (voxels_uri, voxels_etag) = (optional(batch, "voxels_uri")?, optional(batch, "voxels_etag")?);
     let (origin_uri, origin_voxels_uri) = (optional(batch, "origin_uri")?, optional(batch, "origin_voxels_uri")?);
     let origin_subject = optional(batch, "origin_subject")?;
@@ -237,7 +271,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<ScanEntry>> {
                 acquisition: maybe(acquisition, i),
                 run: maybe(run, i),
                 suffix: maybe(suffix, i),
-                sidecar_uri: maybe(sidecar_uri, i),
+                described_by: DescribedBy(paths(&described_by.value(i))),
                 voxels_uri: maybe(voxels_uri, i),
                 voxels_etag: maybe(voxels_etag, i),
                 origin: origin(i),
@@ -312,7 +346,7 @@ mod tests {
             acquisition: None,
             run: None,
             suffix: Some("T1w".to_owned()),
-            sidecar_uri: None,
+            described_by: DescribedBy::default(),
             voxels_uri: None,
             voxels_etag: None,
             origin: None,
@@ -325,6 +359,7 @@ mod tests {
     fn scans_survive_the_way_through_arrow() {
         let mut hidden = scan("p.nii", None);
         (hidden.attempts, hidden.apart) = (2, true);
+        hidden.described_by = DescribedBy(vec!["c.json".into(), "sub-01_scans.tsv".into()]);
         hidden.origin = Some(Origin { uri: "c.nii".into(), voxels_uri: None, subject: Some("01".into()) });
         let scans = [scan("a.nii", None), scan("ü b.nii.gz", Some("02")), hidden];
         assert_eq!(from_batch(&to_batch(&scans).unwrap()).unwrap(), scans);

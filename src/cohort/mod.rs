@@ -25,6 +25,7 @@
 //! | sidecar | the JSON file that describes an image, beside it or further up the tree |
 //! | entity | a `key-label` pair of a BIDS file name, such as `ses-01` |
 
+mod acquisition;
 pub mod bids;
 mod config;
 mod dataset;
@@ -35,6 +36,7 @@ mod ignore;
 mod image;
 mod listing;
 pub mod manifest;
+mod metadata;
 mod pair;
 mod participants;
 mod pseudonym;
@@ -43,11 +45,13 @@ mod select;
 mod sidecar;
 mod tsv;
 
-pub use self::config::CohortConfig;
+pub use self::acquisition::{Acquisition, read_acquisition};
+pub use self::config::{CohortConfig, MetadataConfig};
 pub use self::fetch::{MAX_SCAN_BYTES, ScanBytes, read};
 pub use self::find::find;
 pub use self::listing::{Listing, Skipped, list};
-pub use self::manifest::{Origin, ScanEntry};
+pub use self::manifest::{DescribedBy, Origin, ScanEntry};
+pub use self::metadata::{Metadata, Participant};
 pub use self::participants::{Participants, Wanted};
 pub use self::pseudonym::Pseudonyms;
 pub use self::select::{Reason, Selection};

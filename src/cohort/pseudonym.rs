@@ -119,7 +119,6 @@ impl Pseudonyms {
             uri: shown.path(extension(&scan.uri)),
             voxels_uri: scan.voxels_uri.as_deref().map(|uri| shown.path(extension(uri))),
             run: scan.run.filter(|run| run.bytes().all(|byte| byte.is_ascii_digit())),
-            sidecar_uri: None,
             origin: Some(Origin { uri: scan.uri, voxels_uri: scan.voxels_uri, subject: scan.subject }),
             subject: shown.subject,
             session: shown.session,
@@ -263,7 +262,7 @@ const LEFT_OUT: &str = "the reason names scans, which cohort.pseudonyms hides; `
                         selection shows it";
 
 /// An error without names. `hide` gives a text without them, or none where it cannot.
-fn without_names(error: Error, hide: impl Fn(&str) -> Option<String>) -> Error {
+pub(super) fn without_names(error: Error, hide: impl Fn(&str) -> Option<String>) -> Error {
     let said = |text: &str| hide(text).unwrap_or_else(|| LEFT_OUT.to_owned());
     match error {
         Error::Input { kind, message } => Error::Input { kind, message: said(&message) },
@@ -309,6 +308,7 @@ fn cause(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::manifest::DescribedBy;
     use super::super::select::Reason;
     use super::*;
 
@@ -332,7 +332,7 @@ mod tests {
             acquisition: None,
             run: entities.run,
             suffix: entities.suffix,
-            sidecar_uri: Some("sub-anna/sub-anna_T1w.json".to_owned()),
+            described_by: DescribedBy(vec!["sub-anna/sub-anna_T1w.json".to_owned()]),
             voxels_uri: voxels_uri.map(str::to_owned),
             voxels_etag: None,
             origin: None,

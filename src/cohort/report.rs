@@ -155,7 +155,7 @@ pub fn to_json(listing: &Listing) -> Value {
             "scan_id": s.scan_id, "uri": s.uri, "content_id": s.content_id, "size_bytes": s.size_bytes,
             "etag": s.etag, "last_modified": s.last_modified.to_rfc3339(), "cohort": s.cohort,
             "subject": s.subject, "session": s.session, "acquisition": s.acquisition, "run": s.run,
-            "suffix": s.suffix, "sidecar_uri": s.sidecar_uri, "voxels_uri": s.voxels_uri, "voxels_etag": s.voxels_etag,
+            "suffix": s.suffix, "sidecar_uri": s.sidecar(), "voxels_uri": s.voxels_uri, "voxels_etag": s.voxels_etag,
         })
     };
     let left = |s: &Skipped| json!({ "uri": s.uri, "suffix": s.suffix, "reason": s.reason });

@@ -35,7 +35,7 @@ pub struct Selection {
     /// Columns of `participants.tsv`, each with the values to take; `n/a` stands for an unknown value.
     pub participants: BTreeMap<String, Vec<String>>,
     /// Largest `participants.tsv` that is read, in MiB, 1 to 1048576. Default: 256, which is a million subjects with fifty
-    /// columns. It is read only where `participants` filters.
+    /// columns. A larger one is refused where `participants` filters, and else gives no metadata.
     pub participants_mib: u64,
     /// Also take the output of pipelines: images below `derivatives/`, in a dataset whose `dataset_description.json` says
     /// so, and with a name that only pipelines give (`space-`, `desc-`, `label-`, `_mask`).

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arrow::ipc::reader::StreamReader;
@@ -50,6 +51,7 @@ pub async fn serve(input: impl BufRead + Send + 'static, output: impl Write) -> 
         outages: Outages::new(cohort.clone(), Vec::new(), Duration::ZERO),
         journal: None,
         apart: None,
+        broken_sidecar: AtomicBool::default(),
         stop: Arc::clone(&stop),
         // It writes nothing.
         tables: cohort.clone(),

@@ -16,6 +16,7 @@ use tracing::warn;
 use super::audit;
 use super::commit::Commits;
 use super::engine::{Assignment, Screening};
+use super::metadata::participant_rows;
 use super::order::Order;
 use super::outage::Outages;
 use super::prepare::Run;
@@ -62,6 +63,10 @@ impl Run {
         // A run that has nothing to screen is recorded too: it says which recipe was asked for last.
         self.tables.begin_run(&mut row).await?;
         self.tables.record_reverts(&self.reverts(&row)).await?;
+        if let Some(metadata) = &self.metadata {
+            let rows = participant_rows(metadata, &row.cohort);
+            self.tables.record_participants(&row.cohort, rows, &row.run_id).await?;
+        }
         if pending == 0 {
             report.run = Some(row);
             report.elapsed = started.elapsed();

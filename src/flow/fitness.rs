@@ -4,6 +4,7 @@
 //! read, and with a reason that says whether another process could do the work.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use datafusion::error::DataFusionError;
@@ -112,7 +113,17 @@ async fn prepared(station: &Station, order: &Order) -> Result<Setup, Unable> {
     // The driver decides what comes last, so no scan waits for others here.
     let apart = Apart::new(name, station.choice, station.budget.total_mib(), 0);
     let outages = Outages::new(cohort.clone(), order.samples.clone(), order.longest_outage);
-    Ok(Setup { cohort, tables, settings, worker, outages, journal: None, apart, stop: Arc::default() })
+    Ok(Setup {
+        cohort,
+        tables,
+        settings,
+        worker,
+        outages,
+        journal: None,
+        apart,
+        broken_sidecar: AtomicBool::default(),
+        stop: Arc::default(),
+    })
 }
 
 /// Why there is no setup.

@@ -4,6 +4,7 @@
 //! pending scans ─► manifest, one partition per core ─► ScreenExec ─► WriteExec ─► receipts
 //! ```
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
 use arrow::array::RecordBatch;
@@ -71,6 +72,7 @@ impl Local {
             outages: Outages::new(cohort.clone(), order.samples.clone(), order.longest_outage),
             journal: Some(journal),
             apart: Apart::new(assignment.bundle_name.clone(), self.choice, self.budget.total_mib(), others),
+            broken_sidecar: AtomicBool::default(),
             stop: Arc::clone(&assignment.stop),
         })
     }

@@ -47,6 +47,7 @@
 //!
 //! Roll, receipt, commit, epoch and superseded are words of [`tables`](crate::tables).
 
+mod acquired;
 mod apart;
 mod apart_process;
 mod audit;
@@ -64,6 +65,7 @@ mod journey;
 mod limits;
 mod local;
 mod mark;
+mod metadata;
 mod monitor;
 mod notify;
 mod order;
@@ -99,6 +101,7 @@ pub use journal::{Journal, delete_journals};
 pub use limits::{FailureLimit, Shard};
 pub use local::Local;
 pub use mark::{clear as clear_mark, set as set_mark};
+pub use metadata::record_metadata;
 pub use monitor::Monitor;
 pub use notify::Notifier;
 pub use order::Order;

@@ -17,6 +17,9 @@ use crate::cohort::ScanEntry;
 use crate::error::{Error, Result};
 use crate::store::{Location, Pauses};
 
+/// How many outages of the store a scan waits for.
+pub(super) const MOST_OUTAGES: u32 = 8;
+
 /// How many other scans are tried before the store is held to be down.
 const PROBES: usize = 3;
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tracing::warn;
 
 use super::audit;
 use super::engine::Engine;
@@ -17,7 +18,7 @@ use super::local::Local;
 use super::pending::Pending;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
-use crate::cohort::{CohortConfig, Listing, ScanEntry, report};
+use crate::cohort::{CohortConfig, Listing, Metadata, ScanEntry, report};
 use crate::config::Validate as _;
 use crate::error::{Error, Result};
 use crate::model::Bundle;
@@ -41,6 +42,8 @@ pub struct Run {
     pub(super) listing: Listing,
     pub(super) pending: Pending,
     pub(super) progress: Arc<Progress>,
+    /// What `participants.tsv` says of the subjects.
+    pub(super) metadata: Option<Metadata>,
     in_other_shards: usize,
 }
 
@@ -127,6 +130,7 @@ impl Run {
         let tables = Tables::open_or_create_at(tables).await?;
         let root = Root::of(&cohort, &pipeline.cohort)?;
         root.refuse_another_cohort(&tables, &cohort, &listing.cohort, &pipeline.cohort).await?;
+        let metadata = metadata_or_warning(&pipeline.cohort, &cohort, &listing).await;
         pipeline.cohort = pipeline.cohort.recorded()?;
         let done = tables.done(&recipe_id, &listing.cohort).await?;
         let journals = Journals::of_others(tables.location(), &root.id(), &recipe_id).await?;
@@ -156,6 +160,7 @@ impl Run {
             listing,
             pending,
             progress,
+            metadata,
             in_other_shards,
         })
     }
@@ -188,6 +193,11 @@ impl Run {
     /// Selected scans that belong to other shards of the cohort.
     pub fn in_other_shards(&self) -> usize {
         self.in_other_shards
+    }
+
+    /// What `participants.tsv` says of the subjects of the selected scans.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
     }
 
     /// Hash of everything that decides the numbers.
@@ -226,6 +236,14 @@ impl Resources {
     }
 }
 
+/// What `participants.tsv` says of the subjects. Scans are screened also where it says nothing that can be used.
+async fn metadata_or_warning(config: &CohortConfig, cohort: &Location, listing: &Listing) -> Option<Metadata> {
+    config.metadata(cohort, listing).await.unwrap_or_else(|error| {
+        warn!("no metadata of subjects is recorded, and the scans are screened all the same: {}", error.text());
+        None
+    })
+}
+
 /// Records a run that failed before its first scan, where the tables exist. That this fails as well is only logged.
 async fn record_failure(pipeline: &Pipeline, started: DateTime<Utc>, error: &Error) {
     let cohort = store::open(&pipeline.cohort.url).ok();
@@ -255,7 +273,7 @@ fn refuse_without_addresses(pipeline: &Pipeline) -> Result<()> {
 
 /// Refuses a cohort among the tables, and tables among the scans: each would take files of the other for its own. Tables
 /// below the `derivatives/` of a BIDS data set are no part of it.
-fn refuse_nested(cohort: &Location, tables: &Location) -> Result<()> {
+pub(super) fn refuse_nested(cohort: &Location, tables: &Location) -> Result<()> {
     let below = cohort.relative(&tables.root).is_some_and(|path| path.split('/').any(|part| part == "derivatives"));
     if tables.contains(&cohort.url) || cohort.contains(&tables.url) && !below {
         return Err(Error::Config(format!(
@@ -286,7 +304,7 @@ impl Root {
     /// Refuses a cohort whose name the tables know from another address, because scans of two cohorts would share their ids and
     /// one would be taken for a new content of the other; and one whose scans they know under other names, because a scan would
     /// get two ids.
-    async fn refuse_another_cohort(
+    pub(super) async fn refuse_another_cohort(
         &self,
         tables: &Tables,
         cohort: &Location,

@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use super::journey::StageTimes;
 use super::order::Order;
-use crate::cohort::ScanEntry;
+use crate::cohort::{Acquisition, ScanEntry};
 use crate::error::{Error, Result, TOO_LARGE};
 use crate::preprocess::{Prepared, REGIONS, region};
-use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN};
+use crate::score::{Assessment, Inference, MIN_TOKEN_BRAIN, Method, Settings};
 use crate::tables::{Table, pack_bits, pack_scores, screen_row};
 use crate::volume::Affine;
 
@@ -26,8 +26,9 @@ pub(super) struct Finished<'a> {
     pub(super) datatype: &'a str,
     pub(super) inference: &'a Inference,
     pub(super) assessment: &'a Assessment,
-    /// Voxels with a score above this are in the mask.
-    pub(super) threshold: f32,
+    /// How the scan was acquired.
+    pub(super) acquisition: &'a Acquisition,
+    pub(super) settings: &'a Settings,
     pub(super) device: &'a str,
     pub(super) times: StageTimes,
     /// SHA-256 of the bytes that were read, hexadecimal.
@@ -177,10 +178,19 @@ struct ScanRow<'a> {
     version: &'a str,
     run_number: i64,
     content_sha256: &'a str,
+    manufacturer: Option<&'a str>,
+    scanner_model: Option<&'a str>,
+    field_strength_t: Option<f32>,
+    acquired_at: Option<i64>,
+    token_threshold: Option<f32>,
+    ghosting: Option<f32>,
+    mask_sphericity: f32,
+    mask_symmetry: f32,
+    mask_dice: f32,
 }
 
 fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<RecordBatch> {
-    let Finished { prepared, inference, assessment, times, .. } = scan;
+    let Finished { prepared, inference, assessment, times, acquisition, settings, .. } = scan;
     let brain_p = || {
         let inside = assessment.token_brain.iter().zip(&inference.p_anomalous);
         inside.filter(|&(&share, _)| share >= MIN_TOKEN_BRAIN).map(|(_, &p)| p)
@@ -221,7 +231,7 @@ fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<Record
         anomaly_score: assessment.anomaly_score,
         anomaly_volume_ml: (assessment.anomaly_volume_ml * native_per_mni_ml(&prepared.to_mni)) as f32,
         n_findings: assessment.findings.len() as i32,
-        threshold: scan.threshold,
+        threshold: scan.settings.mask_threshold,
         fetch_ms: times.fetch_ms,
         decode_ms: times.decode_ms,
         preprocess_ms: times.preprocess_ms,
@@ -231,6 +241,15 @@ fn scans(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<Record
         version: &order.version,
         run_number: order.run_number,
         content_sha256: scan.sha256,
+        manufacturer: acquisition.manufacturer.as_deref(),
+        scanner_model: acquisition.scanner_model.as_deref(),
+        field_strength_t: acquisition.field_strength_t,
+        acquired_at: acquisition.acquired_at.map(microseconds),
+        token_threshold: (settings.config.method == Method::Mim).then_some(settings.token_threshold),
+        ghosting: prepared.qc.ghosting,
+        mask_sphericity: prepared.qc.mask_sphericity,
+        mask_symmetry: prepared.qc.mask_symmetry,
+        mask_dice: prepared.qc.mask_dice,
     };
     Table::Scans.rows(&[row])
 }
@@ -354,7 +373,7 @@ fn masks(order: &Order, entry: &ScanEntry, scan: &Finished<'_>) -> Result<Record
         Arc::new(BinaryArray::from_iter_values([pack_bits(&assessment.mask.data)])),
         Arc::new(BinaryArray::from_iter_values([pack_bits(&prepared.brain.data)])),
         Arc::new(BinaryArray::from_iter_values([pack_scores(&assessment.score.data)])),
-        Arc::new(Float32Array::from(vec![scan.threshold])),
+        Arc::new(Float32Array::from(vec![scan.settings.mask_threshold])),
     ];
     table(Table::Masks, columns)
 }
@@ -372,5 +391,15 @@ mod tests {
         let twice = Affine::from_rows([[2., 0., 0., 5.], [0., 2., 0., 0.], [0., 0., 2., 0.]]);
         assert_eq!(native_per_mni_ml(&twice), 0.125);
         assert_eq!(native_per_mni_ml(&Affine::translation([3., 4., 5.])), 1.);
+    }
+
+    #[test]
+    fn every_region_is_in_the_description_of_the_column() {
+        let columns = Table::Findings.columns();
+        let described = columns.iter().find(|column| column.name == "region").unwrap().doc;
+        for name in REGIONS.iter().chain([&crate::preprocess::OUTSIDE]) {
+            let structure = name.trim_start_matches("left ").trim_start_matches("right ");
+            assert!(described.contains(structure), "{name}");
+        }
     }
 }

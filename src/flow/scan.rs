@@ -5,7 +5,7 @@
 //! its scans stay pending. [`Journey`] hears of every stage; this file holds the steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -13,22 +13,20 @@ use tokio::sync::oneshot;
 use tracing::{Instrument, debug, error_span, warn};
 use url::Url;
 
+use super::acquired;
 use super::apart::Apart;
 use super::budget::{self, Grant};
 use super::journey::{Journey, ScreenMetrics};
-use super::outage::Verdict;
+use super::outage::{MOST_OUTAGES, Verdict};
 use super::rows::{self, Failed, Finished};
 use super::stage::Stage;
-use super::work::Work;
-use crate::cohort::{self, ScanBytes, ScanEntry};
+use super::work::{Work, in_time};
+use crate::cohort::{self, Acquisition, ScanBytes, ScanEntry};
 use crate::error::{Error, Result};
 use crate::hex::hexadecimal;
 use crate::model::device;
 use crate::preprocess::{self, Prepared};
 use crate::score::{self, Inference};
-
-/// How many outages of the store a scan waits for.
-const MOST_OUTAGES: u32 = 8;
 
 /// Screens one scan and gives its row of `screen_schema`; `None` where the run stops before the scan is started or has ended.
 ///
@@ -54,7 +52,7 @@ pub(super) async fn screen(work: Work, metrics: ScreenMetrics, entry: ScanEntry)
         None => None,
     };
     let journey = Journey::begin(Arc::clone(&work.station.progress), metrics);
-    let scan = Scan { work, entry, journey, sha256: Mutex::default() };
+    let scan = Scan { work, entry, journey, sha256: Mutex::default(), acquisition: OnceLock::new() };
     let scan = Arc::new(scan);
     // At the level of errors, so that it is there wherever a line about the scan is logged.
     let span = error_span!("scan", scan_id = %scan.entry.scan_id);
@@ -112,6 +110,8 @@ struct Scan {
     journey: Journey,
     /// SHA-256 of the bytes that were decoded last.
     sha256: Mutex<Option<String>>,
+    /// What the files say that describe the scan.
+    acquisition: OnceLock<Acquisition>,
 }
 
 /// A preprocessed scan; its bytes are dropped.
@@ -141,7 +141,7 @@ impl Scan {
             }
             return Err(self.unreadable().into());
         }
-        let (grant, bytes) = self.fetch().await?;
+        let ((grant, bytes), ()) = tokio::try_join!(self.fetch(), self.read_acquisition())?;
         let unusable = match self.results_of(grant, bytes).await {
             Err(error @ Error::Input { .. }) => error,
             outcome => return Ok(outcome?),
@@ -197,6 +197,14 @@ impl Scan {
             }
         }
         Err(self.unreadable().into())
+    }
+
+    /// Reads how the scan was acquired.
+    async fn read_acquisition(&self) -> Result<(), Ended> {
+        let found = acquired::read(&self.work, &self.entry).await.ok_or(Ended::Run)?;
+        // It is read once per scan.
+        let _ = self.acquisition.set(found);
+        Ok(())
     }
 
     /// Decides whose fault a failed reading is; completes where the scan is to be read again. `outages` is the number of outages
@@ -293,12 +301,14 @@ impl Scan {
             let PreparedScan { prepared, datatype } = prepared_scan;
             let settings = &scan.work.setup.settings;
             let assessment = score::assess(&inference, &prepared.image, &prepared.brain, settings)?;
+            let acquisition = scan.acquisition.get().cloned().unwrap_or_default();
             let finished = Finished {
                 prepared: &prepared,
+                acquisition: &acquisition,
                 datatype: &datatype,
                 inference: &inference,
                 assessment: &assessment,
-                threshold: settings.mask_threshold,
+                settings,
                 device: &scan.work.station.device,
                 times: scan.journey.times(),
                 sha256: &scan.sha256().unwrap_or_default(),
@@ -349,14 +359,6 @@ fn without_folder(message: &str, cohort: &str) -> String {
         }
         _ => message.to_owned(),
     }
-}
-
-/// Does a part of a scan's work in the time that earlier parts left. Work that runs on rayon or on the device is not
-/// interrupted; its result is dropped.
-async fn in_time<T>(limit: Option<Duration>, spent: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let Some(limit) = limit else { return work.await };
-    let result = tokio::time::timeout(limit.saturating_sub(spent), work).await;
-    result.unwrap_or_else(|_| Err(Error::TimedOut { seconds: limit.as_secs() }))
 }
 
 /// Runs `work` on rayon, so that no tokio worker blocks; a panic becomes an error.

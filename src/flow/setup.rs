@@ -2,6 +2,7 @@
 //! of another process.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::apart::Apart;
@@ -29,6 +30,8 @@ pub struct Setup {
     pub journal: Option<Journal>,
     /// How a scan is screened in a process of its own; none where that is not possible.
     pub apart: Option<Apart>,
+    /// Whether a file that describes a scan was found broken; only the first one is warned of.
+    pub broken_sidecar: AtomicBool,
     /// Ends the work on the order early.
     pub stop: Arc<StopSwitch>,
 }

@@ -49,7 +49,7 @@ pub use mask::dice;
 pub use normalize::{NormalizeConfig, NormalizeMethod, normalize};
 pub use pipeline::{Prepared, Steps, prepare, steps};
 pub use qc::{Qc, QcConfig, RefuseConfig};
-pub use region::{REGIONS, region};
+pub use region::{OUTSIDE, REGIONS, region};
 pub use register::{RegisterConfig, Registration, register};
 pub use skull_strip::{SkullStripConfig, skull_strip};
 pub use stripped::StrippedConfig;

@@ -11,6 +11,7 @@
 //! Statements that would change a table, or reach files outside the tables, are refused (`permit.rs`); [`Access`] says whether
 //! `CREATE EXTERNAL TABLE` and `COPY` are allowed.
 
+mod analyses;
 mod engine;
 mod export;
 mod functions;
@@ -18,6 +19,7 @@ mod interrupt;
 mod permit;
 mod session;
 mod shell;
+mod view;
 mod views;
 
 pub use self::engine::{Engine, settle};

@@ -11,24 +11,29 @@
 //! Rows of versions that did not number runs have no `run_number`; they count as earlier than all others, and are ordered by
 //! their times. The same rules for a run that plans are in `tables/done.rs`, and for other readers in `docs/operations.md`.
 
+use super::analyses::{DRIFT, LONGITUDINAL, REGION_NORMS, REGION_PERCENTILES, REGION_SCORES, SUBJECTS};
+pub use super::view::View;
 use crate::tables::Table;
 
-/// A view of a session.
-#[derive(Debug, Clone, Copy)]
-pub struct View {
-    /// Its name.
-    pub name: &'static str,
-    /// What it shows.
-    pub doc: &'static str,
-    /// The query behind it.
-    pub sql: &'static str,
-    /// A table that may be missing; without it, there is no such view.
-    pub needs: Option<Table>,
-}
-
-/// The views, in the order in which they must be created: later ones use `recipes` and `scans`.
-pub fn views() -> [View; 8] {
-    [RECIPES, SCANS, TOKENS, MASKS, FINDINGS, FAILURES, RUNS, EVALUATIONS]
+/// The views, in the order in which they must be created: later ones use earlier ones.
+pub fn views() -> [View; 15] {
+    [
+        RECIPES,
+        SCANS,
+        TOKENS,
+        MASKS,
+        FINDINGS,
+        FAILURES,
+        RUNS,
+        PARTICIPANTS,
+        EVALUATIONS,
+        SUBJECTS,
+        REGION_SCORES,
+        REGION_NORMS,
+        REGION_PERCENTILES,
+        LONGITUDINAL,
+        DRIFT,
+    ]
 }
 
 const RECIPES: View = View {
@@ -122,6 +127,14 @@ const RUNS: View = View {
     doc: "the newest state of each run",
     sql: "SELECT * FROM raw.runs
           QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY finished_at DESC NULLS LAST) = 1",
+    needs: None,
+};
+
+const PARTICIPANTS: View = View {
+    name: "participants",
+    doc: "what participants.tsv said last of each subject: age, sex, site, group",
+    sql: "SELECT * FROM raw.participants
+          QUALIFY row_number() OVER (PARTITION BY cohort, subject ORDER BY change_number DESC) = 1",
     needs: None,
 };
 

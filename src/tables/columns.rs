@@ -38,7 +38,8 @@ const REGION: Column = always(
     "region",
     Text,
     "",
-    "left or right lobe, cerebellum, brain stem, deep grey matter or ventricle at the MNI position; see assets/README.md",
+    "region at the MNI position: left or right frontal lobe, parietal lobe, temporal lobe, occipital lobe, insula, cingulate, deep \
+     grey matter, cerebellum, lateral ventricle; brain stem, third ventricle, fourth ventricle; or outside, more than 10 mm from all",
 );
 
 pub(super) const SCANS: &[Column] = &[
@@ -85,19 +86,40 @@ pub(super) const SCANS: &[Column] = &[
     ),
     always("cropped_fraction", Float32, "ratio", "share of the brain outside the field of view or the model's grid"),
     always("entropy_focus", Float32, "ratio", "entropy focus criterion; rises with ghosting and motion blur"),
-    always("qc_flags", TextList, "", "findings of quality control; empty when there are none"),
+    always(
+        "qc_flags",
+        TextList,
+        "",
+        "quality flags, empty when there are none: small_brain, large_brain, cut_by_field_of_view, outside_model_grid, low_snr, \
+         low_cnr, motion, low_registration, implausible_mask, skull_strip_fallback, thick_slices; see docs/preprocessing.md",
+    ),
     always("n_tokens", Int32, "count", "tokens in the brain"),
-    always("n_anomalous_tokens", Int32, "count", "tokens above the threshold"),
+    always(
+        "n_anomalous_tokens",
+        Int32,
+        "count",
+        "tokens that were restored: those with p_anomalous above token_threshold, which is not the column threshold",
+    ),
     always("max_token_p", Float32, "probability", "highest p_anomalous of the scan"),
     always(
         "anomaly_score",
         Float32,
         "score",
-        "score of the whole scan; sort by it to review the most unusual scans first",
+        "mean of the anomaly map over its highest 2 ml, on the model's grid; sort by it to review the most unusual scans first",
     ),
-    always("anomaly_volume_ml", Float32, "ml", "volume of the anomaly mask in native space"),
+    always(
+        "anomaly_volume_ml",
+        Float32,
+        "ml",
+        "volume of the anomaly mask in native space; the mask itself lies on the MNI grid, where its volume is another",
+    ),
     always("n_findings", Int32, "count", "connected components of the anomaly mask"),
-    always("threshold", Float32, "score", "threshold of the anomaly map that made the mask"),
+    always(
+        "threshold",
+        Float32,
+        "score",
+        "voxels of the anomaly map above it are in the mask; for tokens see token_threshold",
+    ),
     always("fetch_ms", Float32, "ms", "time to read the object"),
     always("decode_ms", Float32, "ms", "time from NIfTI bytes to voxels"),
     always("preprocess_ms", Float32, "ms", "time from native voxels to the model's grid"),
@@ -107,6 +129,46 @@ pub(super) const SCANS: &[Column] = &[
     always("version", Text, "", "version of the program"),
     RUN_NUMBER,
     CONTENT_SHA256,
+    maybe(
+        "manufacturer",
+        Text,
+        "",
+        "manufacturer of the scanner: Manufacturer of the JSON sidecars, the nearest first",
+    ),
+    maybe("scanner_model", Text, "", "model of the scanner: ManufacturersModelName of the JSON sidecars"),
+    maybe(
+        "field_strength_t",
+        Float32,
+        "T",
+        "field strength of the scanner: MagneticFieldStrength of the JSON sidecars; null above 30, which is another unit",
+    ),
+    maybe(
+        "acquired_at",
+        Timestamp,
+        "UTC",
+        "when the scan was acquired: acq_time of *_scans.tsv, else AcquisitionDateTime of the JSON sidecar, else acq_time of \
+         *_sessions.tsv; a time without a zone is taken as UTC; null under pseudonyms",
+    ),
+    maybe(
+        "token_threshold",
+        Float32,
+        "probability",
+        "tokens with p_anomalous above it were restored and count in n_anomalous_tokens; null for other methods than mim",
+    ),
+    maybe(
+        "ghosting",
+        Float32,
+        "ratio",
+        "excess brightness of the brightest parts of the air over its rest, relative to the brain's median; null without air",
+    ),
+    maybe(
+        "mask_sphericity",
+        Float32,
+        "ratio",
+        "surface of a ball with the brain mask's volume over the mask's own surface; 1 is a ball",
+    ),
+    maybe("mask_symmetry", Float32, "Dice", "overlap of the brain mask in MNI space with its mirror image, 0 to 1"),
+    maybe("mask_dice", Float32, "Dice", "overlap of the brain mask in MNI space with the template's, 0 to 1"),
 ];
 
 pub(super) const TOKENS: &[Column] = &[
@@ -242,6 +304,25 @@ pub(super) const REVERTS: &[Column] = &[
     CONTENT_ID,
     RECIPE_ID,
     COHORT,
+];
+
+/// The highest `change_number` of a subject is its current row.
+pub(super) const PARTICIPANTS: &[Column] = &[
+    COHORT,
+    always("subject", Text, "", "BIDS entity sub, or its pseudonym, as in scans; (cohort, subject) joins with scans"),
+    maybe("age_years", Float32, "year", "age; null where it is unknown or no number from 0 to 150"),
+    maybe("sex", Text, "", "F, M or O (other); null where it is unknown or another word"),
+    maybe("site", Text, "", "where the subject was scanned"),
+    maybe("group", Text, "", "such as patient or control; a keyword of SQL, so write it in quotes: \"group\""),
+    maybe("more", TextList, "", "the other columns that cohort.metadata names, each as column=value"),
+    always(
+        "change_number",
+        Int64,
+        "",
+        "position of the row's commit in the order of commits to this table; of two rows of a subject, that of the larger number \
+         is the current one",
+    ),
+    always("recorded_at", Timestamp, "UTC", "when the row was written, by the clock of its machine"),
 ];
 
 pub(super) const EVALUATIONS: &[Column] = &[

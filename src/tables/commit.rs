@@ -22,6 +22,7 @@ use serde::Serialize;
 use super::concurrent::ConcurrentRuns;
 use super::datafile::DataFile;
 use super::open::Tables;
+use super::people::ParticipantRow;
 use super::receipt::Receipt;
 use super::rewrite::{Rewrite, fits};
 use super::run::RunRow;
@@ -114,6 +115,16 @@ impl Tables {
         append(self.delta_mut(what.table), &entry, &mut Files::Rewrite { what, actions }).await
     }
 
+    /// Writes and commits rows of subjects, once per batch, and sets their number: the version of the table that they make.
+    pub(super) async fn append_participants(&mut self, rows: &mut [ParticipantRow], batch_id: &str) -> Result<()> {
+        let location = self.location().clone();
+        let entry = Entry::new(Table::Participants, batch_id, 0, &self.epochs);
+        let mut files = Files::OfParticipants { rows, location: &location, batch_id };
+        append(self.delta_mut(Table::Participants), &entry, &mut files).await?;
+        self.epochs.insert(entry.app_id, 0);
+        Ok(())
+    }
+
     /// Writes and commits the first row of a run, and sets its number in `row`: the version of `runs` that the row makes.
     pub(super) async fn append_first_row(&mut self, row: &mut RunRow) -> Result<()> {
         let (location, run_id) = (self.location().clone(), row.run_id.clone());
@@ -156,6 +167,8 @@ enum Files<'a> {
     },
     /// Of `runs`: the first row of a run, with the version after this one as its number.
     FirstOfRun { row: &'a mut RunRow, location: &'a Location },
+    /// Of `participants`: rows of subjects, with the version after this one as their number.
+    OfParticipants { rows: &'a mut [ParticipantRow], location: &'a Location, batch_id: &'a str },
     /// A rewrite of files that are part of the table; none where the version lacks one of them.
     Rewrite { what: &'a Rewrite, actions: &'a [Action] },
 }
@@ -175,6 +188,11 @@ impl Files<'_> {
                 let next = delta.version().unwrap_or_default() + 1;
                 row.run_number = i64::try_from(next).ok();
                 Ok(added(&[put_rows(location, Table::Runs, std::slice::from_ref(&**row), &row.run_id).await?]))
+            }
+            Self::OfParticipants { rows, location, batch_id } => {
+                let next = i64::try_from(delta.version().unwrap_or_default() + 1).unwrap_or(i64::MAX);
+                rows.iter_mut().for_each(|row| row.change_number = next);
+                Ok(added(&[put_rows(location, Table::Participants, rows, batch_id).await?]))
             }
             Self::Rewrite { what, actions } => {
                 Ok(if fits(delta, actions, what.removed_rows)? { actions.to_vec() } else { Vec::new() })
@@ -198,7 +216,7 @@ impl Files<'_> {
     fn superseded(&self) -> usize {
         match self {
             Self::OfScans { superseded, .. } => *superseded,
-            Self::Fixed(_) | Self::FirstOfRun { .. } | Self::Rewrite { .. } => 0,
+            _ => 0,
         }
     }
 }

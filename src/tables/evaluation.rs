@@ -58,7 +58,7 @@ impl Tables {
     /// or written.
     pub async fn record_evaluation(&mut self, rows: &[EvaluationRow]) -> Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
-        self.create_evaluations().await?;
+        self.create_missing(Table::Evaluations).await?;
         self.append_rows(Table::Evaluations, rows, &first.evaluation_id, 0).await
     }
 }

@@ -1,7 +1,7 @@
 //! Erasure: a person is removed from every table, from its data files and from its earlier versions.
 //!
 //! ```text
-//! whose scans ─► rows of tokens, masks, findings, failures, reverts ─► names in runs.config ─► rows of scans ─► purge.rs
+//! whose scans ─► rows of tokens, masks, findings, failures, reverts ─► participants ─► names in runs.config ─► rows of scans ─► purge.rs
 //! ```
 //! A scan is the person's where its row in `scans` names the subject, or its path or id does by the rules of BIDS; so scans
 //! that only failed, and rows that a killed run left, are found as well. `scans` comes last, so that after an interruption the
@@ -53,6 +53,8 @@ pub struct Person {
 pub struct Forgotten {
     /// The person's scans.
     pub scans: BTreeSet<String>,
+    /// The person's rows in `participants`: cohort and subject.
+    pub participants: BTreeSet<(String, String)>,
     /// Their cohorts.
     pub cohorts: BTreeSet<String>,
     /// By table, the person's rows.
@@ -153,7 +155,7 @@ impl Tables {
         self.refresh().await?;
         let before = self.before_work()?;
         let mut forgotten = self.find(person).await?;
-        if forgotten.scans.is_empty() && !even_unknown {
+        if forgotten.scans.is_empty() && forgotten.participants.is_empty() && !even_unknown {
             return Err(unknown(person));
         }
         if person.cohorts.is_empty() && forgotten.cohorts.len() > 1 {
@@ -174,6 +176,7 @@ impl Tables {
             true => person.cohorts.iter().cloned().collect(),
             false => forgotten.cohorts.clone(),
         };
+        self.forget_participant(dry_run, &mut forgotten).await?;
         forgotten.settings = self.forget_in_settings(person, &cohorts, dry_run).await?;
         self.remove_rows(last, &scans, dry_run, &mut forgotten).await?;
         for table in present {
@@ -189,6 +192,7 @@ impl Tables {
         let present: Vec<Table> = self.present().collect();
         let mut found = Forgotten::default();
         let mut cohorts: HashMap<String, String> = HashMap::new();
+        let mut subjects: BTreeSet<(String, String)> = BTreeSet::new();
         // The tables that say the cohort come first.
         for (table, columns) in TABLES.into_iter().rev().filter(|(table, _)| present.contains(table)) {
             let rows = context.table(format!("{RAW_SCHEMA}.{}", table.name())).await?;
@@ -203,6 +207,9 @@ impl Tables {
                         false => scan.cohort,
                     };
                     if person.cohorts.is_empty() || person.cohorts.contains(&cohort) {
+                        let named = bids::entities(name_of(&scan.scan_id)).subject.unwrap_or_default();
+                        let subject = if scan.subject.is_empty() { named } else { scan.subject };
+                        subjects.insert((cohort.clone(), label(&subject).to_owned()));
                         found.cohorts.insert(cohort.clone());
                         found.scans.insert(scan.scan_id.clone());
                     }
@@ -210,7 +217,31 @@ impl Tables {
                 }
             }
         }
+        if present.contains(&Table::Participants) {
+            let rows = context.table(format!("{RAW_SCHEMA}.{}", Table::Participants.name())).await?;
+            for batch in rows.select_columns(&["cohort", "subject"])?.distinct()?.collect().await? {
+                let rows = texts(&batch, 0).zip(texts(&batch, 1));
+                let is_of_cohort = |cohort: &String| person.cohorts.is_empty() || person.cohorts.contains(cohort);
+                found.participants.extend(rows.filter(|row @ (cohort, subject)| {
+                    subjects.contains(row) || is_of_cohort(cohort) && person.label() == Some(label(subject))
+                }));
+            }
+            found.cohorts.extend(found.participants.iter().map(|(cohort, _)| cohort.clone()));
+        }
         Ok(found)
+    }
+
+    /// Removes what `participants` says of the person.
+    async fn forget_participant(&mut self, dry_run: bool, into: &mut Forgotten) -> Result<()> {
+        let of_one = |(cohort, subject): &(String, String)| {
+            col("cohort").eq(lit(cohort.as_str())).and(col("subject").eq(lit(subject.as_str())))
+        };
+        let Some(which) = into.participants.iter().map(of_one).reduce(Expr::or) else { return Ok(()) };
+        let table = Table::Participants;
+        let rows =
+            if dry_run { self.count_where(table, &which).await? } else { self.delete_counted(table, &which).await? };
+        into.rows.insert(table.name(), rows);
+        Ok(())
     }
 
     async fn remove_rows(&mut self, table: Table, which: &Expr, dry_run: bool, into: &mut Forgotten) -> Result<()> {

@@ -84,7 +84,7 @@ impl Tables {
         let delta = load_all(|table| async move {
             match load(at, table).await? {
                 Some(found) => prepare_for_writing(at, table, found).await.map(Some),
-                None if table == Table::Evaluations => Ok(None),
+                None if !table.is_created_by_runs() => Ok(None),
                 None => create(at, table).await.map(Some),
             }
         });
@@ -137,10 +137,10 @@ impl Tables {
         self.delta.get_mut(&table).expect("the table is present")
     }
 
-    /// Creates the table of evaluations where it does not exist.
-    pub(super) async fn create_evaluations(&mut self) -> Result<()> {
-        if !self.delta.contains_key(&Table::Evaluations) {
-            self.delta.insert(Table::Evaluations, create(&self.location, Table::Evaluations).await?);
+    /// Creates a table where it does not exist.
+    pub(super) async fn create_missing(&mut self, table: Table) -> Result<()> {
+        if !self.delta.contains_key(&table) {
+            self.delta.insert(table, create(&self.location, table).await?);
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Removing the results of an old recipe.
 //!
 //! Takes opened tables and a [`Retention`]; deletes the rows that runs of the recipe wrote, where they ended long enough ago,
-//! from all tables but `runs`: its rows are the record of what was done, and say which recipe is current. Refuses the current
+//! from all tables but `runs` and `participants`: the rows of `runs` are the record of what was done, and say which recipe is current;
+//! what is known of a subject is of no recipe. Refuses the current
 //! recipe of a cohort, whose results the views show.
 
 use std::collections::BTreeMap;

@@ -41,11 +41,13 @@ pub enum Table {
     Reverts,
     /// One row per method of an evaluation. The first evaluation creates the table.
     Evaluations,
+    /// One row per subject and change of what `participants.tsv` says of it. The first subject creates the table.
+    Participants,
 }
 
 impl Table {
     /// All tables, those of [`Table::REQUIRED`] first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Scans,
         Self::Tokens,
         Self::Masks,
@@ -54,6 +56,7 @@ impl Table {
         Self::Runs,
         Self::Reverts,
         Self::Evaluations,
+        Self::Participants,
     ];
 
     /// The tables that every place of results has, in the order in which a reader must open them: `scans` first. Because
@@ -63,6 +66,11 @@ impl Table {
 
     /// The tables that screening fills, in the order in which they are committed: `scans` last.
     pub const SCREENED: [Self; 5] = [Self::Tokens, Self::Masks, Self::Findings, Self::Failures, Self::Scans];
+
+    /// Whether every run creates it; the others are created by what first writes to them.
+    pub(super) fn is_created_by_runs(self) -> bool {
+        !matches!(self, Self::Evaluations | Self::Participants)
+    }
 
     /// Its name, which is also the name of its folder.
     pub fn name(self) -> &'static str {
@@ -75,6 +83,7 @@ impl Table {
             Self::Runs => "runs",
             Self::Reverts => "reverts",
             Self::Evaluations => "evaluations",
+            Self::Participants => "participants",
         }
     }
 
@@ -93,6 +102,9 @@ impl Table {
             Self::Failures => "one row per scan that failed, with the reason",
             Self::Runs => "one row per run: counts, throughput, settings, versions",
             Self::Reverts => "one row per scan that a run found with an earlier content again",
+            Self::Participants => {
+                "one row per subject and change of its metadata: age, sex, site, group, as participants.tsv says"
+            }
             Self::Evaluations => "one row per method of an evaluation: figures with intervals, settings, bundle",
         }
     }
@@ -108,6 +120,7 @@ impl Table {
             Self::Runs => columns::RUNS,
             Self::Reverts => columns::REVERTS,
             Self::Evaluations => columns::EVALUATIONS,
+            Self::Participants => columns::PARTICIPANTS,
         }
     }
 
@@ -117,6 +130,7 @@ impl Table {
             Self::Tokens => &["scan_id", "z", "y", "x"],
             Self::Findings => &["scan_id", "finding"],
             Self::Scans | Self::Masks | Self::Failures | Self::Reverts => &["scan_id"],
+            Self::Participants => &["cohort", "subject"],
             Self::Runs | Self::Evaluations => &[],
         }
     }
@@ -180,7 +194,7 @@ impl Table {
 }
 
 /// [`Table::arrow_schema`] and [`Table::held_schema`] of every table, built once because each scan needs them several times.
-static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 8]> = LazyLock::new(|| {
+static SCHEMAS: LazyLock<[(SchemaRef, SchemaRef); 9]> = LazyLock::new(|| {
     Table::ALL.map(|table| {
         let schema = |data_type: &dyn Fn(Kind) -> DataType| {
             let fields = table.columns().iter().map(|c| Field::new(c.name, data_type(c.kind), c.nullable));

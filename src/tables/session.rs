@@ -70,10 +70,12 @@ pub fn session_config() -> SessionConfig {
 fn register_raw(context: &SessionContext, providers: Vec<(Table, Arc<dyn TableProvider>)>) -> Result<()> {
     let catalog = context.catalog(CATALOG).ok_or_else(|| Error::Bug("the session has no catalog".into()))?;
     catalog.register_schema(RAW_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
-    // Tables that only older versions have written to lack it. The views need it.
-    if !providers.iter().any(|(table, _)| *table == Table::Reverts) {
-        let none = Arc::new(EmptyTable::new(Table::Reverts.arrow_schema()));
-        context.register_table(format!("{RAW_SCHEMA}.{}", Table::Reverts.name()), none)?;
+    // Tables that only older versions have written to lack them. The views need them.
+    for needed in [Table::Reverts, Table::Participants] {
+        if !providers.iter().any(|(table, _)| *table == needed) {
+            let none = Arc::new(EmptyTable::new(needed.arrow_schema()));
+            context.register_table(format!("{RAW_SCHEMA}.{}", needed.name()), none)?;
+        }
     }
     for (table, provider) in providers {
         context.register_table(format!("{RAW_SCHEMA}.{}", table.name()), provider)?;

@@ -77,7 +77,7 @@ async fn a_bids_dataset_gives_its_t1w_scans_and_says_why_not_the_others() {
     assert_eq!(scan.uri, "sub-01/ses-02/anat/sub-01_ses-02_acq-x_run-1_T1w.nii.gz");
     assert_eq!((scan.subject.as_deref(), scan.session.as_deref()), (Some("01"), Some("02")));
     assert_eq!((scan.acquisition.as_deref(), scan.run.as_deref()), (Some("x"), Some("1")));
-    assert_eq!(scan.sidecar_uri.as_deref(), Some("sub-01/ses-02/anat/sub-01_ses-02_acq-x_run-1_T1w.json"));
+    assert_eq!(scan.sidecar(), Some("sub-01/ses-02/anat/sub-01_ses-02_acq-x_run-1_T1w.json"));
     assert_eq!((scan.size_bytes, scan.content_id.len()), (6, 32));
     let batch = manifest::to_batch(&listing.selected).unwrap();
     assert_eq!(manifest::from_batch(&batch).unwrap(), listing.selected);
@@ -227,7 +227,7 @@ async fn a_header_and_its_image_are_one_scan() {
     assert_eq!(ids(&listing), ["ukb/sub-01_T1w"]);
     let scan = &listing.selected[0];
     assert_eq!((scan.uri.as_str(), scan.voxels_uri.as_deref()), (files[0], Some(files[1])));
-    assert_eq!((scan.size_bytes, scan.sidecar_uri.as_deref()), (12, Some(files[2])));
+    assert_eq!((scan.size_bytes, scan.sidecar()), (12, Some(files[2])));
     assert!(scan.etag.is_some() && scan.voxels_etag.is_some());
     let batch = manifest::to_batch(&listing.selected).unwrap();
     assert_eq!(manifest::from_batch(&batch).unwrap(), listing.selected);

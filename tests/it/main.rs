@@ -3,6 +3,7 @@
 
 mod support;
 
+mod analyses;
 mod azure;
 mod bounded_texts;
 mod cluster;
@@ -28,6 +29,7 @@ mod least_privilege;
 mod log;
 mod maintenance;
 mod memory;
+mod metadata;
 mod nifti;
 mod nifti_refused;
 mod nights;

@@ -31,6 +31,11 @@ fn one_row(table: Table, row: Value) -> RecordBatch {
 /// A finished scan as ScreenExec gives it: one row in scans, four tokens, one mask, one finding. `score` is the
 /// highest of its token probabilities.
 pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch {
+    finished_with(run_id, scan_id, at, score, &json!({}))
+}
+
+/// [`finished`] with other values of columns of scans.
+pub fn finished_with(run_id: &str, scan_id: &str, at: i64, score: f64, columns: &Value) -> RecordBatch {
     let tokens: Vec<Value> = (0..TOKENS_PER_SCAN)
         .map(|i| {
             let p = score * (i + 1) as f64 / TOKENS_PER_SCAN as f64;
@@ -52,7 +57,7 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
         "mni_y_mm": 0.0, "mni_z_mm": 8.0, "bbox_min_mm": [20, -10, 0], "bbox_max_mm": [40, 10, 16],
         "region": "right parietal lobe", "max_score": score, "mean_score": score / 2.0
     });
-    let scan = json!({
+    let mut scan = json!({
         "run_id": run_id, "scan_id": scan_id, "content_id": format!("{scan_id}-v1"), "recipe_id": "recipe",
         "cohort": "study", "subject": scan_id, "suffix": "T1w", "uri": format!("{scan_id}/anat/{scan_id}_T1w.nii.gz"),
         "size_bytes": 1000, "last_modified": DAY_ONE, "finished_at": at, "native_shape": [192, 256, 256],
@@ -65,6 +70,7 @@ pub fn finished(run_id: &str, scan_id: &str, at: i64, score: f64) -> RecordBatch
         "threshold": 0.5, "fetch_ms": 1.0, "decode_ms": 1.0, "preprocess_ms": 1.0, "score_ms": 1.0, "device": "cpu",
         "bundle": "builtin", "version": "0.1.0", "run_number": number_of(run_id)
     });
+    scan.as_object_mut().unwrap().extend(columns.as_object().unwrap().clone());
     let failures = RecordBatch::new_empty(Table::Failures.arrow_schema());
     let tokens = held(Table::Tokens, &Table::Tokens.rows(&tokens).unwrap());
     let (mask, finding) = (one_row(Table::Masks, mask), one_row(Table::Findings, finding));
