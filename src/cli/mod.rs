@@ -101,9 +101,11 @@ const DEFAULT_LOG: &str = "error,neurosieve=warn,neurosieve::flow::scan=error,bu
 
 /// Logs that are shown only where `NEUROSIEVE_LOG` names them. The tables' log errors where two runs commit at the same time and
 /// this program tries again: where it gives up, it says so itself. Ballista's log plans, and each poll that fails, of which
-/// this program logs the first, and executors that the scheduler would call, which it never does.
+/// this program logs the first, executors that the scheduler would call, which it never does, and jobs that it no longer
+/// has when it is about to delete them.
 const NOISE: &str = "deltalake_core::kernel::transaction=off,ballista_core=warn,ballista_scheduler=warn,ballista_executor=warn,\
-                     ballista_executor::execution_loop=error,ballista_scheduler::state::executor_manager=off";
+                     ballista_executor::execution_loop=error,ballista_scheduler::state::executor_manager=off,\
+                     ballista_scheduler::cluster::memory=error";
 
 /// The environment variable with the format of the log.
 const LOG_FORMAT: &str = "NEUROSIEVE_LOG_FORMAT";

@@ -138,8 +138,12 @@ pub async fn send(channel: &Channel, report: &StationReport) -> Result<()> {
     call(channel, what, request.body(body)).await.map(drop)
 }
 
-/// One request and its answer. `what` begins the message of an error.
-async fn call(channel: &Channel, what: &str, request: http::Result<http::Request<tonic::body::Body>>) -> Result<Bytes> {
+/// One request to the scheduler, other than Ballista's own, and its answer. `what` begins the message of an error.
+pub(super) async fn call(
+    channel: &Channel,
+    what: &str,
+    request: http::Result<http::Request<tonic::body::Body>>,
+) -> Result<Bytes> {
     let failed = |why: &str| Error::Cluster(format!("{what}: {why}"));
     let request = request.map_err(|e| failed(&e.to_string()))?;
     let mut channel = channel.clone();

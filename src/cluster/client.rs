@@ -25,12 +25,14 @@ use datafusion_proto::physical_plan::{AsExecutionPlan as _, PhysicalExtensionCod
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::time::{timeout, timeout_at};
+use tonic::codegen::http;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use super::board::{self, StationReport};
 use super::causes::{causes, said};
 use super::connect::{CONNECT, address, endpoint, unreachable};
+use super::scheduler::JOBS;
 use super::tls::Tls;
 use crate::error::{Error, Result};
 
@@ -240,6 +242,16 @@ impl Client {
     pub async fn cancel(&self, job: &JobId) -> Result<()> {
         let mut scheduler = self.scheduler();
         self.answer(scheduler.cancel_job(CancelJobParams { job_id: job.to_string() })).await.map(drop)
+    }
+
+    /// Lets the scheduler forget a finished job whose rows are fetched. It would keep the job's plan for minutes otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Cluster`] where the scheduler does not answer. It then keeps the job for those minutes.
+    pub async fn forget(&self, job: &JobId) -> Result<()> {
+        let request = http::Request::delete(format!("{JOBS}/{job}")).body(tonic::body::Body::empty());
+        let call = board::call(&self.channel, "cannot end a job", request);
+        timeout(ANSWER, call).await.unwrap_or_else(|_| Err(self.silent("no answer"))).map(drop)
     }
 
     fn scheduler(&self) -> SchedulerGrpcClient<Channel> {

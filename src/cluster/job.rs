@@ -105,6 +105,9 @@ impl Job {
         let mut rows = self.fetched(&partitions, chunk.scans.len()).await?;
         // Times are for the report alone.
         rows.metrics = self.client.metrics(&job).await.unwrap_or_default();
+        let client = self.client.clone();
+        // Nothing waits for it: a scheduler that does not answer keeps the job for some minutes.
+        tokio::spawn(async move { client.forget(&job).await });
         rows.elapsed = started.elapsed();
         Ok(Ended::Accepted(rows))
     }

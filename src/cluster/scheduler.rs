@@ -4,6 +4,7 @@
 //!                       ┌────────────── one port ──────────────┐
 //! driver ── gRPC ──────►│ SchedulerServer   jobs, members      │
 //! executor ── polls ───►│ Board             GET/POST /stations │
+//! driver ── HTTP ──────►│                   DELETE /jobs/<id>  │
 //! monitor ── HTTP ─────►│                   GET /healthz       │
 //!                       └──────────────────────────────────────┘
 //! ```
@@ -13,11 +14,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::routing::{delete, get};
 use ballista_core::config::TaskSchedulingPolicy;
 use ballista_core::extension::SessionConfigExt as _;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
 use ballista_core::utils::default_session_builder;
-use ballista_scheduler::cluster::BallistaCluster;
+use ballista_scheduler::cluster::{BallistaCluster, JobState};
 use ballista_scheduler::config::SchedulerConfig;
 use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::SchedulerServer;
@@ -41,9 +45,12 @@ pub const MOST_DEAD_AFTER: Duration = Duration::from_secs(86_400);
 /// How often dead executors are looked for.
 const LOOKS_EVERY: Duration = Duration::from_secs(2);
 
-/// How long a finished job and its results are kept. A driver fetches them at once; one that comes later submits the job
-/// again. It bounds the scheduler's memory.
+/// How long a finished job and its results are kept where no driver asks to forget it. A driver fetches them at once; one that
+/// comes later submits the job again.
 const KEPT: Duration = Duration::from_secs(300);
+
+/// Where the scheduler is asked to forget a job, followed by its id.
+pub(super) const JOBS: &str = "/jobs";
 
 /// How long jobs wait for an executor once the last one is lost: for ever, because their driver decides. Ten years, a number
 /// that every clock can add.
@@ -86,11 +93,15 @@ pub async fn serve(
     }
     let board = Board::new(setup.dead_after);
     let tls = setup.tls.clone();
-    let scheduler = start(setup, &listener).await?;
+    let (scheduler, finished) = start(setup, &listener).await?;
     let service = SchedulerGrpcServer::new(scheduler.clone())
         .max_encoding_message_size(MOST_BYTES)
         .max_decoding_message_size(MOST_BYTES);
-    let router = Routes::new(service).into_axum_router().merge(board::routes(board)).merge(probes(scheduler));
+    let router = Routes::new(service)
+        .into_axum_router()
+        .merge(board::routes(board))
+        .merge(jobs(finished))
+        .merge(probes(scheduler));
     listening();
     serve::serve(listener, Routes::from(router), tls.as_ref(), shutdown).await
 }
@@ -98,7 +109,7 @@ pub async fn serve(
 type Scheduler = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
 
 /// The queue and its tasks in the background, which end with the process.
-async fn start(setup: SchedulerSetup, listener: &TcpListener) -> Result<Scheduler> {
+async fn start(setup: SchedulerSetup, listener: &TcpListener) -> Result<(Scheduler, Arc<dyn JobState>)> {
     let failed = |what: String| Error::Cluster(format!("the scheduler cannot start: {what}"));
     let at = listener.local_addr().map_err(|e| Error::io("cannot read the address of the listener", e))?;
     let tls = setup.tls.is_some();
@@ -124,16 +135,57 @@ async fn start(setup: SchedulerSetup, listener: &TcpListener) -> Result<Schedule
     config.validate().map_err(|e| failed(e.to_string()))?;
     let sessions = (Arc::new(default_session_builder), Arc::new(session));
     let cluster = BallistaCluster::new_memory(config.scheduler_id.clone(), sessions.0, sessions.1);
-    create_scheduler(cluster, Arc::new(config)).await.map_err(|e| failed(e.to_string()))
+    let jobs = cluster.job_state();
+    let scheduler = create_scheduler(cluster, Arc::new(config)).await.map_err(|e| failed(e.to_string()))?;
+    Ok((scheduler, jobs))
+}
+
+/// `DELETE /jobs/<id>` forgets a finished job. Otherwise a run of very many small chunks would fill the memory with the plans of
+/// the last minutes.
+fn jobs(jobs: Arc<dyn JobState>) -> axum::Router {
+    let forget = |State(jobs): State<Arc<dyn JobState>>, UrlPath(job): UrlPath<String>| async move {
+        // Only finished jobs are removed; one that is queued or running stays.
+        match jobs.remove_job(&job.into()).await {
+            Ok(()) => StatusCode::NO_CONTENT,
+            Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    };
+    axum::Router::new().route(&format!("{JOBS}/{{job}}"), delete(forget)).with_state(jobs)
 }
 
 /// For monitors: `/healthz` answers while the process runs, `/readyz` once it has an executor.
 fn probes(scheduler: Scheduler) -> axum::Router {
-    use axum::http::StatusCode;
-    use axum::routing::get;
     let ready = move || {
         let is_ready = scheduler.is_ready();
         async move { if is_ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "no executors") } }
     };
     axum::Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(ready))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tonic::codegen::Service as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_finished_job_is_forgotten_on_request_and_a_queued_one_stays() {
+        let sessions = (Arc::new(default_session_builder), Arc::new(SessionConfig::new_with_ballista));
+        let state = BallistaCluster::new_memory("test", sessions.0, sessions.1).job_state();
+        let [finished, queued] = ["finished", "queued"].map(|id| id.to_owned().into());
+        for job in [&finished, &queued] {
+            state.accept_job(job, "chunk", 0).unwrap();
+        }
+        state.fail_unscheduled_job(&finished, "no plan".into()).await.unwrap();
+        let mut routes = jobs(Arc::clone(&state));
+        for job in [&finished, &queued] {
+            assert!(state.get_job_status(job).await.unwrap().is_some(), "{job}");
+            let request = Request::delete(format!("{JOBS}/{job}")).body(Body::empty()).unwrap();
+            assert_eq!(routes.call(request).await.unwrap().status(), StatusCode::NO_CONTENT, "{job}");
+        }
+        assert!(state.get_job_status(&finished).await.unwrap().is_none());
+        assert!(state.get_job_status(&queued).await.unwrap().is_some());
+    }
 }
