@@ -135,6 +135,15 @@ impl Client {
         self.submit_with(plan, name, Vec::new()).await
     }
 
+    /// True where a plan is no deeper than a scheduler decodes: protobuf allows a hundred levels of messages, which is a chain of
+    /// fifty operators.
+    ///
+    /// # Errors
+    /// [`Error::Query`] for a plan that cannot be sent at all.
+    pub fn is_shallow(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+        is_shallow(plan, self.codec.as_ref())
+    }
+
     /// [`submit`](Client::submit) with settings of the session, which hold on the executors.
     ///
     /// # Errors
@@ -145,8 +154,7 @@ impl Client {
         name: &str,
         settings: Vec<(String, String)>,
     ) -> Result<JobId> {
-        let mut bytes = Vec::new();
-        PhysicalPlanNode::try_from_physical_plan(plan, self.codec.as_ref())?.try_encode(&mut bytes)?;
+        let bytes = encoded(plan, self.codec.as_ref())?;
         let settings = settings.into_iter().chain([(BALLISTA_JOB_NAME.to_owned(), name.to_owned())]);
         let mut request = Request::new(ExecuteQueryParams {
             session_id: self.session.clone(),
@@ -306,6 +314,17 @@ impl Client {
         BallistaClient::try_new(&executor.host, port, MOST_BYTES, use_tls, Some(Arc::new(configure)), 2, 250, 0, 0)
             .await
     }
+}
+
+fn encoded(plan: Arc<dyn ExecutionPlan>, codec: &dyn PhysicalExtensionCodec) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    PhysicalPlanNode::try_from_physical_plan(plan, codec)?.try_encode(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// [`Client::is_shallow`].
+pub(super) fn is_shallow(plan: &Arc<dyn ExecutionPlan>, codec: &dyn PhysicalExtensionCodec) -> Result<bool> {
+    Ok(PhysicalPlanNode::try_decode(&encoded(Arc::clone(plan), codec)?).is_ok())
 }
 
 /// The next batch within [`BATCH`], and the rest of the rows, which an error ends.
