@@ -13,7 +13,7 @@ use super::client::{Client, JobId, JobState, Metrics, PartitionLocation};
 use super::totals::Jobs;
 use crate::cohort::{ScanEntry, manifest};
 use crate::error::{Error, Result};
-use crate::flow::{Order, Refusal, RollPolicy, ScreenExec, StopSwitch, Target, WriteExec};
+use crate::flow::{Order, Reason, Refusal, RollPolicy, ScreenExec, StopSwitch, Target, WriteExec};
 use crate::tables::Receipt;
 
 /// The first and the longest pause between two questions for a job.
@@ -95,7 +95,10 @@ impl Job {
         let partitions = match ended {
             JobState::Done(partitions) => partitions,
             JobState::Failed(text) => {
-                return Ok(Refusal::find(&text).map_or_else(|| Ended::Failed(failed(&text)), Ended::Refused));
+                return Ok(match Refusal::find(&text) {
+                    Some(refusal) if refusal.reason != Reason::Failed => Ended::Refused(refusal),
+                    refusal => Ended::Failed(failed(refusal.map_or(text, |refusal| refusal.message).as_str())),
+                });
             }
             JobState::Unknown => {
                 return Err(Error::Cluster("the scheduler has forgotten a chunk: it was started again".into()));
@@ -206,7 +209,7 @@ impl Patience {
 
 /// The error of a job that no executor refused.
 fn failed(text: &str) -> Error {
-    Error::Cluster(format!("a chunk failed on an executor, whose log says more: {}", without_addresses(text)))
+    Error::Cluster(format!("a chunk failed on an executor: {}", without_addresses(text)))
 }
 
 /// The start of a text from another machine, without its paths and addresses: they are not for this machine's log.

@@ -48,6 +48,7 @@ use super::client::{Client, JobId, JobState, PartitionLocation};
 use super::parquet::ParquetTable;
 use super::registry::StoreRegistry;
 use crate::error::{Error, Result};
+use crate::flow::Refusal;
 use crate::query::{self, Engine};
 use crate::tables::{Table, Tables, register_live, session_config};
 use crate::terminal::errln;
@@ -268,7 +269,10 @@ async fn wait(client: &Client, job: &JobId) -> Result<Vec<PartitionLocation>> {
     loop {
         match client.poll(job).await {
             Ok(JobState::Done(partitions)) => return Ok(partitions),
-            Ok(JobState::Failed(why)) => return Err(Error::Cluster(format!("the query failed on the cluster: {why}"))),
+            Ok(JobState::Failed(text)) => {
+                let why = Refusal::find(&text).map_or(text, |refusal| refusal.message);
+                return Err(Error::Cluster(format!("the query failed on the cluster: {why}")));
+            }
             Ok(JobState::Unknown) => {
                 return Err(Error::Cluster(format!(
                     "the scheduler at {} was restarted and has forgotten the query: run it again",

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ballista_core::JobId;
+use ballista_core::error::BallistaError;
 use ballista_core::serde::protobuf::{RuntimeStatsReport, ShuffleWritePartition, TaskColumnStats, WindowStateReport};
 use ballista_executor::execution_engine::{DefaultExecutionEngine, ExecutionEngine, QueryStageExecutor};
 use ballista_executor::metrics::ExecutorMetricsCollector;
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::MetricsSet;
@@ -20,7 +21,7 @@ use datafusion::prelude::SessionConfig;
 use tokio::time::sleep;
 use tracing::info;
 
-use crate::flow::Station;
+use crate::flow::{Refusal, Station};
 
 /// How long results are kept after the last chunk has ended, so that a driver can fetch them.
 const KEPT: Duration = Duration::from_secs(30);
@@ -114,7 +115,7 @@ impl QueryStageExecutor for Stage {
             }
             _ => self.full.store(0, Relaxed),
         }
-        written
+        written.map_err(failed)
     }
 
     fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
@@ -134,13 +135,14 @@ impl QueryStageExecutor for Stage {
     }
 }
 
+/// The error of a stage. Where one of our own caused it, its message alone.
+fn failed(error: DataFusionError) -> DataFusionError {
+    let own = causes(&error).find_map(own_error).map(Refusal::failed);
+    own.unwrap_or(error)
+}
+
 /// Whether this machine has no room for results. A store that is full, which one of our own errors says, is another's fault.
 fn is_full_here(error: &(dyn StdError + 'static)) -> bool {
-    // The source of an I/O error with an error inside is the source of that one, and not that one itself.
-    let is_own = |cause: &(dyn StdError + 'static)| {
-        let inside = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause.is::<crate::Error>() || inside.is_some_and(|inside| inside.is::<crate::Error>())
-    };
     let is_full = |cause: &(dyn StdError + 'static)| {
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         // Some errors quote the system's as text alone.
@@ -149,15 +151,28 @@ fn is_full_here(error: &(dyn StdError + 'static)) -> bool {
     };
     // An engine may have made a text of it.
     let is_of_tables = error.to_string().contains("write a data file under");
-    let causes = Vec::from_iter(std::iter::successors(Some(error), |&error| error.source()));
-    !is_of_tables && !causes.iter().any(|&cause| is_own(cause)) && causes.iter().any(|&cause| is_full(cause))
+    !is_of_tables && causes(error).find_map(own_error).is_none() && causes(error).any(is_full)
+}
+
+/// An error and what caused it, outermost first. Ballista's errors name no source.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| match error.downcast_ref() {
+        Some(BallistaError::DataFusionError(inside)) => Some(inside.as_ref() as &(dyn StdError + 'static)),
+        _ => error.source(),
+    })
+}
+
+/// Our own error, where this cause is one. The source of an I/O error with an error inside is the source of that one, and not that
+/// one itself.
+fn own_error<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a crate::Error> {
+    let inside = || cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    cause.downcast_ref().or_else(|| inside()?.downcast_ref())
 }
 
 #[cfg(test)]
 mod tests {
-    use datafusion::error::DataFusionError;
-
     use super::*;
+    use crate::flow::Reason;
 
     #[test]
     fn a_full_disk_of_this_machine_is_told_from_a_full_store() {
@@ -169,5 +184,23 @@ mod tests {
         let quoted = "cannot write a data file under s3://bucket/t: No space left on device".to_owned();
         assert!(!is_full_here(&DataFusionError::Execution(quoted)));
         assert!(!is_full_here(&DataFusionError::Execution("connection reset".into())));
+    }
+    #[test]
+    fn the_message_of_an_own_error_is_found_in_the_words_around_it_and_an_io_error_stays_one() {
+        let full = io::Error::from_raw_os_error(28);
+        let source = object_store::Error::Generic { store: "LocalFileSystem", source: full.into() };
+        for (own, is_io) in
+            [(crate::Error::storage("cannot write x", source), true), (crate::Error::Bug("lost".into()), false)]
+        {
+            let message = own.text();
+            let inside = DataFusionError::from(own).context("stage 1");
+            let of_ballista = DataFusionError::External(Box::new(BallistaError::DataFusionError(Box::new(inside))));
+            let failed = failed(DataFusionError::Shared(Arc::new(of_ballista)));
+            assert_eq!(matches!(failed, DataFusionError::IoError(_)), is_io, "{failed:?}");
+            let found = Refusal::find(&format!("Job failed: {:?}", BallistaError::from(failed)));
+            assert_eq!(found, Some(Refusal::new(Reason::Failed, message)));
+        }
+        let foreign = failed(DataFusionError::Execution("no such function".into()));
+        assert_eq!(foreign.to_string(), "Execution error: no such function");
     }
 }

@@ -1,13 +1,16 @@
-//! Refusals: why a process of a cluster does not screen scans that it was given.
+//! Refusals: why a process of a cluster does not screen scans that it was given, or failed to.
 //!
 //! An error crosses a cluster as text. A refusal is written into that text behind a mark, so that the driver can tell what to do
-//! with the scans: give them to another process, cut them into smaller chunks, or end the run. It is JSON in hexadecimal digits,
+//! with the scans: give them to another process, cut them into smaller chunks, or end the run. The engines around it add their
+//! own words, which the driver leaves out. It is JSON in hexadecimal digits,
 //! because engines quote texts, and escape what they quote.
+
+use std::io;
 
 use datafusion::error::DataFusionError;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Retry};
 use crate::hex::{from_hexadecimal, hexadecimal};
 
 /// Precedes the digits of a refusal.
@@ -21,6 +24,8 @@ pub enum Reason {
     Lost,
     /// This process cannot do the work: it ends, and another one may do it.
     Unfit,
+    /// The work failed: it may succeed later, or elsewhere.
+    Failed,
     /// No process can do this run's work, such as one whose tables lie in a folder of the driver's machine.
     Run,
 }
@@ -38,6 +43,15 @@ impl Refusal {
     /// A refusal.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    /// The error of an operator that failed with one of our own, with its message behind the mark. What Ballista tries again, it
+    /// still does.
+    pub fn failed(own: &Error) -> DataFusionError {
+        match (own.retry(), Self::new(Reason::Failed, own.text()).into()) {
+            (Retry::Backoff, DataFusionError::Execution(text)) => DataFusionError::IoError(io::Error::other(text)),
+            (_, error) => error,
+        }
     }
 
     /// The refusal in the text of an error that came from another process.

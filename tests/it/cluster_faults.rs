@@ -258,3 +258,32 @@ fn an_executor_whose_disk_is_full_ends_and_the_run_goes_on_with_the_other() {
     assert_eq!(code, Some(3), "{said}");
     assert_same(&contents(&tables), heads_screened_here(), "an executor had a full disk");
 }
+
+/// The folder of the tables is a mount that holds the rows of some scans, and later of all.
+#[test]
+fn a_full_disk_of_the_tables_ends_the_run_with_the_reason_and_the_same_command_goes_on_once_there_is_space() {
+    let mut cluster = Cluster::scheduler(None);
+    let folder = tempfile::tempdir().unwrap();
+    let (mount, copy) = (folder.path().join("mount"), folder.path().join("copy"));
+    std::fs::create_dir(&mount).unwrap();
+    let tables = mount.join("tables");
+    let executor = shell_line(&cluster.executor(1));
+    let driver = shell_line(&cluster.run(heads(), path(&tables), &SMALL));
+    let script = format!(
+        "mount -t tmpfs -o size=1m none {mount} || exit 9
+         {executor} & {driver}; echo \"first run: $?\"
+         mount -o remount,size=64m {mount}
+         {driver}; echo \"second run: $?\"; kill -9 $!; cp -r {tables} {copy}",
+        mount = mount.display(),
+        tables = tables.display(),
+        copy = copy.display(),
+    );
+    let Some(all) = in_a_namespace(&script) else { return };
+    let (code, said) = Process::spawn("executor and drivers", all).ends_within(2 * PATIENCE);
+    assert_eq!(code, Some(0), "{said}");
+    let (before, after) = said.split_once("first run: 1").unwrap_or_else(|| panic!("{said}"));
+    assert!(before.contains("a chunk failed on an executor: cannot write a data file"), "{said}");
+    assert!(before.contains("The disk is full") && !before.contains("DataFusionError"), "{said}");
+    assert!(after.contains("second run: 3"), "{said}");
+    assert_same(&contents(&copy), heads_screened_here(), "the tables had a full disk");
+}
