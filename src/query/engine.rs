@@ -34,7 +34,7 @@ use crate::machine::Memory;
 
 /// How long a statement that was stopped may take to end before its threads are abandoned. A query on a cluster is cancelled
 /// within this time.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// Consumers that the message about too little memory names.
 const NAMED_CONSUMERS: usize = 3;
