@@ -101,7 +101,7 @@ class Simulation:
             self.sizes[chunk] = (n, n * (1 + self.f["size_spread"] * (1 - 2 * middle)))
             self.assigned += n
             self.in_flight += 1
-            self.spend("chunks", self.f["chunk_submit_s"])
+            self.spend("chunks", self.f["chunk_driver_s"] / 2)
             self.at(self.driver, self.schedule, chunk)
 
     def spend(self, what, seconds):
@@ -145,7 +145,7 @@ class Simulation:
     def accept(self, now, chunk):
         """The driver accepts a chunk, commits where that is due, and submits the next."""
         self.driver = max(self.driver, now)
-        self.spend("chunks", self.f["chunk_accept_s"])
+        self.spend("chunks", self.f["chunk_driver_s"] / 2)
         n, _ = self.sizes[chunk]
         self.in_flight -= 1
         self.uncommitted += n

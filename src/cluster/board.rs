@@ -33,6 +33,15 @@ const MOST_REPORT_BYTES: usize = 16 << 10;
 /// The most reports that a board keeps.
 const MOST_REPORTS: usize = 10_000;
 
+/// The longest id, device or version, bytes.
+const MOST_NAME_BYTES: usize = 256;
+
+/// More chunks at the same time than any machine works on.
+pub(super) const MOST_SLOTS: usize = 1024;
+
+/// More scans than any process screens.
+const MOST_SCANS: u64 = 1 << 40;
+
 /// How long the report of an unfit executor is kept, so that an operator finds out why it ended.
 const UNFIT_FOR: Duration = Duration::from_secs(600);
 
@@ -57,6 +66,17 @@ pub struct StationReport {
     pub scans_per_minute: f64,
     /// Why it cannot work any more.
     pub unfit: Option<String>,
+}
+
+impl StationReport {
+    /// False for a report that no executor of this program sends. Sums of the numbers of all reports stay exact.
+    fn is_plausible(&self) -> bool {
+        let names = [&self.executor_id, &self.device, &self.version];
+        names.iter().all(|name| (1..=MOST_NAME_BYTES).contains(&name.len()) && !name.contains(char::is_control))
+            && self.slots <= MOST_SLOTS
+            && [self.done, self.failed, self.in_flight].iter().all(|&scans| scans <= MOST_SCANS)
+            && (0. ..=MOST_SCANS as f64).contains(&self.scans_per_minute)
+    }
 }
 
 /// The latest report of each executor.
@@ -100,9 +120,10 @@ impl Board {
 /// The routes of a board: [`PATH`] takes and gives reports.
 pub fn routes(board: Arc<Board>) -> axum::Router {
     let take = |State(board): State<Arc<Board>>, Json(report): Json<StationReport>| async move {
-        match board.keep(report, Instant::now()) {
-            true => http::StatusCode::NO_CONTENT,
-            false => http::StatusCode::SERVICE_UNAVAILABLE,
+        match report.is_plausible() {
+            false => http::StatusCode::UNPROCESSABLE_ENTITY,
+            true if board.keep(report, Instant::now()) => http::StatusCode::NO_CONTENT,
+            true => http::StatusCode::SERVICE_UNAVAILABLE,
         }
     };
     let give = |State(board): State<Arc<Board>>| async move { Json(board.list(Instant::now())) };
@@ -200,6 +221,25 @@ mod tests {
         assert!(board.keep(report("a"), now));
         assert!(board.keep(StationReport { done: 6, ..report("a") }, now));
         assert_eq!(board.list(now), [StationReport { done: 6, ..report("a") }]);
+    }
+
+    #[test]
+    fn a_report_that_no_executor_sends_is_not_plausible() {
+        assert!(report("a").is_plausible());
+        let unfit = StationReport { slots: 0, unfit: Some("disk full".into()), scans_per_minute: 0., ..report("a") };
+        assert!(unfit.is_plausible());
+        for wrong in [
+            report(""),
+            report(&"a".repeat(MOST_NAME_BYTES + 1)),
+            report("a\u{1b}[2J"),
+            StationReport { slots: usize::MAX, ..report("a") },
+            StationReport { done: u64::MAX, ..report("a") },
+            StationReport { scans_per_minute: 1e308, ..report("a") },
+            StationReport { scans_per_minute: -1., ..report("a") },
+            StationReport { scans_per_minute: f64::NAN, ..report("a") },
+        ] {
+            assert!(!wrong.is_plausible(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -42,7 +42,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tracing::warn;
 
-use super::board::{self, StationReport};
+use super::board::{self, MOST_SLOTS, StationReport};
 use super::connect::{connect, endpoint};
 use super::link::Link;
 use super::registry::StoreRegistry;
@@ -54,8 +54,8 @@ use crate::flow::Station;
 use crate::machine::return_free_memory;
 use crate::query;
 
-/// More chunks at the same time than any machine works on.
-const MOST_SLOTS: usize = 1024;
+/// How long an executor tries to reach itself.
+const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the end waits for a scheduler that does not answer.
 const REPORTS_WITHIN: Duration = Duration::from_secs(30);
@@ -139,6 +139,9 @@ impl Executor {
     /// [`Error::Cluster`] with the reason where the station is unfit or a server fails.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<()> {
         let slots = self.setup.slots;
+        if self.setup.advertise.is_some() {
+            tokio::spawn(warn_of_unreachable(self.host.clone(), self.address.port()));
+        }
         let (free, tasks, health) =
             (Arc::new(Semaphore::new(slots)), Arc::new(Tasks::default()), ExecutorHealth::new());
         let link = Link::new(self.channel.clone(), self.scheduler.clone(), self.id.clone(), health.clone());
@@ -263,6 +266,19 @@ fn host(advertised: Option<&str>, listener: IpAddr) -> Result<String> {
             IpAddr::V6(address) => format!("[{address}]"),
         }),
     }
+}
+
+/// Warns where this machine does not reach its own listener by the name that it advertises. Others may: a network need not lead
+/// back.
+async fn warn_of_unreachable(host: String, port: u16) {
+    let why = match timeout(REACHED_WITHIN, TcpStream::connect((host.as_str(), port))).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", REACHED_WITHIN.as_secs()),
+    };
+    warn!(
+        "--advertise {host}: this machine does not reach itself by it ({why}); drivers that do not either get no results"
+    );
 }
 
 /// Waits until no task runs and the scheduler knows of them all.

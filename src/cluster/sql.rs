@@ -59,6 +59,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// How long the scheduler may not answer before a query fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long until a line says so.
+const SAID_AFTER: Duration = Duration::from_secs(5);
+
 /// Partitions of a query where no executor has reported its slots yet.
 const ASSUMED_SLOTS: usize = 8;
 
@@ -265,7 +268,7 @@ impl ExecutionPlan for ClusterQueryExec {
 
 /// Waits for the end of a query.
 async fn wait(client: &Client, job: &JobId) -> Result<Vec<PartitionLocation>> {
-    let mut silent: Option<Instant> = None;
+    let (mut silent, mut said): (Option<Instant>, bool) = (None, false);
     loop {
         match client.poll(job).await {
             Ok(JobState::Done(partitions)) => return Ok(partitions),
@@ -279,9 +282,21 @@ async fn wait(client: &Client, job: &JobId) -> Result<Vec<PartitionLocation>> {
                     client.address()
                 )));
             }
-            Ok(JobState::Queued | JobState::Running) => silent = None,
-            Err(error) if silent.get_or_insert_with(Instant::now).elapsed() > PATIENCE => return Err(error),
-            Err(_) => {}
+            Ok(JobState::Queued | JobState::Running) => (silent, said) = (None, false),
+            Err(error) => {
+                let since = silent.get_or_insert_with(Instant::now).elapsed();
+                if since > PATIENCE {
+                    return Err(error);
+                }
+                if since > SAID_AFTER && !said {
+                    errln!(
+                        "the scheduler at {} does not answer: waiting for it up to {} s",
+                        client.address(),
+                        PATIENCE.as_secs()
+                    );
+                    said = true;
+                }
+            }
         }
         tokio::time::sleep(POLL).await;
     }

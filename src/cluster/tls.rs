@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+use tracing::warn;
 
 use super::causes::causes;
 use crate::error::{Error, Result};
@@ -44,6 +45,7 @@ impl Tls {
                 false => Err(refused(format!("{name} holds no line `-----BEGIN … {kind}`"))),
             }
         };
+        warn_of_readable(&folder.join("key.pem"));
         let authority = Certificate::from_pem(read("ca.pem", "CERTIFICATE-----")?);
         let identity = Identity::from_pem(read("cert.pem", "CERTIFICATE-----")?, read("key.pem", "PRIVATE KEY-----")?);
         // A library of the object stores switches on a second provider, and rustls picks neither by itself.
@@ -65,6 +67,15 @@ impl Tls {
     pub fn client(&self) -> ClientTlsConfig {
         let authority = self.authority.clone();
         ClientTlsConfig::new().identity(self.identity.clone()).ca_certificate(authority).timeout(HANDSHAKE)
+    }
+}
+
+/// Warns where every user of this machine can read a private key.
+fn warn_of_readable(key: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let is_readable = std::fs::metadata(key).is_ok_and(|file| file.permissions().mode() & 0o004 != 0);
+    if is_readable {
+        warn!("every user of this machine can read {}: protect it with `chmod 600`", key.display());
     }
 }
 

@@ -6,7 +6,8 @@
 //!     lock                    held while the process lives
 //!     results, spill
 //! ```
-//! A process that is killed leaves its folder behind, and the next executor that is given the same work folder deletes it.
+//! A process that is killed leaves its folder behind, and the next executor that is given the same work folder deletes it; one
+//! without `--work-dir` deletes those that others without it left among the temporary files.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -19,6 +20,8 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 
 const PREFIX: &str = "executor-";
+/// Precedes the same name among the temporary files of all programs.
+const TEMPORARY: &str = "neurosieve-";
 const LOCK: &str = "lock";
 
 /// How old a folder without an owner must be: a younger one may not have got its lock yet.
@@ -41,8 +44,11 @@ impl WorkFolder {
     /// [`Error::Io`] where a folder cannot be made.
     pub fn open(folder: Option<&Path>) -> Result<Self> {
         let name = format!("{PREFIX}{}", Uuid::now_v7().simple());
-        let temporary = std::env::temp_dir().join(format!("neurosieve-{name}"));
+        let temporary = std::env::temp_dir().join(format!("{TEMPORARY}{name}"));
         let whole = folder.unwrap_or(&temporary);
+        if folder.is_none() {
+            delete_abandoned_temporary(&std::env::temp_dir());
+        }
         let failed = |e| Error::io(format!("cannot make the work folder {}", whole.display()), e);
         delete_abandoned(whole);
         let (own, bundles) = (whole.join(name), whole.join("bundles"));
@@ -89,6 +95,25 @@ fn delete_abandoned(folder: &Path) {
     }
 }
 
+/// Deletes the temporary work folders of killed executors of this user, with their bundles.
+fn delete_abandoned_temporary(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let Some(name) = entry.file_name().to_str().and_then(|name| name.strip_prefix(TEMPORARY)).map(str::to_owned)
+        else {
+            continue;
+        };
+        let path = entry.path();
+        // Not the target of a link, which could be anything.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && name.starts_with(PREFIX)
+            && is_abandoned(&path.join(name)).unwrap_or(false)
+        {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
 fn is_abandoned(folder: &Path) -> io::Result<bool> {
     let lock = File::open(folder.join(LOCK))?;
     let age = lock.metadata()?.modified()?.elapsed().unwrap_or_default();
@@ -119,6 +144,25 @@ mod tests {
         drop(second);
         let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["bundles"]);
+    }
+
+    #[test]
+    fn temporary_work_folders_of_killed_executors_are_deleted_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [temporary, elsewhere] = ["tmp", "elsewhere"].map(|name| folder.path().join(name));
+        let [killed, living, linked] = ["killed", "living", "linked"].map(|name| format!("neurosieve-executor-{name}"));
+        let locks = [temporary.join(&killed), temporary.join(&living), elsewhere.join(&linked)].map(|whole| {
+            let own = whole.join(whole.file_name().unwrap().to_str().unwrap().strip_prefix(TEMPORARY).unwrap());
+            fs::create_dir_all(&own).unwrap();
+            let lock = File::create(own.join(LOCK)).unwrap();
+            lock.set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+            lock
+        });
+        locks[1].try_lock().unwrap();
+        std::os::unix::fs::symlink(elsewhere.join(&linked), temporary.join(&linked)).unwrap();
+        delete_abandoned_temporary(&temporary);
+        assert!(!temporary.join(&killed).exists());
+        assert!(temporary.join(&living).exists() && elsewhere.join(&linked).exists());
     }
 
     #[test]

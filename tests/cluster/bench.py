@@ -80,6 +80,21 @@ class Process:
         found = re.search(r"VmRSS:\s*(\d+) kB", status)
         return int(found[1]) / 1024 if found else None
 
+    def runs(self):
+        """True until it ends; leaves its end to `wait`."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def cpu_s(self):
+        """Processor time so far, of all threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait(self):
+        """Its exit code, and the processor time that it took, s."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.process.returncode, usage.ru_utime + usage.ru_stime
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -128,7 +143,8 @@ class Cluster:
 class Run:
     """A run that has ended: how long it screened, by its own row and those of its scans."""
 
-    def __init__(self, bench, tables):
+    def __init__(self, bench, screened):
+        tables, self.cpu_s = screened
         row = bench.rows(tables, "SELECT started_at, finished_at, n_done, n_failed FROM runs")[0]
         started, finished = (datetime.datetime.fromisoformat(row[at]) for at in ("started_at", "finished_at"))
         self.seconds = (finished - started).total_seconds()
@@ -168,17 +184,17 @@ class Bench:
         self.say(f"{what}: {figure}{f' (bar: {bar}, held: {mark})' if bar else ''}")
 
     def screen(self, cohort, more, cores=BOTH, watch=None):
-        """A run to its end; gives its tables. `watch` gets the process while it runs."""
+        """A run to its end; gives its tables, and the processor time of its process. `watch` gets that while it runs."""
         tables, log = self.fresh("tables"), self.fresh("run.log")
         command = [self.program, "run", "pipelines/demo.toml", "--cohort", cohort, "--tables", tables]
         command += [*WITHOUT_NETWORKS, "--set", "tables.commit_scans=512", *more]
         run = Process(log, cores, command)
         if watch:
             watch(run)
-        code = run.process.wait()
+        code, cpu_s = run.wait()
         if code not in (0, 3):
             sys.exit(f"exit code {code}: {log.read_text()}")
-        return tables
+        return tables, cpu_s
 
     def median(self, measure):
         """The run of median length of several."""
@@ -191,7 +207,10 @@ class Bench:
     def on_cluster(self, cohort, executors, slots, more=()):
         def once():
             with Cluster(self, executors, slots) as cluster:
-                return Run(self, self.screen(cohort, ["--cluster", cluster.url, *more]))
+                before = cluster.scheduler.cpu_s()
+                run = Run(self, self.screen(cohort, ["--cluster", cluster.url, *more]))
+                run.scheduler_cpu_s = cluster.scheduler.cpu_s() - before
+                return run
 
         return self.median(once)
 
@@ -248,7 +267,7 @@ class Bench:
         with Cluster(self, [FIRST, SECOND], 2) as cluster:
 
             def watch(driver):
-                while driver.process.poll() is None:
+                while driver.runs():
                     memory = [process.memory_mib() for process in (driver, cluster.scheduler)]
                     if all(memory):
                         samples.append((cluster.ended() / scans, *memory))
@@ -273,17 +292,19 @@ class Bench:
         scans = 2_000 if not self.options.quick else 200
         cohort = self.truncated(scans)
 
-        def seconds(chunk, commit):
+        def run(chunk, commit):
             more = ["--chunk-scans", chunk, "--set", f"tables.commit_scans={commit}", "--set", "tables.commit_seconds=3600"]
-            return self.on_cluster(cohort, [BOTH], 2, more).seconds
+            return self.on_cluster(cohort, [BOTH], 2, more)
 
-        few, many = seconds(100, 512), seconds(1, 512)
-        per_chunk = 1000 * (many - few) / (scans - scans / 100)
-        self.figure(f"{scans:,} truncated scans in chunks of 100, and of 1", f"{few:.1f} s, {many:.1f} s")
-        self.figure("cost of a chunk, with 4 in flight", f"{per_chunk:.1f} ms")
-        often = seconds(100, 100)
+        few, many, often = run(100, 512), run(1, 512), run(100, 100)
+        more_chunks = scans - scans / 100
+        self.figure(f"{scans:,} truncated scans in chunks of 100, and of 1", f"{few.seconds:.1f} s, {many.seconds:.1f} s")
+        self.figure("cost of a chunk, with 4 in flight", f"{1000 * (many.seconds - few.seconds) / more_chunks:.1f} ms")
+        self.figure("processor time of the driver for a chunk", f"{1000 * (many.cpu_s - few.cpu_s) / more_chunks:.1f} ms")
+        of_scheduler = 1000 * (many.scheduler_cpu_s - few.scheduler_cpu_s) / more_chunks
+        self.figure("processor time of the scheduler for a chunk", f"{of_scheduler:.1f} ms")
         often_commits, few_commits = scans / 100, max(1, scans / 512)
-        per_commit = 1000 * (often - few) / (often_commits - few_commits)
+        per_commit = 1000 * (often.seconds - few.seconds) / (often_commits - few_commits)
         self.figure("cost of a commit of failures alone, local disk", f"{per_commit:.0f} ms")
 
     def table(self):
