@@ -49,7 +49,8 @@ pub async fn share(name: &str, bundle: &Bundle, tables: &Location) -> Result<()>
 /// # Errors
 /// [`Error::Model`] where there is none with this digest, storage errors, [`Error::Io`] where it cannot be kept.
 pub(super) async fn find(order: &Order, tables: &Location, cache: Option<&Path>) -> Result<(Bundle, String)> {
-    let built_in = Bundle::built_in()?;
+    // A bundle of 20 MB is read and hashed.
+    let built_in = off_the_runtime(Bundle::built_in).await?;
     if built_in.digest == order.bundle_digest {
         return Ok((built_in, "built-in".to_owned()));
     }
@@ -60,8 +61,15 @@ pub(super) async fn find(order: &Order, tables: &Location, cache: Option<&Path>)
         fetch(order, tables, &folder).await?;
     }
     let name = folder.display().to_string();
-    let bundle = Bundle::open(&name)?;
+    let opened = name.clone();
+    let bundle = off_the_runtime(move || Bundle::open(&opened)).await?;
     if &bundle.digest == digest { Ok((bundle, name)) } else { Err(absent(order)) }
+}
+
+/// Runs what computes for long on a thread for that.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Error::Bug("reading a bundle panicked".into())))
 }
 
 /// Copies a shared bundle into `folder`, its description last.
