@@ -51,6 +51,7 @@ mod sql;
 mod sql_functions;
 mod sql_limits;
 mod sql_permitted;
+mod sql_recipe;
 mod sql_shell;
 mod structure;
 mod synth;
