@@ -40,6 +40,7 @@ mod pipelines;
 mod pipes;
 mod preprocess;
 mod pseudonyms;
+mod questions;
 mod report;
 mod resample;
 mod s3;
