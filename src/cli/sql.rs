@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::prelude::SessionContext;
+
 use super::outside_tables;
 use crate::cluster::codec::Codec;
 use crate::cluster::tls::Tls;
 use crate::cluster::{self, Client};
 use crate::error::{Error, Result};
-use crate::query::{self, Access, Ended, Engine, Format};
+use crate::query::{self, Access, Ended, Engine, Format, Recipe};
 use crate::tables::Tables;
 use crate::terminal::errln;
 
@@ -27,6 +29,7 @@ const INTERRUPTED: u8 = 130;
   neurosieve sql --tables ./results -f sql/qc_flags.sql --format csv --output flags.csv
   neurosieve sql --tables ./results --local-files -c \"CREATE EXTERNAL TABLE ages STORED AS CSV LOCATION 'ages.csv'\" \\
       -c 'SELECT a.age, s.anomaly_score FROM scans s JOIN ages a ON a.subject = s.subject'
+  neurosieve sql --tables ./results --recipe 3f1c… -f sql/cohort_overview.sql
   neurosieve sql --tables s3://bucket/results --cluster http://scheduler:50050 -c 'SELECT count(*) FROM tokens'
 
 --format json prints one array, and so takes one statement that gives rows; nd-json, csv and tsv print the results of
@@ -51,6 +54,9 @@ pub struct SqlArgs {
     /// outside the tables. Do not use it with SQL that you did not write
     #[arg(long, alias = "allow-files")]
     pub local_files: bool,
+    /// Show the results of this recipe, in all cohorts, instead of that of the run last asked for: a recipe_id of the view recipes
+    #[arg(long, value_name = "ID")]
+    pub recipe: Option<String>,
     /// Memory that statements may hold together, MiB; sorts and groups write to temporary files beyond it, and other statements
     /// end with an error. Default: half of what is free
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
@@ -97,6 +103,10 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
         Some(client) => cluster::sql::session(&tables, client, engine).await?,
         None => query::session_within(&tables, engine).await?,
     };
+    let note = choose_recipe(&tables, &context, args.recipe.as_deref(), args.cluster.is_some()).await?;
+    if let Some(note) = note {
+        errln!("{note}");
+    }
     let access = if args.local_files { Access::Files { tables: &location } } else { Access::Tables };
     if statements.is_empty() {
         let reload = async || {
@@ -126,6 +136,26 @@ pub async fn run(args: SqlArgs) -> Result<ExitCode> {
             Ok(ExitCode::from(INTERRUPTED))
         }
     }
+}
+
+/// Makes a session show the recipe that was asked for. Gives a note where scans have no result with the one that is shown.
+async fn choose_recipe(
+    tables: &Tables,
+    context: &SessionContext,
+    id: Option<&str>,
+    on_cluster: bool,
+) -> Result<Option<String>> {
+    // The small queries behind it need no cluster, which may still be starting.
+    let here = if on_cluster { query::session(tables).await? } else { context.clone() };
+    if let Some(id) = id {
+        let recipe = Recipe::find(&here, id).await?;
+        query::show_recipe(context, Some(&recipe)).await?;
+        if on_cluster {
+            query::show_recipe(&here, Some(&recipe)).await?;
+        }
+    }
+    // What keeps the note from being made, such as a low limit of memory, is said by the statements.
+    Ok(query::recipe_note(&here).await.unwrap_or_default())
 }
 
 /// A time in seconds that is not zero.

@@ -48,7 +48,7 @@ pub use conform::{mask_to, model_grid};
 pub use mask::dice;
 pub use normalize::{NormalizeConfig, NormalizeMethod, normalize};
 pub use pipeline::{Prepared, Steps, prepare, steps};
-pub use qc::{Qc, QcConfig, RefuseConfig};
+pub use qc::{QC_FLAGS, Qc, QcConfig, RefuseConfig};
 pub use region::{OUTSIDE, REGIONS, region};
 pub use register::{RegisterConfig, Registration, register};
 pub use skull_strip::{SkullStripConfig, skull_strip};

@@ -135,6 +135,21 @@ pub struct Qc {
     pub flags: Vec<&'static str>,
 }
 
+/// All flags, in the order of the module's table.
+pub const QC_FLAGS: [&str; 11] = [
+    "small_brain",
+    "large_brain",
+    "cut_by_field_of_view",
+    "outside_model_grid",
+    "low_snr",
+    "low_cnr",
+    "motion",
+    "low_registration",
+    "implausible_mask",
+    "skull_strip_fallback",
+    "thick_slices",
+];
+
 impl Qc {
     /// All measures with their names for people; `None` where a measure does not apply.
     pub fn measures(&self) -> [(&'static str, Option<f32>); 10] {
@@ -205,7 +220,7 @@ pub(super) fn judge(scan: &Evidence<'_>, cfg: &QcConfig) -> Qc {
         flags: Vec::new(),
     };
     let blurred = !scan.found.stripped_input && qc.entropy_focus > cfg.entropy_focus_max;
-    let tests = [
+    let tests: [_; QC_FLAGS.len()] = [
         ("small_brain", brain_ml < cfg.brain_volume_ml[0]),
         ("large_brain", brain_ml > cfg.brain_volume_ml[1]),
         ("cut_by_field_of_view", measure::edge_area_cm2(mask) > cfg.edge_area_cm2 || outside_view > cfg.cropped_max),
@@ -285,6 +300,39 @@ mod tests {
             assert!(qc.flags.contains(&flag), "{flag} is missing in {:?}", qc.flags);
         }
         assert!(qc.flags.ends_with(&["skull_strip_fallback", "thick_slices"]), "{:?}", qc.flags);
+    }
+
+    #[test]
+    fn the_flags_are_those_of_the_list() {
+        let (head, mut found) = phantom(3.0, 0.0);
+        found.fallback = true;
+        let (brain, to_mni) = (&found.mask, &Affine::identity());
+        let (native, head) = (&head.grid, &head);
+        let scan = Evidence {
+            native,
+            head,
+            corrected: head,
+            found: &found,
+            brain,
+            template: brain,
+            to_mni,
+            ncc: 0.5,
+            kept: 0.5,
+        };
+        // No scan is ordinary by these.
+        let cfg = QcConfig {
+            brain_volume_ml: [f64::INFINITY, f64::NEG_INFINITY],
+            snr_min: f32::INFINITY,
+            cnr_min: f32::INFINITY,
+            entropy_focus_max: f32::NEG_INFINITY,
+            ncc_min: 1.0,
+            sphericity_min: f32::INFINITY,
+            cropped_max: f32::NEG_INFINITY,
+            edge_area_cm2: f64::NEG_INFINITY,
+            slice_max_mm: 0.0,
+            ..QcConfig::default()
+        };
+        assert_eq!(judge(&scan, &cfg).flags, QC_FLAGS);
     }
 
     #[test]

@@ -24,8 +24,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use super::engine;
 use super::permit::{self, Access};
+use super::{comments, engine};
 use crate::error::{Error, Result};
 use crate::terminal::{self, Output};
 
@@ -80,12 +80,15 @@ pub async fn execute(
     }
     for statement in statements {
         let to_print = permit::gives_rows(&statement);
+        let heading = comments::heading(context, &statement).filter(|_| format == Format::Table);
         let plan = permit::plan(context, access, statement).await?;
         let rows = engine::rows(context, context.execute_logical_plan(plan).await?).await?;
         match output.filter(|_| to_print) {
             Some(path) => to_file(rows, format, path).await?,
             None => {
                 let mut out = BufWriter::new(Output::default());
+                // Where it cannot be written, neither can the rows.
+                let _ = heading.map_or(Ok(()), |line| writeln!(out, "{line}"));
                 let written = write(rows, format, &mut out).await;
                 let flushed = out.flush().map_err(terminal::unwritable);
                 // The reader closed the pipe, as `… | head` does.

@@ -20,7 +20,7 @@ use futures::StreamExt as _;
 use object_store::ObjectStoreExt as _;
 use url::Url;
 
-use super::views;
+use super::{comments, views};
 use crate::error::{Error, Result};
 use crate::store::{self, Location};
 use crate::tables::{CATALOG, PUBLIC_SCHEMA, RAW_SCHEMA};
@@ -57,6 +57,7 @@ const SETTINGS: [&str; 7] = [
 /// for the session; errors of a store that it names.
 pub(super) async fn plan(context: &SessionContext, access: Access<'_>, statement: Statement) -> Result<LogicalPlan> {
     let (verb, object) = verb(&statement);
+    let described = comments::described(context, &statement);
     let plan = match context.state().statement_to_plan(statement).await {
         // Every view lasts as long as the session.
         Ok(LogicalPlan::Ddl(DdlStatement::CreateView(view))) => {
@@ -86,7 +87,7 @@ pub(super) async fn plan(context: &SessionContext, access: Access<'_>, statement
     if let Access::Files { tables } = access {
         open_places(context, tables, &plan).await?;
     }
-    Ok(plan)
+    comments::with_comments(context, described, plan)
 }
 
 /// The first words of statements that only read, or that change nothing but the session.

@@ -129,6 +129,9 @@ fn the_settings_last_asked_for_decide_which_rows_are_shown() {
     let again = cohort.run(&[]);
     assert!(text(&again.stdout).contains("Nothing to do"), "{}", printed(&again));
     assert_eq!(recipe(), first);
+    // The other recipe is shown where somebody asks for it.
+    let of_second = ["sql", "--tables", &cohort.tables(), "--recipe", &second, "-c", "SELECT recipe_id FROM scans"];
+    assert!(text(&program(&of_second).stdout).contains(&second));
     let recipes = cohort.one("SELECT recipe_id, current FROM recipes ORDER BY current DESC");
     assert_eq!(
         (recipes.len(), recipes[0]["recipe_id"].as_str(), &recipes[1]["current"]),

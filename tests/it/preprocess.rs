@@ -71,3 +71,28 @@ fn a_head_whose_air_was_set_to_zero_is_still_stripped() {
     assert!(!prepared.stripped_input);
     assert_eq!(prepared.qc.ghosting, None, "air that was set to zero shows no ghosts");
 }
+
+/// The names in backticks in the first column of the table below a heading of a page.
+fn listed(page: &str, heading: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(super::support::root().join("docs").join(page)).unwrap();
+    let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading} in {page}"));
+    let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let cells = rows.take_while(|line| line.starts_with('|')).filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn the_documentation_lists_all_regions_and_quality_flags() {
+    use neurosieve::preprocess::{OUTSIDE, QC_FLAGS, REGIONS};
+    assert_eq!(listed("method.md", "### Regions"), [REGIONS, &[OUTSIDE]].concat());
+    assert_eq!(listed("preprocessing.md", "## Quality flags"), QC_FLAGS);
+    let doc =
+        |table: neurosieve::tables::Table, column: &str| table.columns().iter().find(|c| c.name == column).unwrap().doc;
+    let flags = doc(neurosieve::tables::Table::Scans, "qc_flags");
+    let (_, flags) = flags.split_once(": ").unwrap();
+    assert_eq!(flags.split_once(';').unwrap().0.split(", ").collect::<Vec<_>>(), QC_FLAGS);
+    let regions = doc(neurosieve::tables::Table::Tokens, "region");
+    for region in REGIONS.iter().chain([&OUTSIDE]) {
+        assert!(regions.contains(region.trim_start_matches("left ").trim_start_matches("right ")), "{region}");
+    }
+}

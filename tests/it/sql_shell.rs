@@ -60,13 +60,36 @@ fn a_pipe_gets_results_only_and_in_other_formats_what_the_option_gives() {
 #[test]
 fn tables_are_listed_without_those_of_the_catalogue_and_without_absent_ones() {
     let listed = printed(&["--format", "csv"], "CREATE VIEW mine AS SELECT 1 AS a;\n\\d\n");
-    assert!(listed.starts_with("schema,name,type\n"), "{listed}");
-    for line in ["public,failures,view", "public,mine,view", "public,scans,view", "raw,scans,base table"] {
-        assert!(listed.lines().any(|l| l == line), "no `{line}` in {listed}");
+    assert!(listed.starts_with("schema,name,type,comment\npublic,drift,view,"), "{listed}");
+    for line in [
+        "public,failures,view,",
+        "public,mine,view,",
+        "public,masks,view,the masks of the scans in scans",
+        "raw,runs,base table,",
+    ] {
+        assert!(listed.lines().any(|l| l.starts_with(line)), "no `{line}` in {listed}");
     }
-    assert!(!listed.contains("information_schema") && !listed.contains("evaluations"), "{listed}");
-    let columns = printed(&["--format", "csv"], "\\d scans\n");
-    assert!(columns.contains("anomaly_score"), "{columns}");
+    assert!(!listed.contains("information_schema") && !listed.contains("evaluations,"), "{listed}");
+}
+
+#[test]
+fn descriptions_have_units_and_comments() {
+    let volume = "brain_volume_ml,Float32,NO,ml,volume of the brain mask in native space\n";
+    for input in ["\\d scans\n", "\\d raw.scans\n", "DESCRIBE scans;", "desc public.scans"] {
+        let columns = printed(&["--format", "csv"], input);
+        assert!(columns.starts_with("column_name,data_type,is_nullable,unit,comment\nrun_id,Utf8,NO,,"), "{columns}");
+        assert!(columns.contains(volume), "{input}: {columns}");
+    }
+    let described = ok(&["sql", "--tables", sharded(), "--format", "csv", "-c", "DESCRIBE longitudinal"]);
+    assert!(described.contains("brain_volume_ml_per_year,Float64,YES,ml/year,change"), "{described}");
+    // A table of rows has what the view shows above it.
+    let shows = "masks: the masks of the scans in scans\n+---";
+    assert!(printed(&[], "\\d masks\n").starts_with(shows));
+    assert!(ok(&["sql", "--tables", sharded(), "-c", "describe masks"]).starts_with(shows));
+    // Views of one's own have no comments, not even under the name of a table elsewhere.
+    let own = printed(&["--format", "csv"], "CREATE VIEW mine AS SELECT 1 AS snr;\n\\d mine\n");
+    assert_eq!(own, "column_name,data_type,is_nullable,unit,comment\nsnr,Int64,NO,,\n");
+    assert_eq!(shell(&[], "\\d nothing\n").status.code(), Some(1));
 }
 
 #[test]

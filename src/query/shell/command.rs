@@ -14,6 +14,8 @@ pub(super) enum Command {
     Help,
     Tables,
     Columns(String),
+    /// Lists the recipes, or makes the views show one.
+    Recipe(Option<Shown>),
     /// The functions of the tables, or those of the engine whose names begin so.
     Functions(Option<String>),
     Include(String),
@@ -27,8 +29,20 @@ pub(super) enum Command {
     Format(Option<Format>),
 }
 
+/// Which recipe the views are to show.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// That of the run that began last on each cohort.
+    Last,
+    /// The one with this id.
+    Id(String),
+}
+
 pub(super) const HELP: &str = r"\d                     list tables and views
-\d NAME                list the columns of a table
+\d NAME                list the columns of a table or view, with units and comments
+\recipe                list the recipes of the cohorts, and which is shown
+\recipe ID             show the results of this recipe; views of your own keep theirs
+\recipe last           show the recipe of each cohort's last run again
 \df                    list the functions for masks and regions
 \df NAME               list all functions whose names begin with NAME
 \i FILE                run the statements of a file
@@ -52,6 +66,9 @@ impl FromStr for Command {
             ("?", None) => Self::Help,
             ("d", None) => Self::Tables,
             ("d", Some(table)) => Self::Columns(table),
+            ("recipe", None) => Self::Recipe(None),
+            ("recipe", Some(id)) if id == "last" => Self::Recipe(Some(Shown::Last)),
+            ("recipe", Some(id)) => Self::Recipe(Some(Shown::Id(id))),
             ("df", name) => Self::Functions(name),
             ("i", Some(path)) => Self::Include(path),
             ("i", None) => return Err(r"\i needs the name of a file".into()),
@@ -159,6 +176,8 @@ mod tests {
         assert_eq!("pset format nd-json".parse(), Ok(Command::Format(Some(Format::NdJson))));
         assert_eq!("df mask".parse(), Ok(Command::Functions(Some("mask".into()))));
         assert_eq!("pset".parse(), Ok(Command::Format(None)));
+        assert_eq!("recipe last".parse(), Ok(Command::Recipe(Some(Shown::Last))));
+        assert_eq!("recipe 1f".parse(), Ok(Command::Recipe(Some(Shown::Id("1f".into())))));
         assert_eq!("quiet yes".parse(), Ok(Command::Quiet(Some(true))));
         assert_eq!("x".parse(), Ok(Command::Expanded(None)));
         assert_eq!("x off".parse(), Ok(Command::Expanded(Some(false))));

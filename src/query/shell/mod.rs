@@ -23,12 +23,12 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 use futures::StreamExt as _;
 
-use self::command::Command;
-use super::engine;
+use self::command::{Command, Shown};
 use super::export::{self, Format, write_error};
 use super::functions::functions;
 use super::permit::{self, Access};
-use super::views;
+use super::recipe::{self, Recipe};
+use super::{comments, engine, views};
 use crate::error::{Error, Result};
 use crate::terminal::{self, Output, errln};
 
@@ -39,9 +39,20 @@ const SHOWN_ROWS: usize = 100;
 const FUNCTIONS: &str =
     "SELECT DISTINCT routine_name, syntax_example AS syntax, description FROM information_schema.routines";
 
-/// The tables and views of a session: not those that describe it.
-const TABLES: &str = "SELECT table_schema AS schema, table_name AS name, lower(table_type) AS type
-    FROM information_schema.tables WHERE table_schema <> 'information_schema' ORDER BY table_schema, table_name";
+/// The recipes, and which of them the views show.
+const RECIPES: &str = "SELECT cohort, recipe_id, current AS shown, started_at AS last_asked_for, bundle, version
+    FROM public.recipes ORDER BY cohort, started_at DESC, recipe_id";
+
+/// The tables and views of a session, with what they show: not those that describe it.
+fn tables() -> String {
+    format!(
+        "SELECT t.table_schema AS schema, t.table_name AS name, lower(t.table_type) AS type, c.comment
+         FROM information_schema.tables t LEFT JOIN (VALUES {}) AS c(schema, name, comment)
+             ON c.schema = t.table_schema AND c.name = t.table_name
+         WHERE t.table_schema <> 'information_schema' ORDER BY t.table_schema, t.table_name",
+        comments::relation_values()
+    )
+}
 
 /// How a shell ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,8 +174,10 @@ impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
         match command {
             Command::Quit => Ok(()),
             Command::Help => print(command::HELP),
-            Command::Tables => self.statements(TABLES).await,
-            Command::Columns(table) => self.statements(&format!("SHOW COLUMNS FROM {table}")).await,
+            Command::Tables => self.statements(&tables()).await,
+            Command::Columns(table) => self.statements(&format!("DESCRIBE {table}")).await,
+            Command::Recipe(None) => self.statements(RECIPES).await,
+            Command::Recipe(Some(shown)) => self.show_recipe(shown).await,
             Command::Functions(None) => functions()
                 .filter_map(|f| f.documentation().cloned())
                 .try_for_each(|doc| print(format!("{:<45}{}", doc.syntax_example, doc.description))),
@@ -192,6 +205,20 @@ impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
                 self.state(format.is_none(), format!("Output format is {}.", command::name(self.format)))
             }
         }
+    }
+
+    async fn show_recipe(&mut self, shown: Shown) -> Result<()> {
+        // A run may have begun since the last statement.
+        (self.reload)().await?;
+        let (recipe, said) = match shown {
+            Shown::Last => (None, "Each cohort shows the recipe of its last run.".to_owned()),
+            Shown::Id(id) => (Some(Recipe::find(self.context, &id).await?), format!("Recipe {id} is shown.")),
+        };
+        recipe::show_recipe(self.context, recipe.as_ref()).await?;
+        if let Some(note) = recipe::recipe_note(self.context).await? {
+            errln!("{note}");
+        }
+        self.state(false, said)
     }
 
     /// Prints a setting that was asked for, or one that somebody at a terminal has changed. A pipe holds rows only.
@@ -234,14 +261,15 @@ impl<F: AsyncFnMut() -> Result<()>> Shell<'_, F> {
             (self.reload)().await?;
         }
         // What is asked for whole is shown whole.
-        let shows =
-            matches!(&statement, Statement::Statement(sql) if matches!(**sql, ast::Statement::ShowVariable { .. }));
+        let shows = matches!(&statement, Statement::Statement(sql)
+            if matches!(**sql, ast::Statement::ShowVariable { .. } | ast::Statement::ExplainTable { .. }));
+        let heading = comments::heading(self.context, &statement).filter(|_| self.format == Format::Table);
         let plan = permit::plan(self.context, self.access, statement).await?;
-        let explains =
-            matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
+        let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
         let whole = shows || explains || !self.interactive;
         let limit = if whole { usize::MAX } else { SHOWN_ROWS };
         let rows = engine::rows(self.context, self.context.execute_logical_plan(plan).await?).await?;
+        heading.map_or(Ok(()), print)?;
         // A statement such as CREATE VIEW has no columns, and nothing to print in any format.
         let (fetched, cut) = if self.format == Format::Table || rows.schema().fields().is_empty() {
             self.table(rows, limit).await?
