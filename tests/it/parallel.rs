@@ -35,7 +35,8 @@ fn two_runs_on_the_whole_cohort_at_the_same_time_leave_one_result_of_each_scan()
 #[test]
 fn every_pair_of_commands_of_the_program_at_once_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let (cohort, tables, export) = (path(study()), &*copy(sharded(), folder.path()), folder.path().join("export"));
+    let [tables, export] = ["tables", "export"].map(|name| folder.path().join(name));
+    let (cohort, tables) = (path(study()), &*copy(sharded(), &tables));
     let recipe = rows(tables, "SELECT recipe_id FROM recipes")[0]["recipe_id"].as_str().unwrap().to_owned();
     let [forgotten, kept @ ..] = [1, 2, 3].map(|n| scan_id("study", n));
     let of_tables = |words: &[&str]| command(&[&["tables"], words, &["--tables", tables]].concat());
