@@ -4,7 +4,8 @@
 
 A *night* is a time at which a run is due. It is kept when a run that began at or after that time has finished, and every
 scan that was in the cohort by then is done: a content that can be read has a row in `scans`, a damaged one a row in
-`failures`; a content that was replaced before it was screened needs neither. It is lost where that takes longer than the
+`failures`; one that `neurosieve inspect` refuses as well, from a local folder and for the same reason, counts as damaged, because
+that is not a matter of kills and faults; a content that was replaced before it was screened needs neither. It is lost where that takes longer than the
 grace (minutes). The clock of the grace stands while nobody could work:
 
 - no schedule is alive (killed, not started again yet, or frozen);
@@ -19,6 +20,7 @@ import collections
 import datetime
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,10 +86,29 @@ class Soak:
         self.tables = json.loads(final.read_text()) if final.exists() else None
         self.settings = self.of("begin")[0]
         self.end = (self.of("end") or self.events[-1:])[0]["t"]
+        self.refused = set(self.refused_alone())
         self.logs = {file.stem: file.read_text().splitlines() for file in (folder / f"{who}.log" for who in "AB")}
 
     def of(self, *names, **more):
         return [e for e in self.events if e["event"] in names and all(e.get(k) == v for k, v in more.items())]
+
+    def refused_alone(self):
+        """(scan, size) of contents that the program refuses by itself, too."""
+        failures = self.tables["raw"]["failures"] if self.tables else []
+        reasons = collections.defaultdict(set)
+        for row in failures:
+            if row["stage"] == "preprocess" and row["permanent"]:
+                reasons[row["scan_id"]].add(row["message"])
+        material = {file.stat().st_size: file for file in (self.folder / "material").rglob("*.nii.gz")}
+        for upload in self.of("upload"):
+            file = material.get(upload["size"])
+            if reasons[upload["scan"]] and upload["kind"] != "damaged" and file:
+                alone = subprocess.run([self.settings["program"], "inspect", file], capture_output=True, text=True)
+                if alone.returncode and any(reason in alone.stderr for reason in reasons[upload["scan"]]):
+                    yield upload["scan"], upload["size"]
+
+    def is_damaged(self, upload):
+        return upload["kind"] == "damaged" or (upload["scan"], upload["size"]) in self.refused
 
     def dead(self, who):
         """When a schedule was not alive or was frozen."""
@@ -158,7 +179,7 @@ class Soak:
                 for upload, later in zip(uploads, uploads[1:] + [None]):
                     if upload["t"] > night - 2 or (later and later["began"] <= night):
                         continue
-                    damaged = upload["kind"] == "damaged"
+                    damaged = self.is_damaged(upload)
                     times = rows[scan, None if damaged else upload["size"]]
                     times = [t for t in times if not damaged or t >= upload["began"]]
                     done.append(min(times + ([later["t"]] if later else []), default=None))
@@ -203,7 +224,7 @@ class Soak:
         current = collections.defaultdict(list)
         for row in self.tables["scans"]:
             current[row["scan_id"]].append(row["size_bytes"])
-        good = {scan: upload["size"] for scan, upload in last.items() if upload["kind"] != "damaged"}
+        good = {scan: upload["size"] for scan, upload in last.items() if not self.is_damaged(upload)}
         damaged = last.keys() - good.keys()
         failed = {row["scan_id"] for row in self.tables["failures"]}
         keys = collections.Counter((r["scan_id"], r["content_id"], r["recipe_id"]) for r in raw["scans"])
@@ -338,6 +359,7 @@ def show_cohort(soak, row, bar):
         if isinstance(scans, list):
             row(f"  {name}", len(scans))
             bar(not scans, f"{len(scans)} {name}: {', '.join(scans[:5])}")
+    row("refused alone as well", ", ".join(sorted(scan for scan, _ in soak.refused)) or "none")
     failures = soak.tables["raw"]["failures"]
     row("failure rows", counted(f"{failure['stage']}/{failure['kind']}" for failure in failures))
 
