@@ -6,7 +6,7 @@ Takes   the program; two cores. Every process is bound to cores by taskset, so t
 Gives   a table with a row per figure, its bar and whether it is held; exit code 1 where one is missed.
 
 Scans are synthetic heads of 4 mm that are screened without networks, about a second of one core each. Where the number of
-scans matters and not what is in them (memory, chunks, commits), their files are truncated: each becomes a row in failures,
+scans matters and not what is in them (memory, chunks), their files are truncated: each becomes a row in failures,
 which costs about a millisecond. The driver and the scheduler see receipts in both cases.
 """
 
@@ -288,24 +288,21 @@ class Bench:
             self.figure(f"memory of the {who}", figure, "flat: at most +10 % or 16 MiB", after <= max(1.1 * before, before + 16))
 
     def chunks(self):
-        """What a chunk and a commit cost: the same scans in many and in few."""
+        """What a chunk costs: the same scans in many and in few. What a commit costs, `benches/scale` measures."""
         scans = 2_000 if not self.options.quick else 200
         cohort = self.truncated(scans)
 
-        def run(chunk, commit):
-            more = ["--chunk-scans", chunk, "--set", f"tables.commit_scans={commit}", "--set", "tables.commit_seconds=3600"]
+        def run(chunk):
+            more = ["--chunk-scans", chunk, "--set", "tables.commit_seconds=3600"]
             return self.on_cluster(cohort, [BOTH], 2, more)
 
-        few, many, often = run(100, 512), run(1, 512), run(100, 100)
+        few, many = run(100), run(1)
         more_chunks = scans - scans / 100
         self.figure(f"{scans:,} truncated scans in chunks of 100, and of 1", f"{few.seconds:.1f} s, {many.seconds:.1f} s")
         self.figure("cost of a chunk, with 4 in flight", f"{1000 * (many.seconds - few.seconds) / more_chunks:.1f} ms")
         self.figure("processor time of the driver for a chunk", f"{1000 * (many.cpu_s - few.cpu_s) / more_chunks:.1f} ms")
         of_scheduler = 1000 * (many.scheduler_cpu_s - few.scheduler_cpu_s) / more_chunks
         self.figure("processor time of the scheduler for a chunk", f"{of_scheduler:.1f} ms")
-        often_commits, few_commits = scans / 100, max(1, scans / 512)
-        per_commit = 1000 * (often.seconds - few.seconds) / (often_commits - few_commits)
-        self.figure("cost of a commit of failures alone, local disk", f"{per_commit:.0f} ms")
 
     def table(self):
         cells = [("what", "figure", "bar", "held"), ("---",) * 4, *self.lines]
