@@ -136,7 +136,6 @@ async fn each_statement_reads_the_newest_snapshot_also_through_views_of_ones_own
     commit(&mut tables, "r2", vec![finished("r2", "sub-02", DAY_ONE + MINUTE, 0.2)]).await;
     assert_eq!(ask("SELECT count(*) AS n FROM scans;\n"), "2");
     assert_eq!(ask("SELECT count(*) AS n FROM mine;\n"), "2");
-    drop(ask);
     drop(input);
     assert!(shell.wait().unwrap().success());
 }
