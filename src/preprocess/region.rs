@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use super::template::embedded_map;
 use crate::volume::{Affine, Volume};
 
-/// The region of every place farther than [`REACH_MM`] from the template's brain.
+/// The region of every place farther than `REACH_MM` from the template's brain.
 pub const OUTSIDE: &str = "outside";
 
 /// All regions, in the order of their labels in the map (1, 2, ..). White matter is part of its lobe; the insula includes
