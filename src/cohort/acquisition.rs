@@ -47,7 +47,7 @@ pub struct Acquisition {
 /// Reads how a scan was acquired.
 ///
 /// # Errors
-/// [`Error::Storage`] where a file is there and cannot be read. It does not name the file.
+/// [`Error::Storage`](crate::Error::Storage) where a file is there and cannot be read. It does not name the file.
 pub async fn read_acquisition(location: &Location, scan: &ScanEntry) -> Result<Acquisition> {
     let read = read_files(location, scan).await;
     // The store's text has the path, which may name a person.
