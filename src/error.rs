@@ -280,8 +280,9 @@ impl Error {
 /// What to do about a query that failed because a file behind it could not be read; empty for other reasons.
 fn next_step(error: &DataFusionError) -> &'static str {
     use object_store::Error as S;
-    const RESTORE: &str = "; a file behind this query is missing or damaged: restore it from a backup. If it is one of the \
-                           tables' and there is none, screen into new tables";
+    const RESTORE: &str = "; a file behind this query is missing or damaged. Where a person was forgotten meanwhile, which \
+                           deletes files at once, run the same command again; otherwise restore it from a backup. If it is one \
+                           of the tables' and there is none, screen into new tables";
     const UNREADABLE: &str = "; make the files of the tables readable for this user, or check the credentials";
     const UNREACHED: &str = "; check that the store can be reached, then run the same command again";
     let of_store = |error: &S| match error {
