@@ -1,9 +1,10 @@
 //! An executor's polls of its scheduler: how none of them is lost, and how the last one is known.
 //!
-//! An executor asks for work by polling. Each poll also carries the status of its tasks. Ballista sends each poll only once. When
-//! a poll fails, the scheduler may wait for results that were lost with it, or count tasks as running that never arrived here.
-//! So before the next poll the link tells the scheduler that this executor has stopped, and the scheduler gives its tasks to
-//! other executors. A task that is still running here then only wastes work: a driver accepts each chunk once.
+//! An executor polls its scheduler for work, and each poll carries the status of its tasks. Ballista sends each poll only once.
+//! When a poll is lost, the scheduler waits for results that were in it, or counts tasks as running that never arrived here.
+//!
+//! The link therefore reports the executor as stopped after a failed poll, before it polls again. The scheduler then gives the
+//! executor's tasks to others. A task that still runs here wastes work and does no harm: a driver accepts each chunk once.
 //!
 //! An executor that is ending keeps polling until all its tasks are reported, but asks for no work.
 
