@@ -1,4 +1,4 @@
-//! `neurosieve tables metadata`: records what `participants.tsv` says of a cohort's subjects.
+//! `neurosieve tables metadata`: records the subjects' metadata from `participants.tsv`.
 
 use std::path::PathBuf;
 

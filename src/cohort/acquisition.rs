@@ -1,4 +1,4 @@
-//! How a scan was acquired: scanner, field strength and date, as the files say that describe it.
+//! Acquisition metadata of a scan: scanner, field strength and date.
 //!
 //! ```text
 //! JSON sidecars, nearest first ─► Manufacturer, ManufacturersModelName, MagneticFieldStrength, AcquisitionDateTime
@@ -29,7 +29,7 @@ const MAX_CHARS: usize = 200;
 /// Tesla; scanners for people reach 11.7. A larger number is in another unit.
 const MAX_TESLA: f32 = 30.;
 
-/// How a scan was acquired.
+/// Acquisition metadata of a scan.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Acquisition {
     /// Manufacturer of the scanner.
@@ -44,7 +44,7 @@ pub struct Acquisition {
     pub n_broken: usize,
 }
 
-/// Reads how a scan was acquired.
+/// Reads a scan's acquisition metadata.
 ///
 /// # Errors
 /// [`Error::Storage`](crate::Error::Storage) where a file is there and cannot be read. It does not name the file.

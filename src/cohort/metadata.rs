@@ -1,4 +1,4 @@
-//! What `participants.tsv` says of the subjects whose scans are selected: age, sex, site, group.
+//! Metadata of the subjects whose scans are selected, from `participants.tsv`: age, sex, site, group.
 //!
 //! Takes a listing and the settings that name columns ([`MetadataConfig`](super::MetadataConfig)); gives [`Metadata`], under
 //! pseudonyms where the listing has them. A value that cannot be used is null, and counted. Refuses what
@@ -50,7 +50,7 @@ pub struct Metadata {
 }
 
 impl CohortConfig {
-    /// Reads what `participants.tsv` says of the subjects of a listing; `None` where there is no such file, it has no
+    /// Reads the metadata of a listing's subjects from `participants.tsv`; `None` where there is no such file, it has no
     /// column to take, there is no subject, or the settings do not want it.
     ///
     /// # Errors

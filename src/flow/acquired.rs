@@ -1,6 +1,6 @@
-//! Reading how a scan was acquired, beside the reading of its voxels.
+//! Reads a scan's acquisition metadata while its voxels are read.
 //!
-//! Takes a scan; gives what the files say that describe it. A file that cannot be read or parsed says nothing, and the scan is
+//! Takes a scan; gives the metadata in its sidecars and tables. A file that cannot be read or parsed gives none, and the scan is
 //! screened all the same. While the store is down it is waited for, as for the scan itself.
 
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use super::outage::{MOST_OUTAGES, Verdict};
 use super::work::{Work, in_time};
 use crate::cohort::{self, Acquisition, ScanEntry};
 
-/// Reads how a scan was acquired; `None` where the run ends.
+/// Reads a scan's acquisition metadata; `None` where the run ends.
 pub(super) async fn read(work: &Work, entry: &ScanEntry) -> Option<Acquisition> {
     let setup = &work.setup;
     for _ in 0..MOST_OUTAGES {
@@ -32,7 +32,7 @@ pub(super) async fn read(work: &Work, entry: &ScanEntry) -> Option<Acquisition> 
         match judged {
             Verdict::Over => {}
             Verdict::OfScan(error) => {
-                warn!(kind = error.kind(), "a file that describes the scan cannot be read; what it would say is null");
+                warn!(kind = error.kind(), "a sidecar, scans.tsv or sessions.tsv cannot be read; its columns are null");
                 break;
             }
             Verdict::Down(error) => {
@@ -51,7 +51,7 @@ fn warn_of_broken(work: &Work, found: &Acquisition) {
     }
     match work.setup.broken_sidecar.swap(true, Ordering::Relaxed) {
         false => warn!(
-            "a file that describes the scan (JSON sidecar, scans.tsv or sessions.tsv) cannot be parsed; what it would say is null. \
+            "a file that describes the scan (JSON sidecar, scans.tsv or sessions.tsv) cannot be parsed; its columns are null. \
              Further ones are logged as debug"
         ),
         true => debug!("a file that describes the scan cannot be parsed"),

@@ -1,4 +1,4 @@
-//! Recording what `participants.tsv` says of a cohort's subjects, without screening.
+//! Recording the metadata of a cohort's subjects without screening.
 
 use chrono::Utc;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::store;
 use crate::tables::{Lease, ParticipantRow, Recorded, Tables};
 
-/// Reads what `participants.tsv` says of the subjects whose scans the pipeline selects, and records what is new.
+/// Reads the metadata of the subjects whose scans the pipeline selects from `participants.tsv`, and records the changes.
 ///
 /// # Errors
 /// [`Error::Config`] for a cohort without subjects or without a file that can be used, and for one whose name the tables know

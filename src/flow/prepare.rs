@@ -42,7 +42,7 @@ pub struct Run {
     pub(super) listing: Listing,
     pub(super) pending: Pending,
     pub(super) progress: Arc<Progress>,
-    /// What `participants.tsv` says of the subjects.
+    /// Metadata of the subjects, from `participants.tsv`.
     pub(super) metadata: Option<Metadata>,
     in_other_shards: usize,
 }
@@ -195,7 +195,7 @@ impl Run {
         self.in_other_shards
     }
 
-    /// What `participants.tsv` says of the subjects of the selected scans.
+    /// Metadata of the subjects of the selected scans, from `participants.tsv`.
     pub fn metadata(&self) -> Option<&Metadata> {
         self.metadata.as_ref()
     }
@@ -236,7 +236,7 @@ impl Resources {
     }
 }
 
-/// What `participants.tsv` says of the subjects. Scans are screened also where it says nothing that can be used.
+/// The subjects' metadata from `participants.tsv`. A file that cannot be used does not keep scans from being screened.
 async fn metadata_or_warning(config: &CohortConfig, cohort: &Location, listing: &Listing) -> Option<Metadata> {
     config.metadata(cohort, listing).await.unwrap_or_else(|error| {
         warn!("no metadata of subjects is recorded, and the scans are screened all the same: {}", error.text());

@@ -1,4 +1,4 @@
-//! The `participants` table: what `participants.tsv` says of subjects, one row per subject and change.
+//! The `participants` table: metadata of subjects from `participants.tsv`, one row per subject and change.
 //!
 //! Rows are compared with the current ones of the cohort, and only those that differ are written. A subject that is no longer
 //! in the file keeps its row, as its scans keep theirs.

@@ -41,7 +41,7 @@ pub enum Table {
     Reverts,
     /// One row per method of an evaluation. The first evaluation creates the table.
     Evaluations,
-    /// One row per subject and change of what `participants.tsv` says of it. The first subject creates the table.
+    /// One row per subject and change of its metadata. The first subject creates the table.
     Participants,
 }
 
