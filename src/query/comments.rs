@@ -1,7 +1,7 @@
 //! What tables, views and their columns mean, with units: for `DESCRIBE`, and for servers whose clients ask.
 //!
-//! A column of a table has its text in the schema. A column that a view takes over from a table keeps it, and one that a view
-//! computes has it here.
+//! The schema of a table has the texts of its columns, and a view's column of the same name has the same text. The texts of
+//! columns that views compute are here.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub struct Comment {
 /// A column that a view computes: view, column, unit, meaning.
 type Computed = (&'static str, &'static str, &'static str, &'static str);
 
-const COMPUTED: [Computed; 50] = [
+const COMPUTED: &[Computed] = &[
     ("recipes", "run_id", "", "the run that last asked for the recipe"),
     ("recipes", "run_number", "", "position of that run in the order of commits to the table runs"),
     ("recipes", "started_at", "UTC", "when that run started"),
@@ -189,7 +189,7 @@ mod tests {
                 computed.push((view.name, field.name().clone()));
             }
         }
-        for (view, column, ..) in COMPUTED {
+        for &(view, column, ..) in COMPUTED {
             assert!(computed.contains(&(view, column.to_owned())), "{view} has no column {column}");
         }
         assert_eq!(column_comment("public", "scans", "brain_volume_ml").unwrap().unit, "ml");
